@@ -1,0 +1,1 @@
+"""Every option of Castor: typed, documented, validated."""
