@@ -32,7 +32,8 @@ class DataSource(Section):
     strict: bool = Field(False, description="a bad row is an error instead of being dropped and counted")
     helpfulness: Literal["longer"] | None = Field(
         None,
-        description="QA rows have no helpfulness label. 'longer' states the stand-in: the longer response is the more helpful",
+        description="QA rows have no helpfulness label. 'longer' states the stand-in: the longer response "
+        "is the more helpful",
     )
     synthetic: SyntheticOptions = Field(default_factory=SyntheticOptions, description="options of the synthetic corpus")
 

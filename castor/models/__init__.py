@@ -1,0 +1,1 @@
+"""Policies and score models on any transformers backbone."""

@@ -1,0 +1,167 @@
+"""How the ranks of a group read one step's experience and agree, without talking, on who works on what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from castor.config.rlhf import Learner
+from castor.config.training import Engine
+from castor.experience import Experience, ragged_take
+from castor.packing import PackedRows, micro_batches, pack_rows, partition
+
+READ_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One step's experience as refs, chunk by chunk in the order of their first uid. The driver holds only this.
+
+    Per-response-token arrays of chunk i are flat, in the order of experience i.
+    """
+
+    experience: list[Any]  # refs to Experience
+    reference: list[Any]  # refs to reference log-probabilities, float32 [R_i]
+    scores: dict[str, list[Any]]  # per signal: refs to float32 [N_i]
+
+
+def read(refs: Sequence[Any]) -> list[Any]:
+    """The objects behind refs that travelled inside a dataclass (Ray resolves only direct arguments)."""
+    return ray.get(list(refs), timeout=READ_TIMEOUT_S)
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """A rank's share of one optimiser step, cut into micro-batches; totals are over all ranks."""
+
+    micro: list[NDArray[np.int64]]  # sequence indices into the step's experience
+    sequences: int
+    tokens: int
+
+
+def plan_mini_batches(
+    experience: Experience, learner: Learner, engine: Engine, *, rank: int, world_size: int, seed: Sequence[int]
+) -> Iterator[MiniBatch]:
+    """This rank's part of every optimiser step that one step's experience is used for, in order.
+
+    A function of lengths and seed only, so all ranks (and the learner and the critics) agree on the mini-batches.
+    """
+    lengths, everything = experience.lengths, np.arange(len(experience))
+    for iteration in range(learner.update_iters):
+        order = everything
+        if learner.mini_batches > 1:
+            order = np.random.default_rng([*seed, iteration]).permutation(everything)
+        for chosen in np.array_split(order, learner.mini_batches):
+            shares = partition(lengths[chosen], world_size)
+            pieces = micro_batches(lengths[chosen], shares, engine.micro_batch_tokens)
+            yield MiniBatch(
+                [chosen[np.asarray(piece, dtype=np.int64)] for piece in pieces[rank]],
+                len(chosen),
+                int(experience.response_lengths[chosen].sum()),
+            )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some sequences ready for a forward pass, with their per-response-token arrays as flat tensors [R]."""
+
+    rows: PackedRows
+    response_positions: torch.Tensor  # [R] int64 flat positions of the response tokens; predecessors are at -1
+    last_positions: torch.Tensor  # [N] int64 flat positions of each sequence's last token
+    lengths: torch.Tensor  # [N] int64 response lengths
+    columns: dict[str, torch.Tensor]
+
+
+def make_micro_batch(
+    experience: Experience,
+    sequences: NDArray[np.int64],
+    columns: Mapping[str, NDArray],
+    pack_length: int,
+    device: torch.device,
+) -> MicroBatch:
+    """Select `sequences` and their part of every per-response-token array in `columns`, pack, move to `device`."""
+    part = experience.select(sequences)
+    ends = np.cumsum(part.lengths)
+    starts = ends - part.response_lengths
+    positions = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+    flat = np.concatenate(positions) if positions else np.empty(0, dtype=np.int64)
+    picked = {k: ragged_take(v, experience.response_lengths, sequences) for k, v in columns.items()}
+    picked["logprobs"] = part.logprobs
+    return MicroBatch(
+        rows=pack_rows(part.tokens, part.lengths, pack_length).to(device),
+        response_positions=torch.from_numpy(flat).to(device),
+        last_positions=torch.from_numpy(ends - 1).to(device),
+        lengths=torch.from_numpy(part.response_lengths.astype(np.int64)).to(device),
+        columns={k: torch.from_numpy(np.array(v)).to(device) for k, v in picked.items()},
+    )
+
+
+@torch.no_grad()
+def forward_by_budget(
+    experience: Experience,
+    forward: Callable[[MicroBatch], torch.Tensor],
+    *,
+    lengths: NDArray[np.integer],
+    engine: Engine,
+    device: torch.device,
+) -> NDArray[np.float32]:
+    """Run `forward` over an experience in micro-batches of the engine's budget; results in the experience's order.
+
+    Sequence i contributes `lengths[i]` consecutive values to the flat float32 result. Raises FloatingPointError when
+    a value is not finite: nothing downstream may see a made-up number.
+    """
+    everything = np.arange(len(experience))
+    (pieces,) = micro_batches(experience.lengths, [everything.tolist()], engine.micro_batch_tokens)
+    ends = np.cumsum(lengths)
+    result = np.empty(int(lengths.sum()), dtype=np.float32)
+    for piece in pieces:
+        sequences = np.asarray(piece, dtype=np.int64)
+        micro = make_micro_batch(experience, sequences, {}, engine.pack_length, device)
+        where = np.concatenate([np.arange(ends[i] - lengths[i], ends[i]) for i in sequences])
+        result[where] = forward(micro).float().cpu().numpy()
+    if not np.isfinite(result).all():
+        raise FloatingPointError("a frozen model returned a value that is not finite")
+    return result
+
+
+def gather_tokens(
+    mine: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]], lengths: NDArray[np.integer]
+) -> NDArray[np.float32]:
+    """All ranks' per-token results, as [K, R] in the order of the step's experience, on every rank. Collective.
+
+    `mine` holds this rank's micro-batches: sequence indices and [K, tokens of these sequences]. Raises ValueError
+    unless the ranks together cover every sequence exactly once.
+    """
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, list(mine))
+    pieces = [piece for share in shares for piece in share]
+    order = np.concatenate([sequences for sequences, _ in pieces])
+    if not np.array_equal(np.sort(order), np.arange(len(lengths))):
+        raise ValueError("the ranks' shares do not cover every sequence exactly once")
+    values = np.concatenate([part for _, part in pieces], axis=1)
+    return np.stack([ragged_take(row, np.asarray(lengths)[order], np.argsort(order)) for row in values])
+
+
+def sum_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
+    """Sums of scalars over all ranks. Collective: every rank gives the same names in the same order."""
+    total = torch.tensor(list(values.values()), dtype=torch.float64)
+    if torch.cuda.is_available():
+        total = total.cuda()
+    dist.all_reduce(total)
+    return dict(zip(values, total.tolist(), strict=True))
+
+
+def max_over_ranks(value: float) -> float:
+    """Maximum of a scalar over all ranks. Collective."""
+    total = torch.tensor(value, dtype=torch.float64)
+    if torch.cuda.is_available():
+        total = total.cuda()
+    dist.all_reduce(total, op=dist.ReduceOp.MAX)
+    return float(total)

@@ -1,0 +1,171 @@
+"""A DeepSpeed engine around one model: accumulate weighted losses, step, export, save, load."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from castor.config.training import Engine, Optimizer
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, name)
+
+
+def device() -> torch.device:
+    """The accelerator Ray gave this process, or the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def init_process_group(rank: int, world_size: int, address: str, port: int, timeout_s: float) -> None:
+    """Join the SPMD group. A collective that waits longer than `timeout_s` raises on every rank."""
+    import deepspeed
+
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK="0",
+        LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+    )
+    # on a CPU, DeepSpeed would compile a shared-memory op at first use that only its inference path calls
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+        timeout=timedelta(seconds=timeout_s),
+        rank=rank,
+        world_size=world_size,
+        verbose=False,
+    )
+
+
+class TrainEngine:
+    """Trains one model. All methods are collective: every rank calls them in the same order.
+
+    The gradient of a step is that of the sum of all losses given to `accumulate` on all ranks: global normalisation
+    belongs into the losses (castor.algorithms.ragged.token_weights), not into the engine.
+    """
+
+    def __init__(self, model: nn.Module, config: Engine, total_steps: int) -> None:
+        import deepspeed
+
+        self.config = config
+        self.world_size = dist.get_world_size()
+        model = model.to(device())
+        if config.gradient_checkpointing:
+            _inner(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, config.optimizer.weight_decay),
+            lr=config.optimizer.lr,
+            betas=config.optimizer.betas,
+            eps=config.optimizer.eps,
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=lambda opt: _schedule(opt, config.optimizer, total_steps),
+            config=_deepspeed_config(config, self.world_size),
+        )
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """The model's forward pass through the engine, with gradients."""
+        return self.engine(*inputs)
+
+    @torch.no_grad()
+    def infer(self, *inputs: Any) -> Tensor:
+        """The model's forward pass in evaluation mode, without gradients."""
+        self.engine.eval()
+        try:
+            return self.engine(*inputs)
+        finally:
+            self.engine.train()
+
+    def accumulate(self, loss: Tensor) -> None:
+        """Backward pass of one micro-batch's share of the mini-batch loss."""
+        self.engine.backward(loss * self.world_size)  # DeepSpeed averages gradients over ranks; we want their sum
+
+    def step(self) -> float:
+        """Reduce, clip, update. Returns the gradient norm before clipping; raises FloatingPointError if not finite."""
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        norm = float("nan") if norm is None else float(norm)
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient norm is {norm} at step {self.engine.global_steps}: the update was poisoned; "
+                "lower the learning rate or look for bad rows"
+            )
+        return norm
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self.engine.get_lr()[0])
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter in full, one at a time, in an order that is the same on every rank (copies on the CPU)."""
+        import deepspeed
+
+        for name, parameter in self.engine.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
+                tensor = parameter.detach().to("cpu", copy=True)
+            yield name, tensor
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Weights, optimiser, schedule: every rank writes its shard."""
+        self.engine.save_checkpoint(str(folder), tag=tag)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """What `save` wrote, at the same world size."""
+        path, _ = self.engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise FileNotFoundError(f"no DeepSpeed checkpoint {tag!r} in {folder}")
+
+
+def _deepspeed_config(config: Engine, world_size: int) -> dict[str, Any]:
+    """The engine config, derived. Micro-batches vary in number, so the caller owns the accumulation boundary."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world_size,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": resolve_dtype(config.dtype) == torch.bfloat16},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            **({"stage3_param_persistence_threshold": 0} if config.zero_stage == 3 else {}),
+        },
+    }
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: Optimizer, total_steps: int) -> Any:
+    name = "constant_with_warmup" if config.lr_scheduler_type == "constant" else config.lr_scheduler_type
+    warmup = math.ceil(config.lr_warmup_ratio * total_steps)
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+
+
+def _inner(model: nn.Module) -> Any:
+    return getattr(model, "lm", None) or model.backbone

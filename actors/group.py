@@ -1,0 +1,100 @@
+"""Groups of actors: start them, call them, and wait with a bound that names what failed."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from castor.config.training import Resources
+
+START_TIMEOUT_S = 900.0  # importing torch, vllm and deepspeed takes minutes on a loaded machine
+
+
+class ActorFailure(RuntimeError):
+    """An actor died or did not answer in time."""
+
+
+def actor_env(resources: Resources) -> dict[str, str]:
+    """Environment of an actor's process, set before it imports anything."""
+    env = {"OMP_NUM_THREADS": str(resources.threads), "TOKENIZERS_PARALLELISM": "false"}
+    if resources.gpus == 0:
+        env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
+    return env
+
+
+def actor_options(resources: Resources, name: str, **env: str) -> dict[str, Any]:
+    """Arguments of `.options()`: what to reserve, the environment, and a name for the dashboard and the logs."""
+    return {
+        "num_cpus": resources.cpus,
+        "num_gpus": resources.gpus,
+        "resources": dict(resources.custom),
+        "runtime_env": {"env_vars": actor_env(resources) | env},
+        "max_restarts": 0,
+        "name": f"{name}-{time.time_ns():x}",
+    }
+
+
+def get(refs: Any, timeout_s: float, what: str) -> Any:
+    """`ray.get` with a bound. Raises ActorFailure naming `what` when it dies or does not answer in time."""
+    try:
+        return ray.get(refs, timeout=timeout_s)
+    except GetTimeoutError:
+        raise ActorFailure(
+            f"{what} did not answer within {timeout_s:.0f} s: see the run's logs; raise its timeout_s if it is only slow"
+        ) from None
+    except RayActorError as error:
+        raise ActorFailure(f"{what} died: {error}") from error
+
+
+class SpmdActor:
+    """Base of an actor that is one rank of an SPMD group."""
+
+    def address(self) -> tuple[str, int]:
+        """This node's address and a port that is free on it now."""
+        with socket.socket() as sock:
+            sock.bind(("", 0))
+            return ray.util.get_node_ip_address(), int(sock.getsockname()[1])
+
+    def join(self, rank: int, world_size: int, address: str, port: int, timeout_s: float) -> None:
+        """Enter the process group."""
+        from actors.deepspeed_engine import init_process_group
+
+        init_process_group(rank, world_size, address, port, timeout_s)
+        self.rank, self.world_size = rank, world_size
+
+
+class ActorGroup:
+    """The actors of one role."""
+
+    def __init__(self, name: str, handles: Sequence[ActorHandle]) -> None:
+        self.name = name
+        self.handles = list(handles)
+
+    @classmethod
+    def spmd(
+        cls, name: str, actor_class: Any, ranks: int, resources: Resources, timeout_s: float, *args: Any
+    ) -> ActorGroup:
+        """Start `ranks` actors and join them into one process group; `args` go to every constructor."""
+        handles = [
+            actor_class.options(**actor_options(resources, f"{name}-{rank}")).remote(*args) for rank in range(ranks)
+        ]
+        group = cls(name, handles)
+        address, port = get(handles[0].address.remote(), START_TIMEOUT_S, f"{name} rank 0")
+        joins = [h.join.remote(rank, ranks, address, port, timeout_s) for rank, h in enumerate(handles)]
+        get(joins, START_TIMEOUT_S, f"{name} (forming its process group)")
+        return group
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """Call `method` on every actor; returns one ref per actor, in rank order."""
+        return [getattr(handle, method).remote(*args, **kwargs) for handle in self.handles]
+
+    def stop(self) -> None:
+        """Kill every actor of the group."""
+        for handle in self.handles:
+            ray.kill(handle)

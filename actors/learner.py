@@ -1,0 +1,194 @@
+"""The learner: the policy under DeepSpeed, updated on combined advantages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from actors.batch import (
+    MiniBatch,
+    StepBatch,
+    make_micro_batch,
+    max_over_ranks,
+    plan_mini_batches,
+    read,
+    sum_over_ranks,
+)
+from actors.group import SpmdActor
+from actors.multipliers import Prices
+from actors.weights import WeightUpdate, publish
+from castor.algorithms.advantages import combine
+from castor.algorithms.losses import clipped_policy_loss
+from castor.algorithms.ragged import token_weights
+from castor.checkpoint import atomic_folder
+from castor.config.rlhf import RLHF
+from castor.data.template import load_tokenizer
+from castor.experience import Experience
+
+
+@ray.remote
+class LearnerWorker(SpmdActor):
+    """One rank of the learner."""
+
+    def __init__(self, model: str, config: RLHF, seed: int, template: str) -> None:
+        self.model, self.config, self.seed, self.template = model, config, seed, template
+        self.learner = config.learner
+        torch.set_num_threads(self.learner.resources.threads)
+
+    def load(self) -> None:
+        """Load the policy into its engine, and the PTX rows. Collective."""
+        from actors.deepspeed_engine import TrainEngine, device, resolve_dtype
+        from castor.models.policy import PolicyModel
+
+        torch.manual_seed(self.seed)
+        self.device = device()
+        policy = PolicyModel.load(
+            self.model, resolve_dtype(self.learner.engine.dtype), self.config.policy.trust_remote_code
+        )
+        self.lm = policy.lm
+        updates = self.config.steps * self.learner.update_iters * self.learner.mini_batches
+        self.engine = TrainEngine(policy, self.learner.engine, updates)
+        self.ptx = None
+        if self.learner.ptx is not None:
+            from actors.ptx import PTXStream
+
+            self.ptx = PTXStream(self.learner.ptx, self.model, self.template, self.seed)
+
+    def step(self, step: int, batch: StepBatch, advantages: dict[str, Any], prices: Prices | None) -> dict[str, float]:
+        """One policy update. Collective.
+
+        Args:
+            step: number of the step; with the seed it decides the mini-batches.
+            batch: the step's experience.
+            advantages: per signal, a ref to its advantages [R] float32.
+            prices: the multipliers of this batch; None without constraints.
+
+        Returns:
+            Metrics over all ranks: actor_loss, clip_fraction, entropy_estimate (nats per token), grad_norm, ptx_loss,
+            logprob_gap_mean and _max, kl (nats per response, Σ_t log π - log π_ref), response_tokens, tokens,
+            response_length, truncated_share, learning_rate.
+
+        Raises:
+            RuntimeError: the learner's and the rollout's log-probabilities are too far apart: the engines hold other
+                weights than the learner, or compute something else.
+            FloatingPointError: a gradient is not finite.
+
+        """
+        experience = Experience.concatenate(read(batch.experience))
+        columns = {
+            "reference": np.concatenate(read(batch.reference)),
+            "advantages": self._combined(advantages, prices),
+        }
+        plan = plan_mini_batches(
+            experience,
+            self.learner,
+            self.learner.engine,
+            rank=self.rank,
+            world_size=self.world_size,
+            seed=(self.seed, step),
+        )
+        updates: list[dict[str, float]] = []
+        for mini in plan:
+            sums = self._accumulate(experience, mini, columns)
+            if not updates:  # before the first update the learner holds the very weights that sampled
+                gap = self._check_gap(sums["gap"] / mini.tokens, sums.pop("gap_max"))
+            norm = self.engine.step()
+            updates.append(
+                {
+                    "actor_loss": sums["loss"],
+                    "clip_fraction": sums["clipped"] / mini.tokens,
+                    "entropy_estimate": -sums["logprob"] / mini.tokens,
+                    "grad_norm": norm,
+                    **({"ptx_loss": sums["ptx_loss"]} if "ptx_loss" in sums else {}),
+                }
+            )
+        log_ratio = experience.logprobs - columns["reference"]
+        return {
+            **{key: float(np.mean([update[key] for update in updates])) for key in updates[0]},
+            **gap,
+            "kl": float(log_ratio.sum() / len(experience)),
+            "response_tokens": float(experience.response_lengths.sum()),
+            "tokens": float(len(experience.tokens)),
+            "response_length": float(experience.response_lengths.mean()),
+            "truncated_share": float(experience.truncated.mean()),
+            "learning_rate": self.engine.learning_rate,
+        }
+
+    def _combined(self, advantages: dict[str, Any], prices: Prices | None) -> NDArray[np.float32]:
+        """[R] float32 combined advantages under the prices of this batch."""
+        names = list(advantages)
+        streams = dict(
+            zip(names, (torch.from_numpy(np.array(a)) for a in read(list(advantages.values()))), strict=True)
+        )
+        roles = {name: signal.role for name, signal in self.config.signals.items()}
+        objectives = {name: stream for name, stream in streams.items() if roles[name] == "objective"}
+        constraints = {name: stream for name, stream in streams.items() if roles[name] == "constraint"}
+        weights = {name: self.config.signals[name].weight for name in objectives}
+        return combine(objectives, weights, constraints, prices.values if prices else {}).numpy()
+
+    def _accumulate(
+        self, experience: Experience, mini: MiniBatch, columns: dict[str, NDArray[np.float32]]
+    ) -> dict[str, float]:
+        """Backward passes of one mini-batch; sums over all ranks (gap_max: the maximum)."""
+        sums = dict.fromkeys(("loss", "clipped", "logprob", "gap"), 0.0)
+        gap_max = 0.0
+        for sequences in mini.micro:
+            micro = make_micro_batch(experience, sequences, columns, self.learner.engine.pack_length, self.device)
+            logprobs = self.engine.forward(micro.rows, micro.response_positions, self.config.rollout.temperature)
+            if not len(sequences):
+                self.engine.accumulate(logprobs.sum() * 0.0)
+                continue
+            old = micro.columns["logprobs"]
+            per_token = clipped_policy_loss(logprobs, old, micro.columns["advantages"], self.learner.clip_range_ratio)
+            weights = token_weights(micro.lengths, self.learner.loss_normalization, mini.sequences, mini.tokens)
+            loss = (weights * per_token).sum()
+            self.engine.accumulate(loss)
+            with torch.no_grad():
+                gap = (logprobs - old).abs()
+                outside = (torch.exp(logprobs - old) - 1.0).abs() > self.learner.clip_range_ratio
+                sums["loss"] += float(loss)
+                sums["clipped"] += float(outside.sum())
+                sums["logprob"] += float(logprobs.sum())
+                sums["gap"] += float(gap.sum())
+                gap_max = max(gap_max, float(gap.max()))
+        if self.ptx is not None:
+            sums["ptx_loss"] = self.ptx.accumulate(self.engine, self.learner.engine, self.rank, self.world_size)
+        return {**sum_over_ranks(sums), "gap_max": max_over_ranks(gap_max)}
+
+    def _check_gap(self, mean: float, maximum: float) -> dict[str, float]:
+        if not mean <= self.learner.logprob_gap_alarm:
+            raise RuntimeError(
+                f"learner and rollout log-probabilities differ by {mean:.3g} on average (alarm at "
+                f"{self.learner.logprob_gap_alarm:g}): the engines do not hold the learner's weights, or compute "
+                "something else; check dtype, attention and the weight transfer"
+            )
+        return {"logprob_gap_mean": mean, "logprob_gap_max": maximum}
+
+    def publish(self, version: int) -> WeightUpdate | None:
+        """The policy's weights as `version`, from rank 0. Collective."""
+        tensors = ((name.removeprefix(_PREFIX), tensor) for name, tensor in self.engine.named_tensors())
+        return publish(tensors, version, keep=self.rank == 0)
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder, whole or not at all. Collective; rank 0 writes."""
+        weights = {name.removeprefix(_PREFIX): tensor for name, tensor in self.engine.named_tensors() if self.rank == 0}
+        if self.rank == 0:
+            with atomic_folder(folder) as aside:
+                self.lm.save_pretrained(aside, state_dict=weights)
+                load_tokenizer(self.model).save_pretrained(aside)
+
+    def save(self, folder: Path) -> None:
+        """The policy's training state, and the position in the PTX rows. Collective."""
+        self.engine.save(folder, "policy")
+
+    def restore(self, folder: Path) -> None:
+        """What `save` wrote. Collective."""
+        self.engine.load(folder, "policy")
+
+
+_PREFIX = "lm."  # PolicyModel holds the language model as `lm`; weights travel under their Hugging Face names

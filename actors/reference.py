@@ -1,0 +1,41 @@
+"""The reference policy: frozen, asked for the log-probabilities of sampled tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from castor.config.training import Engine
+from castor.experience import Experience
+
+
+@ray.remote
+class ReferenceWorker:
+    """One replica of the reference policy."""
+
+    def __init__(self, model: str, engine: Engine, temperature: float, threads: int, trust_remote_code: bool) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        from actors.deepspeed_engine import device, resolve_dtype
+        from castor.models.policy import PolicyModel
+
+        self.engine, self.temperature, self.device = engine, temperature, device()
+        policy = PolicyModel.load(model, resolve_dtype(engine.dtype), trust_remote_code)
+        self.policy = policy.eval().requires_grad_(False).to(self.device)
+
+    def ready(self) -> None:
+        """Answers once the model is loaded."""
+
+    def logprobs(self, experience: Experience) -> NDArray[np.float32]:
+        """[R] float32 log-probabilities of the response tokens, in the experience's order."""
+        from actors.batch import forward_by_budget
+
+        return forward_by_budget(
+            experience,
+            lambda micro: self.policy(micro.rows, micro.response_positions, self.temperature),
+            lengths=experience.response_lengths,
+            engine=self.engine,
+            device=self.device,
+        )

@@ -1,0 +1,106 @@
+"""Rollout workers: prompts in, chunks of finished experience out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+
+from actors.weights import WeightUpdate
+from castor.config.rlhf import Rollout
+from castor.experience import Experience
+
+VLLM_ENV = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the in-process executor needs it; AsyncLLM keeps its one engine process
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_PLUGINS": "",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+@dataclass(frozen=True)
+class PromptRequest:
+    """A prompt to answer once. `uid` identifies the answer within its step; `seed` makes it reproducible."""
+
+    uid: int
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class ChunkInfo:
+    """What the driver learns of a chunk: scalars only."""
+
+    uids: tuple[int, ...]
+    response_tokens: int
+    prompt_tokens: int
+
+
+@ray.remote
+class RolloutWorker:
+    """One vLLM engine. Calls are served one after the other: no weight update during a generation."""
+
+    def __init__(self, model: str, config: Rollout, template: str, threads: int, trust_remote_code: bool) -> None:
+        import torch
+
+        torch.set_num_threads(threads)  # vLLM turns later calls into no-ops
+        from actors.engines import make_engine
+        from castor.data.template import PromptTemplate, load_tokenizer
+        from castor.models.policy import context_length
+
+        self.config = config
+        self.template = PromptTemplate(load_tokenizer(model, trust_remote_code), template)
+        limit = config.max_prompt_tokens + config.max_new_tokens
+        context = context_length(model, trust_remote_code)
+        self.engine = make_engine(model, config, min(limit, context or limit), trust_remote_code)
+        self.version = 0
+
+    def ready(self) -> int:
+        """Answers once the engine is up: the version it holds."""
+        return self.version
+
+    def load_weights(self, update: WeightUpdate) -> tuple[int, str]:
+        """Take over new weights; returns the version and the digest of the bytes that were loaded."""
+        digest = self.engine.load_weights(update)
+        self.version = update.version
+        return self.version, digest
+
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Experience | ChunkInfo]:
+        """Streams pairs (Experience, ChunkInfo), each as soon as `chunk_size` responses are finished.
+
+        A prompt longer than max_prompt_tokens has been dropped by the driver's prompt filter; here it is an error.
+        """
+        from actors.engines import Request, Response
+
+        encoded = [Request(r.uid, self.template.encode_prompt(r.prompt), r.seed) for r in requests]
+        for request in encoded:
+            if len(request.prompt) > self.config.max_prompt_tokens:
+                raise ValueError(f"prompt {request.uid} has {len(request.prompt)} tokens: over max_prompt_tokens")
+        chunk: list[Response] = []
+        for number, response in enumerate(self.engine.generate(encoded), start=1):
+            chunk.append(response)
+            if len(chunk) == self.config.chunk_size or number == len(encoded):
+                experience = self._pack(chunk)
+                yield experience
+                yield ChunkInfo(
+                    tuple(response.uid for response in chunk),
+                    int(experience.response_lengths.sum()),
+                    int(experience.prompt_lengths.sum()),
+                )
+                chunk = []
+
+    def _pack(self, chunk: Sequence) -> Experience:
+        lengths = np.array([len(r.tokens) for r in chunk], dtype=np.int32)
+        return Experience(
+            uids=np.array([r.uid for r in chunk], dtype=np.int64),
+            tokens=np.concatenate([np.array([*r.prompt, *r.tokens], dtype=np.int32) for r in chunk]),
+            prompt_lengths=np.array([len(r.prompt) for r in chunk], dtype=np.int32),
+            response_lengths=lengths,
+            logprobs=np.concatenate([np.array(r.logprobs, dtype=np.float32) for r in chunk]),
+            versions=np.full(int(lengths.sum()), self.version, dtype=np.int32),
+            truncated=np.array([r.truncated for r in chunk], dtype=bool),
+        )

@@ -1,0 +1,72 @@
+"""Weights on their way from the learner to the engines: versioned, in buckets, with a digest.
+
+The learner puts each bucket into the object store once; every engine on a node reads it there without a copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+BUCKET_BYTES = 256 << 20
+
+# name -> (raw bytes as uint8 [n], dtype name, shape): numpy has no bfloat16, and raw bytes travel without a copy
+Bucket = dict[str, tuple[np.ndarray, str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """All weights of one policy version. `buckets` are refs to `Bucket`s; nothing here is large."""
+
+    version: int
+    digest: str
+    buckets: list[Any]
+
+
+def publish(named_tensors: Iterable[tuple[str, Tensor]], version: int, keep: bool) -> WeightUpdate | None:
+    """Put full CPU tensors into the object store, bucket by bucket.
+
+    All ranks of an SPMD group iterate (gathering shards is a collective); only the one with `keep` puts and returns.
+    """
+    hasher = new_hasher()
+    buckets: list[Any] = []
+    current: Bucket = {}
+    size = 0
+    for name, tensor in named_tensors:
+        if not keep:
+            continue
+        raw = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+        current[name] = (raw, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        _add(hasher, name, *current[name])
+        size += raw.nbytes
+        if size >= BUCKET_BYTES:
+            buckets.append(ray.put(current))
+            current, size = {}, 0
+    if current:
+        buckets.append(ray.put(current))
+    return WeightUpdate(version, hasher.hexdigest(), buckets) if keep else None
+
+
+def read_bucket(bucket: Bucket, hasher: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one bucket as read-only views, adding every byte to `hasher`, a `new_hasher()`."""
+    for name, (raw, dtype, shape) in bucket.items():
+        _add(hasher, name, raw, dtype, shape)
+        # the view is read-only shared memory; vLLM only copies out of it
+        yield name, torch.frombuffer(raw, dtype=getattr(torch, dtype)).view(shape)
+
+
+def new_hasher() -> Any:
+    """Hasher over a whole update; its hexdigest is comparable with `WeightUpdate.digest`."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def _add(hasher: Any, name: str, raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> None:
+    hasher.update(f"{name} {dtype} {shape} ".encode())
+    hasher.update(raw)

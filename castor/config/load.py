@@ -1,0 +1,86 @@
+"""From a YAML file and dotted overrides to a validated `Config`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from castor.config.pipeline import Config
+from castor.errors import CastorError
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path`, apply overrides such as `rlhf.ppo_lag.learner.engine.optimizer.lr=1e-6`, and validate.
+
+    A value is parsed as YAML; `a.b=null` removes a section. Raises CastorError with one line per finding.
+    """
+    values = _read(path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        findings = "\n".join(f"{path}: {_place(e['loc'])}{_message(e)}" for e in error.errors())
+        raise CastorError(findings) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config, defaults included, as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CastorError(f"no config file at {path}: give the path of a YAML file, e.g. configs/demo.yaml") from None
+    except IsADirectoryError:
+        raise CastorError(f"{path} is a folder: give the path of a YAML file in it") from None
+    except UnicodeDecodeError as error:
+        raise CastorError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise CastorError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict):
+        raise CastorError(f"{path} holds no mapping of sections: see configs/demo.yaml for the shape")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise CastorError(f"override {override!r} is not of the form section.key=value")
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = {}
+        elif not isinstance(child, dict):
+            raise CastorError(f"override {override!r}: {parent!r} is not a section")
+        # YAML anchors make two sections one object in memory: what is overridden must not leak into the other
+        node[parent] = dict(child)
+        node = node[parent]
+    try:
+        node[last] = _number_or_yaml(text)
+    except yaml.YAMLError:
+        raise CastorError(f"override {override!r}: the value is not valid YAML") from None
+
+
+def _number_or_yaml(text: str) -> Any:
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)  # YAML 1.1 reads 1e-6 as a string
+    except ValueError:
+        return yaml.safe_load(text)
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    place = ".".join(str(part) for part in location)
+    return f"{place}: " if place else ""
+
+
+def _message(error: Any) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")

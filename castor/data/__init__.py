@@ -1,0 +1,1 @@
+"""Data: sources, row schemas, tokenising, the prompt stream, and the synthetic corpus."""

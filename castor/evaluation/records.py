@@ -1,0 +1,76 @@
+"""One judged response, the row that evaluation is made of, and its JSONL file."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from castor.errors import CastorError
+from castor.files import write_jsonl
+from castor.taxonomy import Severity
+
+Kind = Literal["harmful", "benign", "lookalike"]
+SEVERITIES = tuple(level.name.lower() for level in Severity)
+
+
+@dataclass(frozen=True)
+class JudgedResponse:
+    """A policy's response to one held-out prompt, with every score and verdict it was given.
+
+    `kind` is what the synthetic corpus knows of the prompt (None for real data); `category` is the prompt's
+    PKU-SafeRLHF harm category and `severity` an index into `SEVERITIES`. `reward` and `cost` come from the score models
+    (cost > 0 means unsafe). `harmful`, `helpfulness` and `refusal` are the gold judge's, None where there is none.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    prompt: str
+    response: str
+    kind: Kind | None
+    category: str | None
+    severity: Annotated[int, Field(ge=0, lt=len(SEVERITIES))] | None
+    reward: float
+    cost: float
+    harmful: bool | None
+    helpfulness: float | None
+    refusal: bool | None
+    n_tokens: Annotated[int, Field(ge=0)]
+
+
+_ROW = TypeAdapter(JudgedResponse)
+
+
+def write_responses(path: str | Path, rows: Iterable[JudgedResponse]) -> None:
+    """Writes one JSON object a line, whole or not at all; `read_responses` gives back equal rows.
+
+    Raises ValueError on NaN or an infinity, and CastorError when the disk is full.
+    """
+    write_jsonl(path, (asdict(row) for row in rows))
+
+
+def read_responses(path: str | Path) -> list[JudgedResponse]:
+    """Reads what `write_responses` wrote. Raises CastorError naming the line that is no such row."""
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                # json, not pydantic's own parser: the latter refuses escaped lone surrogates.
+                fields = json.loads(line)
+                row = _ROW.validate_python(fields)
+            except ValueError as error:
+                raise CastorError(
+                    f"{path}, line {number}, is not a judged response ({_reason(error)}); run evaluation again"
+                ) from error
+            rows.append(row)
+    return rows
+
+
+def _reason(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "row"
+    return f"{field}: {first['msg']}"

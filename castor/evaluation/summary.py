@@ -1,0 +1,126 @@
+"""summary.json: the result of a pipeline run in numbers. The models below are its schema (docs/summary.md explains it).
+
+`python -m castor.evaluation.summary > docs/summary.schema.json` writes the JSON Schema anew after a change.
+"""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from castor.errors import CastorError
+from castor.evaluation.metrics import PolicyMetrics
+from castor.files import write_text
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Versions(_Part):
+    """Versions of the software that produced the run, as each package states its own."""
+
+    castor: str
+    python: str
+    torch: str
+    vllm: str
+    ray: str
+    deepspeed: str
+    transformers: str
+
+
+class Stage(_Part):
+    """Time of one pipeline stage."""
+
+    seconds: float = Field(ge=0, description="Wall seconds the stage took when it was last carried out.")
+    reused: bool = Field(description="True when this pipeline run took the stage's earlier result instead.")
+
+
+class Throughput(_Part):
+    """Speed of one RLHF run."""
+
+    rollout_tokens_per_s: float = Field(ge=0, description="Tokens sampled per wall second of rollout.")
+    learner_tokens_per_s: float = Field(ge=0, description="Tokens trained on per wall second of learning.")
+
+
+class Step(_Part):
+    """One step of an RLHF run; means are over the step's responses."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    step: int = Field(ge=0, description="Number of the step.")
+    lambda_: float | None = Field(
+        default=None,
+        ge=0,
+        alias="lambda",
+        description="Multiplier of the first constraint as used in this step's loss; null without a constraint.",
+    )
+    multipliers: dict[str, float] = Field(default_factory=dict, description="Multiplier of every constraint by name.")
+    mean_cost: float | None = Field(
+        default=None, description="Mean cost of the first constraint; null when no cost model scored the step."
+    )
+    mean_costs: dict[str, float] = Field(default_factory=dict, description="Mean cost of every constraint by name.")
+    mean_reward: float = Field(description="Mean reward-model score.")
+    kl: float = Field(description="Mean KL estimate from the reference policy, in nats per response.")
+    metrics: dict[str, float] = Field(default_factory=dict, description="Any other metric of the step by name.")
+
+
+class Run(_Part):
+    """An RLHF run, step by step."""
+
+    thresholds: dict[str, float] = Field(
+        default_factory=dict, description="Threshold of every constraint by name, in cost units; empty without one."
+    )
+    steps: list[Step] = Field(description="The steps in order.")
+
+    @model_validator(mode="after")
+    def _steps_ascend(self) -> Self:
+        numbers = [step.step for step in self.steps]
+        if any(later <= earlier for earlier, later in itertools.pairwise(numbers)):
+            raise ValueError("steps must be in ascending order, each once")
+        return self
+
+
+class Summary(_Part):
+    """The result of a pipeline run: where it came from, how long it took, how training went, what the policies do."""
+
+    schema_version: Literal[1] = Field(default=1, description="Version of this format.")
+    created: AwareDatetime = Field(description="When the summary was written, ISO 8601 with a UTC offset.")
+    seed: int = Field(description="Seed of the run.")
+    versions: Versions
+    stages: dict[str, Stage] = Field(description="Pipeline stages by name, in the order they were run.")
+    throughput: dict[str, Throughput] = Field(description="Speed of the RLHF runs by name.")
+    runs: dict[str, Run] = Field(description="RLHF runs by name, such as ppo_lag and ppo.")
+    policies: dict[str, PolicyMetrics] = Field(
+        min_length=1, description="Evaluated policies by name, such as sft, ppo and ppo_lag; the starting point first."
+    )
+
+
+def write_summary(path: str | Path, summary: Summary) -> None:
+    """Writes `summary` as indented JSON, whole or not at all."""
+    write_text(path, summary.model_dump_json(indent=2, by_alias=True) + "\n")
+
+
+def read_summary(path: str | Path) -> Summary:
+    """Reads and checks a summary.json. Raises CastorError naming the first field that is wrong."""
+    try:
+        return Summary.model_validate_json(Path(path).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CastorError(
+            f"{path} is no summary of this version ({field}: {first['msg']}); run the evaluation stage again"
+        ) from error
+
+
+def schema_text() -> str:
+    """The JSON Schema of summary.json as committed at docs/summary.schema.json."""
+    schema = Summary.model_json_schema(by_alias=True, mode="validation")
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Castor summary.json", **schema}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")

@@ -1,0 +1,109 @@
+"""Packing sequences into rows, rows into micro-batches, micro-batches over ranks. Pure functions of lengths.
+
+Every rank computes the same plan from the same lengths, so nothing has to be agreed on the wire.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def partition(lengths: Sequence[int] | NDArray[np.integer], parts: int) -> list[list[int]]:
+    """Deal sequences to `parts` shares of equal count (±1) whose token sums are close; deterministic.
+
+    Longest first, each to the lightest share that still has room. Indices within a share are in ascending order.
+    """
+    if parts < 1:
+        raise ValueError(f"cannot deal sequences to {parts} shares")
+    order = sorted(range(len(lengths)), key=lambda i: (-int(lengths[i]), i))
+    base, extra = divmod(len(order), parts)
+    room = [base + (part < extra) for part in range(parts)]
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    heap = [(0, part) for part in range(parts) if room[part]]
+    for index in order:
+        load, part = heapq.heappop(heap)
+        shares[part].append(index)
+        if len(shares[part]) < room[part]:
+            heapq.heappush(heap, (load + int(lengths[index]), part))
+    return [sorted(share) for share in shares]
+
+
+def micro_batches(
+    lengths: Sequence[int] | NDArray[np.integer], shares: Sequence[Sequence[int]], budget: int
+) -> list[list[list[int]]]:
+    """Cut each rank's share into micro-batches of at most `budget` tokens, the same number on every rank.
+
+    ZeRO runs collectives in every backward pass, so all ranks must run equally many: each share is dealt into as
+    many balanced pieces as the most loaded share needs. A sequence longer than the budget is a micro-batch of its
+    own; a rank with fewer sequences than pieces gets empty ones. Returns [rank][micro-batch] -> sequence indices.
+    """
+    count = max((_pieces([int(lengths[i]) for i in share], budget) for share in shares), default=0)
+    plan = []
+    for share in shares:
+        dealt = partition([lengths[i] for i in share], count) if count else []
+        plan.append([[share[i] for i in piece] for piece in dealt])
+    return plan
+
+
+def _pieces(lengths: list[int], budget: int) -> int:
+    """Fewest balanced pieces such that each has at most `budget` tokens, or is a single sequence."""
+    if not lengths:
+        return 0
+    for pieces in range(max(1, -(-sum(lengths) // budget)), len(lengths) + 1):
+        dealt = partition(lengths, pieces)
+        if all(len(piece) == 1 or sum(lengths[i] for i in piece) <= budget for piece in dealt):
+            return pieces
+    return len(lengths)
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Sequences packed into B rows of L tokens; positions restart with every sequence.
+
+    With `attention_mask=None` and no cache, transformers derives the block-diagonal mask from the positions.
+    The tail of a row is filled with single-token sequences (token 0, position 0) that nothing reads.
+    """
+
+    input_ids: Tensor  # [B, L] int64
+    position_ids: Tensor  # [B, L] int64
+    flat: Tensor  # [T] int64: where each token of the flat sequences lies in the flattened rows
+
+    def to(self, device: torch.device) -> PackedRows:
+        """A copy on `device`."""
+        return PackedRows(self.input_ids.to(device), self.position_ids.to(device), self.flat.to(device))
+
+
+def pack_rows(tokens: NDArray[np.integer], lengths: NDArray[np.integer], pack_length: int) -> PackedRows:
+    """First-fit-decreasing of flat sequences `tokens` [sum(lengths)] into rows of at most max(pack_length, longest)."""
+    if len(lengths) == 0:  # an empty micro-batch still has to run a forward pass: one dummy token
+        zero = torch.zeros((1, 1), dtype=torch.int64)
+        return PackedRows(zero, zero.clone(), torch.empty(0, dtype=torch.int64))
+    capacity = max(pack_length, int(max(lengths)))
+    used: list[int] = []
+    place: list[tuple[int, int]] = [(0, 0)] * len(lengths)
+    for index in sorted(range(len(lengths)), key=lambda i: (-int(lengths[i]), i)):
+        length = int(lengths[index])
+        row = next((r for r, u in enumerate(used) if u + length <= capacity), len(used))
+        if row == len(used):
+            used.append(0)
+        place[index] = (row, used[row])
+        used[row] += length
+    width = max(used)
+    input_ids = np.zeros((len(used), width), dtype=np.int64)
+    position_ids = np.zeros((len(used), width), dtype=np.int64)
+    flat = np.empty(int(sum(lengths)), dtype=np.int64)
+    start = 0
+    for (row, column), length in zip(place, lengths, strict=True):
+        end = start + int(length)
+        input_ids[row, column : column + length] = tokens[start:end]
+        position_ids[row, column : column + length] = np.arange(length)
+        flat[start:end] = row * width + column + np.arange(length)
+        start = end
+    return PackedRows(torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(flat))
