@@ -70,6 +70,11 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path | str) -> Any:
+    """The JSON value in the file. Raises FileNotFoundError, and ValueError when it is not JSON."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def write_jsonl(path: Path | str, rows: Iterable[Any]) -> None:
     """Write one JSON value a line, atomically. Raises as `atomic_write`, and ValueError for NaN or infinity."""
     with atomic_write(path) as handle:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -24,7 +25,7 @@ _CSS_NAMES = {
     GOOD: "--good",
     **{colour: f"--p{index}" for index, colour in enumerate(POLICY_COLOURS)},
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "axes.unicode_minus": True,
@@ -102,10 +103,15 @@ def _inline(svg: str, label: str) -> str:
     body = re.sub(r'href="#', f'href="#{prefix}-', body)
     body = re.sub(r"url\(#", f"url(#{prefix}-", body)
     body = re.sub(r'(style|fill|stroke)="[^"]*"', _use_page_colours, body)
-    body = re.sub(
-        r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{escape(label)}">', body, count=1
-    )
-    return re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", body)
+    body = re.sub(r'="[^"]*"', _round_numbers, body)
+    view = re.search(r'viewBox="[^"]*"', body)
+    assert view is not None, "matplotlib wrote an SVG without a viewBox"
+    return f'<svg {view[0]} role="img" aria-label="{escape(label)}">{body[body.index(">") + 1 :]}'
+
+
+def _round_numbers(attribute: re.Match[str]) -> str:
+    """Hundredths of a point are finer than any screen, and shrink the page by half."""
+    return re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", attribute[0])
 
 
 def _use_page_colours(attribute: re.Match[str]) -> str:

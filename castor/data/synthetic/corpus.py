@@ -92,10 +92,10 @@ def preference_rows(options: SyntheticOptions, split: str, n: int) -> Iterator[d
     Raises:
         CastorError: there is no such split.
     """
-    rng = _rng(options, "preferences", split)
+    rng, labels = _rng(options, "preferences", split), _rng(options, "preference labels", split)
     for prompt in itertools.islice(_prompts(split, rng), n):
         first, second = _different(prompt, 2, rng)
-        yield annotate_pair(prompt.text, first, second, rng, options, response_source="template")
+        yield annotate_pair(prompt.text, first, second, labels, options, response_source="template")
 
 
 def qa_rows(options: SyntheticOptions, split: str, n: int) -> Iterator[dict]:
@@ -104,11 +104,11 @@ def qa_rows(options: SyntheticOptions, split: str, n: int) -> Iterator[dict]:
     Raises:
         CastorError: there is no such split.
     """
-    rng = _rng(options, "qa", split)
+    rng, labels = _rng(options, "qa", split), _rng(options, "qa labels", split)
     stream = _prompts(split, rng)
     asked = ((prompt, text) for prompt in stream for text in _different(prompt, RESPONSES_PER_PROMPT, rng))
     for prompt, response in itertools.islice(asked, n):
-        label = label_safety(prompt.text, judge(prompt.text, response), rng, options.safety_noise)
+        label = label_safety(prompt.text, judge(prompt.text, response), labels, options.safety_noise)
         categories = pku_to_beavertails(label.categories)
         yield {
             "prompt": prompt.text,
@@ -123,8 +123,8 @@ def sampled_pairs(
 ) -> list[dict]:
     """At most `pairs_per_prompt` annotated pairs of a policy's responses, pairs of different gold helpfulness first.
 
-    Blank and repeated responses are left out, so there may be fewer pairs, or none. Which response of a pair comes first
-    is random.
+    Blank and repeated responses are left out, so there may be fewer pairs, or none. Which response of a pair comes
+    first is random.
 
     Raises:
         CastorError: the prompt is not one of the synthetic corpus.
