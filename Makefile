@@ -13,10 +13,12 @@ TORCH_CPU := requirements/torch-cpu.txt
 MADE := $(VENV)/.made-$(STACK)
 INSTALLED := $(VENV)/.installed-$(STACK)
 
-# The CPU build of torch is in no lock: its hash depends on where it comes from. That is a folder named in PIP_FIND_LINKS
-# when one holds the wheel for this Python, and PyTorch's own index otherwise.
-TORCH_TAG = torch-$(shell sed -n 's/^torch==//p' $(TORCH_CPU))-cp$(shell $(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])')-
-TORCH_WHEEL = $(firstword $(foreach folder,$(PIP_FIND_LINKS),$(wildcard $(folder)/$(TORCH_TAG)*.whl)))
+# The CPU build of torch is in no lock: its hash depends on where it comes from. That is a folder named in
+# PIP_FIND_LINKS when one holds the wheel for this Python, and PyTorch's own index otherwise.
+PYTHON_TAG = $(shell $(BIN)/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+TORCH_VERSION = $(shell sed -n 's/^torch==//p' $(TORCH_CPU))
+TORCH_WHEEL = $(firstword $(foreach folder,$(PIP_FIND_LINKS),\
+	$(wildcard $(folder)/torch-$(TORCH_VERSION)-$(PYTHON_TAG)-*.whl)))
 TORCH_FROM = $(if $(TORCH_WHEEL),--find-links $(dir $(TORCH_WHEEL)),--torch-backend cpu)
 
 UV := UV_PYTHON=$(BIN)/python $(BIN)/uv
@@ -66,8 +68,11 @@ clean: ## Remove caches and build output; .venv and runs/ stay
 
 # A stamp is written last, so an interrupted install starts again where it must.
 $(MADE): requirements/bootstrap.lock
-	@test -n "$(PYTHON)" || { echo "Castor needs Python 3.11 or newer: install it, or name it with make PYTHON=/path/to/python3." >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "This Python cannot make virtual environments: install its venv package (on Debian and Ubuntu: apt install $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'))." >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Castor needs Python 3.11 or newer:" \
+		"install it, or name it with make PYTHON=/path/to/python3." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "This Python cannot make virtual environments:" \
+		"install its venv package (on Debian and Ubuntu:" \
+		"apt install $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'))." >&2; exit 1; }
 	@echo "Making $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock

@@ -77,18 +77,17 @@ class ActorGroup:
         self.handles = list(handles)
 
     @classmethod
-    def spmd(
-        cls, name: str, actor_class: Any, ranks: int, resources: Resources, timeout_s: float, *args: Any
-    ) -> ActorGroup:
-        """Start `ranks` actors and join them into one process group; `args` go to every constructor."""
-        handles = [
-            actor_class.options(**actor_options(resources, f"{name}-{rank}")).remote(*args) for rank in range(ranks)
-        ]
-        group = cls(name, handles)
-        address, port = get(handles[0].address.remote(), START_TIMEOUT_S, f"{name} rank 0")
-        joins = [h.join.remote(rank, ranks, address, port, timeout_s) for rank, h in enumerate(handles)]
-        get(joins, START_TIMEOUT_S, f"{name} (forming its process group)")
-        return group
+    def start(cls, name: str, actor_class: Any, ranks: int, resources: Resources, *args: Any) -> ActorGroup:
+        """Start `ranks` actors without waiting for them; `args` go to every constructor."""
+        options = [actor_options(resources, f"{name}-{rank}") for rank in range(ranks)]
+        return cls(name, [actor_class.options(**option).remote(*args) for option in options])
+
+    def join(self, timeout_s: float) -> None:
+        """Form one process group of all actors, which are `SpmdActor`s; `timeout_s` bounds its collectives."""
+        address, port = get(self.handles[0].address.remote(), START_TIMEOUT_S, f"{self.name} rank 0")
+        size = len(self.handles)
+        joins = [h.join.remote(rank, size, address, port, timeout_s) for rank, h in enumerate(self.handles)]
+        get(joins, START_TIMEOUT_S, f"{self.name} (forming its process group)")
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Call `method` on every actor; returns one ref per actor, in rank order."""

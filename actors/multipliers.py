@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from actors.batch import read
 from castor.algorithms.multipliers import MultiplierState, initial_state, update
@@ -25,7 +24,6 @@ class Prices:
     mean_costs: dict[str, float]  # of the window, per constraint
 
 
-@ray.remote
 class MultiplierOwner:
     """The only writer of λ. Restarts from the file it writes after every update."""
 

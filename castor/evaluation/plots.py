@@ -192,7 +192,7 @@ def constraint_curves(constraint: str, runs: Mapping[str, Run], looks: Mapping[s
         lower.set_xlabel("step")
         place_legend(lower)
 
-    return draw(f"Multiplier and mean cost: {constraint}", 6.3, paint, (1.0, 1.35))
+    return draw(f"Multiplier and mean cost: {constraint}", 6.9, paint, (1.0, 1.35))
 
 
 def training_curve(label: str, field: str, runs: Mapping[str, Run], looks: Mapping[str, Look]) -> Markup | None:

@@ -15,6 +15,10 @@ from castor.taxonomy import Severity
 Kind = Literal["harmful", "benign", "lookalike"]
 SEVERITIES = tuple(level.name.lower() for level in Severity)
 
+# Strict: a file that holds "2.0" or 1 where a number or a verdict belongs was not written by Castor.
+_Score = Annotated[float, Field(strict=True)]
+_Verdict = Annotated[bool, Field(strict=True)]
+
 
 @dataclass(frozen=True)
 class JudgedResponse:
@@ -25,19 +29,19 @@ class JudgedResponse:
     (cost > 0 means unsafe). `harmful`, `helpfulness` and `refusal` are the gold judge's, None where there is none.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: str
     response: str
     kind: Kind | None
     category: str | None
-    severity: Annotated[int, Field(ge=0, lt=len(SEVERITIES))] | None
-    reward: float
-    cost: float
-    harmful: bool | None
-    helpfulness: float | None
-    refusal: bool | None
-    n_tokens: Annotated[int, Field(ge=0)]
+    severity: Annotated[int, Field(ge=0, lt=len(SEVERITIES), strict=True)] | None
+    reward: _Score
+    cost: _Score
+    harmful: _Verdict | None
+    helpfulness: _Score | None
+    refusal: _Verdict | None
+    n_tokens: Annotated[int, Field(ge=0, strict=True)]
 
 
 _ROW = TypeAdapter(JudgedResponse)
@@ -57,9 +61,8 @@ def read_responses(path: str | Path) -> list[JudgedResponse]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                # json, not pydantic's own parser: the latter refuses escaped lone surrogates.
-                fields = json.loads(line)
-                row = _ROW.validate_python(fields)
+                # pydantic's own JSON parser would refuse an escaped lone surrogate.
+                row = _ROW.validate_python(json.loads(line))
             except ValueError as error:
                 raise CastorError(
                     f"{path}, line {number}, is not a judged response ({_reason(error)}); run evaluation again"

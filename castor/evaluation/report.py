@@ -120,7 +120,10 @@ def _histograms(
     rewards = {name: np.array([row.reward for row in group]) for name, group in rows.items()}
     costs = {name: np.array([row.cost for row in group]) for name, group in rows.items()}
     first = next(iter(looks.values())).title
-    histogram_note = f"Share of held-out responses at each score. The thick line is a policy's mean; the thin grey outline repeats {first}, the starting point."
+    histogram_note = (
+        "Share of held-out responses at each score. The thick line is a policy's mean; "
+        f"the thin grey outline repeats {first}, the starting point."
+    )
     return [
         Figure(
             "Reward before and after",

@@ -95,7 +95,7 @@ def place_legend(axes: Axes, columns: int = 4) -> None:
 
 def _inline(svg: str, label: str) -> str:
     body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)
     body = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", body)
     body = body.replace("xlink:href=", "href=")
     prefix = re.sub(r"\W+", "-", label.lower())

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from castor.errors import CastorError
 from castor.checkpoint import atomic_folder
+from castor.errors import CastorError
 from castor.files import write_json
 from castor.models.policy import check_loaded, first_line
 from castor.packing import PackedRows
@@ -107,7 +107,9 @@ def read_score_info(folder: str | Path) -> ScoreInfo:
     try:
         return ScoreInfo(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise CastorError(f"{folder} holds no score model ({SCORE_FILE} is missing): train one, or fix the path") from None
+        raise CastorError(
+            f"{folder} holds no score model ({SCORE_FILE} is missing): train one, or fix the path"
+        ) from None
     except (TypeError, ValueError) as error:
         raise CastorError(f"{path} does not describe a score model: {first_line(error)}") from error
 

@@ -1,4 +1,4 @@
-"""cluster.yaml against Ray's own schema, against the EC2 API's own model, and against the repository it installs from."""
+"""cluster.yaml against Ray's schema, the model of the EC2 API, and the repository it installs from."""
 
 import copy
 from pathlib import Path

@@ -85,7 +85,7 @@ def test_bootstrap_interval_holds_its_value(values: list[float]) -> None:
 
 @pytest.mark.parametrize("values", [[], [1.0], [[1.0, 2.0]]])
 def test_bootstrap_needs_two_values(values: list) -> None:
-    with pytest.raises(ValueError, match="cost.*at least 2"):
+    with pytest.raises(ValueError, match=r"cost.*at least 2"):
         bootstrap_mean(values, name="cost")
 
 

@@ -58,7 +58,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Use:
-    """A step as it occurs in a response; `exact` if its tail follows the object."""
+    """A step as it occurs in a response; `exact` if no word of it is missing or replaced."""
 
     step: Step
     thing: str
@@ -120,14 +120,15 @@ def _use_at(words: tuple[str, ...], start: int) -> tuple[_Use, int] | None:
     if not head:
         return None
     position = start + len(head)
-    position += words[position : position + 1] == ("the",)
+    article = words[position : position + 1] == ("the",)
+    position += article
     thing = _objects().longest(words, position)
     if not thing:
         return None
     position += len(thing)
     step = steps_by_head()[head]
     own_tail = tuple(step.tail.split())
-    exact = words[position : position + len(own_tail)] == own_tail
+    exact = article and words[position : position + len(own_tail)] == own_tail
     tail = own_tail if exact else _tails().longest(words, position)
     return _Use(step, " ".join(thing), exact), position + len(tail)
 

@@ -1,0 +1,51 @@
+"""Joining a Ray cluster, or starting one for this run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from castor.config.pipeline import RayCluster
+from castor.errors import CastorError
+
+
+@contextmanager
+def cluster(config: RayCluster) -> Iterator[None]:
+    """Connected to a cluster while the body runs; one that was started here ends with it.
+
+    The cluster is the one `address` names, else the one this process belongs to (a submitted job, RAY_ADDRESS), else a
+    new one on this machine. Raises CastorError when it cannot be reached or started.
+    """
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    # Ray starts workers at nice 15, where they starve behind everything else the machine runs
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=True)
+        else:
+            ray.init(
+                num_cpus=config.num_cpus,
+                object_store_memory=config.object_store_mib << 20,
+                include_dashboard=False,
+                log_to_driver=True,
+            )
+    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
+        first = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+        raise CastorError(
+            f"could not {where}: {first}; is it running, is a port free, is the token the same?"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def node_count() -> int:
+    """Nodes of the cluster that are alive."""
+    return sum(node["Alive"] for node in ray.nodes())

@@ -1,0 +1,87 @@
+"""All actor groups of one RLHF run: started side by side, stopped together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+
+from actors.group import START_TIMEOUT_S, ActorGroup, actor_options, get
+from actors.learner import LearnerWorker
+from actors.multipliers import MultiplierOwner
+from actors.reference import ReferenceWorker
+from actors.rollout_pool import RolloutPool
+from actors.signal import SignalWorker
+from castor.config.rlhf import RLHF
+
+
+class Groups:
+    """The actor groups, ready to work. Use as a context manager: leaving it kills every actor."""
+
+    def __init__(
+        self,
+        config: RLHF,
+        *,
+        policy: str,
+        signals: Mapping[str, str],
+        thresholds: Mapping[str, float],
+        template: str,
+        seed: int,
+        state_dir: Path,
+    ) -> None:
+        """Start everything at once (imports dominate) and wait until all models are loaded.
+
+        Args:
+            config: the run.
+            policy: folder or hub id of the policy's and the reference's weights.
+            signals: folder of each signal's score model.
+            thresholds: limit of each constraint, in normalised cost.
+            template: prompt format.
+            seed: of this run.
+            state_dir: where the multipliers keep their state.
+
+        """
+        trust = config.policy.trust_remote_code
+        self.rollout = RolloutPool(policy, config.rollout, template, trust)
+        engine, reference = config.learner.engine, config.policy.reference
+        options = [actor_options(reference.resources, "reference") for _ in range(reference.ranks)]
+        arguments = (policy, engine, config.rollout.temperature, reference.resources.threads, trust)
+        self.reference = ActorGroup(
+            "the reference policy", [ReferenceWorker.options(**option).remote(*arguments) for option in options]
+        )
+        learner = config.learner
+        self.learner = ActorGroup.start(
+            "learner", LearnerWorker, learner.ranks, learner.resources, policy, config, seed, template
+        )
+        self.signals = {
+            name: ActorGroup.start(
+                f"signal-{name}", SignalWorker, s.ranks, s.resources, name, signals[name], config, seed
+            )
+            for name, s in config.signals.items()
+        }
+        self.multipliers: Any = None
+        if config.multipliers is not None:
+            owner = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
+            self.multipliers = owner.remote(config.multipliers, dict(thresholds), state_dir / "multipliers.json")
+        for group in (self.learner, *self.signals.values()):
+            group.join(learner.timeout_s)
+        loading = {g.name: g.call("load") for g in (self.learner, *self.signals.values())}
+        loading[self.reference.name] = self.reference.call("ready")
+        for name, refs in loading.items():
+            get(refs, START_TIMEOUT_S, f"{name} (loading its model)")
+        self.rollout.wait_ready()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.rollout.stop()
+        for group in (self.reference, self.learner, *self.signals.values()):
+            group.stop()
+        if self.multipliers is not None:
+            ray.kill(self.multipliers)
