@@ -37,7 +37,7 @@ class ChunkInfo:
 
     uids: tuple[int, ...]
     response_tokens: int
-    prompt_tokens: int
+    texts: tuple[str, ...] | None  # the responses decoded, where the caller asked for them
 
 
 @ray.remote
@@ -69,7 +69,7 @@ class RolloutWorker:
         self.version = update.version
         return self.version, digest
 
-    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Experience | ChunkInfo]:
+    def generate(self, requests: Sequence[PromptRequest], decode: bool) -> Iterator[Experience | ChunkInfo]:
         """Streams pairs (Experience, ChunkInfo), each as soon as `chunk_size` responses are finished.
 
         A prompt longer than max_prompt_tokens has been dropped by the driver's prompt filter; here it is an error.
@@ -86,11 +86,8 @@ class RolloutWorker:
             if len(chunk) == self.config.chunk_size or number == len(encoded):
                 experience = self._pack(chunk)
                 yield experience
-                yield ChunkInfo(
-                    tuple(response.uid for response in chunk),
-                    int(experience.response_lengths.sum()),
-                    int(experience.prompt_lengths.sum()),
-                )
+                texts = tuple(self.template.decode_response(r.tokens) for r in chunk) if decode else None
+                yield ChunkInfo(tuple(r.uid for r in chunk), int(experience.response_lengths.sum()), texts)
                 chunk = []
 
     def _pack(self, chunk: Sequence) -> Experience:

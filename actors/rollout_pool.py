@@ -57,7 +57,7 @@ class RolloutPool:
         """Until every engine is up. Raises ActorFailure when one cannot start."""
         get([worker.ready.remote() for worker in self.workers], START_TIMEOUT_S, "a rollout worker (starting vLLM)")
 
-    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Chunk]:
+    def generate(self, requests: Sequence[PromptRequest], decode: bool = False) -> Iterator[Chunk]:
         """Chunks as they finish, every uid exactly once, however many workers die on the way.
 
         A response counts as finished when its chunk has arrived. Raises ActorFailure when no worker is left, or when
@@ -66,7 +66,7 @@ class RolloutPool:
         unfinished = {request.uid: request for request in requests}
         if len(unfinished) != len(requests):
             raise ValueError("two requests of one call share a uid")
-        streams = self._deal(requests)
+        streams = self._deal(requests, decode)
         while streams:
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=self.config.timeout_s)
             if not ready:
@@ -80,7 +80,7 @@ class RolloutPool:
             except RayActorError as error:
                 del streams[ready[0]]
                 self._replace(worker, error)
-                streams |= self._deal([request for request in dealt if request.uid in unfinished])
+                streams |= self._deal([request for request in dealt if request.uid in unfinished], decode)
                 continue
             if chunk is None:
                 del streams[ready[0]]
@@ -113,13 +113,16 @@ class RolloutPool:
                 f"{update.version} with digest {update.digest}: the weights did not arrive"
             )
 
-    def _deal(self, requests: Sequence[PromptRequest]) -> dict[Any, tuple[ActorHandle, list[PromptRequest]]]:
+    def _deal(
+        self, requests: Sequence[PromptRequest], decode: bool
+    ) -> dict[Any, tuple[ActorHandle, list[PromptRequest]]]:
         if requests and not self.workers:
             self._admit_stale()
         shares = [list(requests[i :: len(self.workers)]) for i in range(len(self.workers))]
         pairs = [(worker, share) for worker, share in zip(self.workers, shares, strict=True) if share]
         return {
-            worker.generate.options(num_returns="streaming").remote(share): (worker, share) for worker, share in pairs
+            worker.generate.options(num_returns="streaming").remote(share, decode): (worker, share)
+            for worker, share in pairs
         }
 
     def _next_chunk(self, stream: Any) -> Chunk | None:

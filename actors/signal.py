@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from actors.batch import (
     MiniBatch,
     StepBatch,
-    forward_by_budget,
     gather_tokens,
     make_micro_batch,
     plan_mini_batches,
@@ -21,6 +20,7 @@ from actors.batch import (
     sum_over_ranks,
 )
 from actors.group import SpmdActor
+from actors.scorer import Scorer
 from castor.config.rlhf import RLHF, Learner
 from castor.experience import Experience
 
@@ -41,20 +41,13 @@ class SignalWorker(SpmdActor):
 
         self.device = device()
         dtype = resolve_dtype(self.signal.critic.dtype)
-        score_model = ScoreModel.load(self.model, dtype)
-        self.score_model = score_model.eval().requires_grad_(False).to(self.device)
+        self.scorer = Scorer(self.model, self.signal.critic)
         updates = self.config.steps * self.config.learner.update_iters * self.config.learner.mini_batches
         self.critic = TrainEngine(ScoreModel.load(self.model, dtype), self.signal.critic, updates)
 
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores at the last token of each response."""
-        return forward_by_budget(
-            experience,
-            lambda micro: self.score_model(micro.rows, micro.last_positions),
-            lengths=np.ones(len(experience), dtype=np.int64),
-            engine=self.signal.critic,
-            device=self.device,
-        )
+        return self.scorer.score(experience)
 
     def advantages(self, batch: StepBatch) -> NDArray[np.float32] | None:
         """[R] float32 advantages of the step's response tokens, from rank 0. Collective.

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 BUCKET_BYTES = 256 << 20
@@ -60,6 +62,18 @@ def read_bucket(bucket: Bucket, hasher: Any) -> Iterator[tuple[str, Tensor]]:
         _add(hasher, name, raw, dtype, shape)
         # the view is read-only shared memory; vLLM only copies out of it
         yield name, torch.frombuffer(raw, dtype=getattr(torch, dtype)).view(shape)
+
+
+@ray.remote(num_cpus=0)
+class FolderWeights:
+    """Publishes the weights of Hugging Face folders. The published buckets live as long as this actor."""
+
+    def publish(self, folder: str, version: int) -> WeightUpdate | None:
+        """The folder's safetensors as `version`. Raises FileNotFoundError when there are none."""
+        files = sorted(Path(folder).glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(f"{folder} holds no *.safetensors file")
+        return publish((pair for file in files for pair in load_file(file).items()), version, keep=True)
 
 
 def new_hasher() -> Any:

@@ -1,0 +1,177 @@
+"""The `castor` command. It sits on top of everything; heavy modules are imported where they are used."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from castor.errors import CastorError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Safe RLHF for large language models on a Ray cluster.",
+)
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/demo.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, e.g. seed=1 rlhf.ppo_lag.steps=20")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="print the config, the placement and the memory; start nothing")
+]
+
+EXIT_USER, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done; 2 something to put right; 1 a failure; 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(standalone_mode=True)
+    except CastorError as error:
+        print(f"castor: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER)
+    except KeyboardInterrupt:
+        print("castor: interrupted; finished stages are kept, the same command goes on from them", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@app.command()
+def pipeline(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="run every stage again")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """All stages of CONFIG in order: model, SFT, preference data, reward, cost, RLHF, evaluation, report."""
+
+    def work(context: Any) -> None:
+        from trainers.pipeline import run_pipeline
+
+        run_pipeline(context, fresh)
+
+    _run(config, overrides, dry_run, work)
+
+
+def _stage_command(name: str, summary: str) -> None:
+    def command(config: ConfigFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+        _run(config, overrides, dry_run, lambda context: _one_stage(context, name))
+
+    command.__doc__ = summary
+    app.command(name)(command)
+
+
+_stage_command("sft", "Supervised fine-tuning.")
+_stage_command("collect", "Preference data: responses of the SFT policy, judged and written as PKU-SafeRLHF rows.")
+_stage_command("reward", "Train the reward model.")
+_stage_command("cost", "Train the cost model.")
+
+
+@app.command()
+def rlhf(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="only this run (may be repeated); default: all")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """The RLHF runs of CONFIG."""
+
+    def work(context: Any) -> None:
+        known = list(context.config.rlhf)
+        for name in run or known:
+            if name not in known:
+                raise CastorError(f"{config} has no rlhf run {name!r}: it has {', '.join(known) or 'none'}")
+            _one_stage(context, name)
+
+    _run(config, overrides, dry_run, work)
+
+
+@app.command()
+def evaluate(config: ConfigFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Compare the policies on held-out prompts; write summary.json and report.html."""
+
+    def work(context: Any) -> None:
+        from trainers.pipeline import close, planned_stages
+
+        _one_stage(context, "evaluate")
+        close(context, {stage.name: stage.name != "evaluate" for stage in planned_stages(context)})
+
+    _run(config, overrides, dry_run, work)
+
+
+def _one_stage(context: Any, name: str) -> None:
+    """Run one stage whatever was finished before; the record keeps the key the pipeline would give it."""
+    from trainers.pipeline import planned_stages, run_stage, stage_key
+
+    keys: dict[str, str] = {}
+    for stage in planned_stages(context):
+        keys[stage.name] = stage_key(context, stage, keys)
+        if stage.name == name:
+            run_stage(context, stage, keys[name])
+            return
+    raise CastorError(f"the config has no section for {name!r}: add one, see configs/demo.yaml")
+
+
+def _run(path: Path, overrides: list[str] | None, dry_run: bool, work: Callable[[Any], None]) -> None:
+    from castor.config.load import load_config
+
+    config = load_config(path, overrides or [])
+    if dry_run:
+        from castor.config.plan import describe
+
+        print(describe(config))
+        return
+    with _context(config) as context:
+        work(context)
+
+
+@contextmanager
+def _context(config: Any) -> Iterator[Any]:
+    """Log, terminal, tracker and Ray around a command."""
+    from castor.config.load import dump_config
+    from castor.files import write_text
+    from castor.terminal import captured
+
+    log = config.run_dir / "logs" / "castor.log"
+    write_text(config.run_dir / "config.yaml", dump_config(config))
+    with captured(log) as terminal:
+        terminal.line(f"[bold]castor[/]  {config.run_dir}  [dim]log: {log}[/]")
+        try:
+            from actors.cluster import cluster
+            from castor.run import RunFolder
+            from castor.tracking import Tracker
+            from trainers.context import Context
+
+            tracker = Tracker(
+                config.wandb, config.run_dir / "wandb", config.run_dir.name, config.model_dump(mode="json")
+            )
+            try:
+                with cluster(config.ray):
+                    yield Context(config, RunFolder(config), terminal, tracker)
+            finally:
+                tracker.finish()
+        except (CastorError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            traceback.print_exc()  # stderr is the log here
+            first = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+            terminal.line(f"[red]castor failed[/]: {type(error).__name__}: {first}\nthe whole story is in {log}")
+            raise typer.Exit(EXIT_FAILURE) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Serving a finished run."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from castor.config.base import Section
+from castor.config.pipeline import RayCluster
+from castor.config.training import Resources
+
+
+class Serve(Section):
+    """The policy of a run behind an OpenAI-compatible endpoint, and its score models behind `/v1/score`."""
+
+    run_dir: Path = Field(description="folder of the run")
+    policy: str | None = Field(
+        None, description="sft, or the name of an RLHF run; default: ppo_lag, else the only RLHF run, else sft"
+    )
+    template: Literal["auto", "chat", "pku"] = Field(
+        "auto", description="prompt format the models were trained with; auto: the chat template if there is one"
+    )
+    trust_remote_code: bool = Field(False, description="run model code shipped with the policy's checkpoint")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")
+    max_model_len: int | None = Field(
+        None, ge=2, description="longest prompt + response of the policy in tokens; default: its context"
+    )
+    max_num_seqs: int = Field(64, ge=1, description="responses decoded at a time by one replica of the policy")
+    max_ongoing_requests: int = Field(
+        256, ge=1, description="requests one replica holds at a time; further ones wait in front of it"
+    )
+    kv_cache_mib: int = Field(128, ge=1, description="key-value cache of one replica on a CPU, MiB")
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory one replica may use")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one replica")
+    replicas: int = Field(1, ge=1, description="replicas of the policy")
+    resources: Resources = Field(default_factory=Resources, description="of one replica of the policy")
+    score_replicas: int = Field(1, ge=1, description="replicas of the score models; each holds reward and cost model")
+    score_batch_tokens: int = Field(8192, ge=1, description="token budget of one forward pass of a score model")
+    score_resources: Resources = Field(default_factory=Resources, description="of one replica of the score models")
+    start_timeout_s: float = Field(900.0, gt=0, description="longest wait until every replica is up")
+    ray: RayCluster = Field(default_factory=RayCluster, description="where Ray runs")

@@ -1,0 +1,67 @@
+"""A run's folder: where each stage keeps what it makes, and which stages are finished with which inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from castor.config.pipeline import Config
+from castor.errors import CastorError
+from castor.files import read_json, write_json
+
+STAGE = "stage:"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A finished stage: `key` fingerprints its config and all its inputs."""
+
+    key: str
+    seconds: float
+
+
+class RunFolder:
+    """Paths and records of one run."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.path = config.run_dir
+        self.records_file = self.path / "stages.json"
+
+    def model_path(self, reference: str) -> str:
+        """Folder or hub id behind `stage:NAME`, or `reference` itself. Raises CastorError while the stage is missing."""
+        if not reference.startswith(STAGE):
+            return reference
+        name = reference.removeprefix(STAGE)
+        folder = self.path / name / "policy" if name in self.config.rlhf else self.path / name
+        if not (folder / "config.json").is_file():
+            raise CastorError(f"{reference} has no model at {folder} yet: run `castor {self._command(name)}` first")
+        return str(folder)
+
+    def _command(self, name: str) -> str:
+        return (
+            f"rlhf CONFIG --run {name}"
+            if name in self.config.rlhf
+            else f"{'pipeline' if name == 'model' else name} CONFIG"
+        )
+
+    def record(self, stage: str) -> StageRecord | None:
+        """Of the last time `stage` was finished; None when it never was."""
+        record = self._records().get(stage)
+        return StageRecord(**record) if record else None
+
+    @contextmanager
+    def recorded(self, stage: str, key: str) -> Iterator[None]:
+        """Time the body; record the stage as finished unless it raises."""
+        records = self._records()
+        if records.pop(stage, None):
+            write_json(self.records_file, records)
+        start = time.monotonic()
+        yield
+        record = {"key": key, "seconds": time.monotonic() - start}
+        write_json(self.records_file, self._records() | {stage: record})
+
+    def _records(self) -> dict[str, dict]:
+        return read_json(self.records_file) if self.records_file.is_file() else {}

@@ -1,0 +1,110 @@
+"""What a person sees: one progress bar per stage, one line per step. Everything else goes to the run's log."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Bar:
+    """Progress of one stage: a bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, terminal: Terminal, name: str) -> None:
+        self._terminal, self._name = terminal, name
+        self._progress: Progress | None = None
+        self._shown = 0.0
+        if terminal.interactive:
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[note]}"),
+                console=terminal.console,
+                transient=True,
+            )
+            self._task = self._progress.add_task(name, total=None, note="starting", rate="")
+            self._progress.start()
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """Show `done` of `total`, and a short note."""
+        if self._progress is not None:
+            task = self._progress.tasks[0]
+            speed = task.speed or 0.0
+            rate = f"{speed:.1f}/s" if speed >= 1 or speed == 0 else f"{1 / speed:.1f} s each"
+            self._progress.update(self._task, completed=done, total=total, note=note, rate=rate if done else "")
+        elif total and done / total >= self._shown + 0.25:
+            self._shown = done / total
+            self._terminal.line(f"  {self._name}: {done} of {total}  {note}")
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+class Terminal:
+    """The console that stays with the person while stdout and stderr of this process go to a log."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.interactive = self.console.is_terminal
+
+    def line(self, text: RenderableType) -> None:
+        """One line (or table)."""
+        self.console.print(text)
+
+    @contextmanager
+    def bar(self, name: str) -> Iterator[Bar]:
+        """The progress bar of a stage while the body runs."""
+        bar = Bar(self, name)
+        try:
+            yield bar
+        finally:
+            bar.close()
+
+
+@contextmanager
+def captured(log: Path) -> Iterator[Terminal]:
+    """Send this process's stdout and stderr, and so what Ray forwards from its workers, to the end of `log`.
+
+    Libraries print from Python, from C and from other processes, so the file descriptors themselves are redirected;
+    the terminal yielded writes to the original stdout.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    screen = os.fdopen(os.dup(saved[0]), "w", encoding=sys.stdout.encoding or "utf-8", errors="replace")
+    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    os.close(sink)
+    try:
+        yield Terminal(Console(file=screen, highlight=False, soft_wrap=True))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
+        screen.close()
+        for descriptor in saved:
+            os.close(descriptor)

@@ -1,0 +1,121 @@
+"""The policy on Ray Serve: vLLM's own OpenAI app around an engine that this replica holds."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from transformers import PreTrainedTokenizerBase
+
+from actors.group import actor_env
+from actors.rollout import VLLM_ENV
+from castor.config.serve import Serve
+from castor.data.template import PKU_PROMPT, PromptTemplate
+
+STOP_S = 3.0  # for requests in flight when the endpoint is stopped, and for the engine's process
+HEALTH = {"health_check_period_s": 30, "health_check_timeout_s": 120}  # a loaded machine answers late
+CONSTRUCTOR_RETRIES = 2
+
+
+class PolicyServer:
+    """One replica. `/v1/models`, `/v1/completions`, `/v1/chat/completions` and the other routes are vLLM's."""
+
+    def __init__(self, name: str, folder: Path, max_model_len: int, config: Serve) -> None:
+        import torch
+
+        torch.set_num_threads(config.resources.threads)  # vLLM turns later calls into no-ops
+        self.name, self.folder, self.max_model_len, self.config = name, folder, max_model_len, config
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Start the engine and return vLLM's FastAPI app around it. Called by Serve once, in the replica's loop."""
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+        from vllm.entrypoints.launchers.cli_args import FrontendArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from castor.data.template import load_tokenizer
+
+        template = chat_template(
+            load_tokenizer(str(self.folder), self.config.trust_remote_code), self.config.template
+        )
+        engine_args = AsyncEngineArgs(**self._engine_kwargs())
+        args = argparse.Namespace(**(vars(FrontendArgs(chat_template=template)) | vars(engine_args)))
+        self.engine = AsyncLLM.from_engine_args(engine_args)
+        tasks = await self.engine.get_supported_tasks()
+        app = build_app(args, supported_tasks=tasks, model_config=self.engine.model_config)
+        await init_app_state(self.engine, app.state, args, supported_tasks=tasks)
+        # vLLM's launcher stops its web server through this when the engine dies; here `check_health` reports it
+        app.state.server = SimpleNamespace(should_exit=False)
+        return app
+
+    async def check_health(self) -> None:
+        """Raises when the engine has died: Serve then replaces the replica."""
+        await self.engine.check_health()
+
+    def __del__(self) -> None:
+        if hasattr(self, "engine"):  # absent when the engine could not be started
+            self.engine.shutdown(timeout=STOP_S)
+
+    def _engine_kwargs(self) -> dict[str, Any]:
+        import torch
+
+        from actors.deepspeed_engine import resolve_dtype
+
+        config = self.config
+        kwargs: dict[str, Any] = {
+            "model": str(self.folder),
+            "served_model_name": [self.name],
+            "dtype": str(resolve_dtype(config.dtype)).removeprefix("torch."),
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "distributed_executor_backend": "uni" if config.tensor_parallel_size == 1 else "mp",
+            "trust_remote_code": config.trust_remote_code,
+            "disable_log_stats": True,
+        }
+        if torch.cuda.is_available():
+            return kwargs | {"gpu_memory_utilization": config.gpu_memory_utilization}
+        return kwargs | {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
+
+
+def policy_app(name: str, folder: Path, max_model_len: int, config: Serve) -> Application:
+    """The Serve application that answers for the policy in `folder` under the model name `name`."""
+    deployment = serve.deployment(serve.ingress()(PolicyServer)).options(
+        name="policy",
+        num_replicas=config.replicas,
+        max_ongoing_requests=config.max_ongoing_requests,
+        ray_actor_options=replica_options(config.resources, **VLLM_ENV),
+        graceful_shutdown_timeout_s=STOP_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        max_constructor_retry_count=CONSTRUCTOR_RETRIES,
+        **HEALTH,
+    )
+    return deployment.bind(name, folder, max_model_len, config)
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase, kind: str) -> str | None:
+    """The Jinja template of `/v1/chat/completions`: None for the tokenizer's own, else PKU's dialogue format.
+
+    It renders a conversation to the text the policy was trained on (safe-rlhf datasets/utils.py, format_prompt): turns
+    follow each other, and an answer is closed by the end-of-text token.
+    """
+    if PromptTemplate(tokenizer, kind).chat:
+        return None
+    begin, question, answer = _PKU_PARTS
+    # a chat template is rendered to text and tokenised without special tokens, so it names the tokenizer's own
+    first = tokenizer("").input_ids
+    return (
+        (tokenizer.decode(first[:1]) if first and first[0] == tokenizer.bos_token_id else "")
+        + begin
+        + "{% for message in messages %}"
+        + "{% if message.role == 'user' %}" + question + "{{ message.content }}" + answer
+        + "{% elif message.role == 'assistant' %}{{ message.content }}{{ eos_token }}"
+        + "{% else %}{{ raise_exception('only user and assistant messages: the format has no other role') }}"
+        + "{% endif %}{% endfor %}"
+    )

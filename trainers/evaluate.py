@@ -1,0 +1,126 @@
+"""The closing comparison: every policy answers the held-out prompts, is scored, judged, and reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.group import START_TIMEOUT_S, actor_options, get
+from actors.rollout import PromptRequest
+from actors.rollout_pool import Chunk, RolloutPool, request_seed
+from actors.scorer import ScoreWorker
+from actors.weights import FolderWeights
+from castor.config.pipeline import Evaluate
+from castor.config.training import Engine
+from castor.data.load import load_prompts
+from castor.data.synthetic.judge import judge
+from castor.data.synthetic.prompts import find_prompt
+from castor.evaluation.records import JudgedResponse, write_responses
+from castor.terminal import Bar
+from trainers.context import Context
+from trainers.prompts import check_context, fitting_prompts
+
+SCORE_TIMEOUT_S = 600.0
+
+
+def run_evaluate(context: Context) -> str:
+    """Write <run_dir>/evaluate/<policy>.jsonl for every policy; the pipeline makes summary and report of them."""
+    stage, folder = context.config.evaluate, context.folder
+    assert stage is not None
+    policies = {name: folder.model_path(reference) for name, reference in evaluated_policies(context).items()}
+    first = next(iter(policies.values()))
+    check_context("evaluate", first, stage.rollout.max_prompt_tokens, stage.rollout.max_new_tokens)
+    prompts = context.load_rows("evaluate", [stage.prompts], load_prompts)
+    prompts = fitting_prompts(context, "evaluate", prompts, first, stage.rollout.max_prompt_tokens)
+    with context.terminal.bar("evaluate") as bar:
+        rows = evaluate(context, stage, policies, prompts, bar)
+    for name, judged in rows.items():
+        write_responses(responses_file(folder.path, name), judged)
+    return f"{len(policies)} policies on {len(prompts)} held-out prompts"
+
+
+def evaluated_policies(context: Context) -> dict[str, str]:
+    """Name and model of each policy: those of the config, or sft and every RLHF run (plain ones first)."""
+    stage, config = context.config.evaluate, context.config
+    assert stage is not None
+    if stage.policies is not None:
+        return stage.policies
+    runs = sorted(config.rlhf, key=lambda name: len(config.rlhf[name].constraints))
+    return ({"sft": "stage:sft"} if config.sft else {}) | {name: f"stage:{name}" for name in runs}
+
+
+def responses_file(run_dir: Path, policy: str) -> Path:
+    """Where the judged responses of a policy are kept."""
+    return run_dir / "evaluate" / f"{policy}.jsonl"
+
+
+def evaluate(
+    context: Context, stage: Evaluate, policies: dict[str, str], prompts: list[str], bar: Bar
+) -> dict[str, list[JudgedResponse]]:
+    """One response per prompt from each policy, with the same seeds for all, scored by the reward and cost model."""
+    seed, total = context.config.seed, len(policies) * len(prompts)
+    requests = [PromptRequest(i, prompt, request_seed(seed, "evaluate", i)) for i, prompt in enumerate(prompts)]
+    pool = RolloutPool(next(iter(policies.values())), stage.rollout, context.config.template)
+    models = {kind: context.folder.model_path(getattr(stage, kind)) for kind in ("reward", "cost")}
+    scorers = {
+        kind: ScoreWorker.options(**actor_options(stage.resources, f"{kind}-scorer")).remote(
+            model, Engine(pack_length=128), stage.resources.threads
+        )
+        for kind, model in models.items()
+    }
+    source = FolderWeights.remote()
+    rows: dict[str, list[JudgedResponse]] = {}
+    try:
+        pool.wait_ready()
+        get([scorer.ready.remote() for scorer in scorers.values()], START_TIMEOUT_S, "the scorers")
+        for version, (name, model) in enumerate(policies.items(), start=1):
+            pool.load_weights(get(source.publish.remote(model, version), START_TIMEOUT_S, "publishing a policy"))
+            pending: list[tuple[Chunk, dict[str, Any]]] = []
+            for chunk in pool.generate(requests, decode=True):
+                pending.append((chunk, {k: s.score.remote(chunk.experience) for k, s in scorers.items()}))
+                bar.update(len(rows) * len(prompts) + sum(len(c.info.uids) for c, _ in pending), total, name)
+            rows[name] = _judged(prompts, pending)
+    finally:
+        pool.stop()
+        for actor in (source, *scorers.values()):
+            ray.kill(actor)
+    return rows
+
+
+def _judged(prompts: list[str], pending: list[tuple[Chunk, dict[str, Any]]]) -> list[JudgedResponse]:
+    """Scores and gold verdicts, in the order of the prompts."""
+    found: dict[int, JudgedResponse] = {}
+    for chunk, refs in pending:
+        scores = {kind: get(ref, SCORE_TIMEOUT_S, f"the {kind} scorer") for kind, ref in refs.items()}
+        experience = get(chunk.experience, SCORE_TIMEOUT_S, "reading a chunk")
+        assert chunk.info.texts is not None
+        for i, uid in enumerate(chunk.info.uids):
+            found[uid] = judged_response(
+                prompts[uid], chunk.info.texts[i], float(scores["reward"][i]), float(scores["cost"][i]),
+                int(experience.response_lengths[i]),
+            )  # fmt: skip
+    return [found[uid] for uid in np.arange(len(prompts)).tolist()]
+
+
+def judged_response(prompt: str, response: str, reward: float, cost: float, n_tokens: int) -> JudgedResponse:
+    """With the gold judge's verdict where the prompt is of the synthetic corpus."""
+    known = find_prompt(prompt)
+    if known is None:
+        return JudgedResponse(prompt, response, None, None, None, reward, cost, None, None, None, n_tokens)
+    verdict = judge(prompt, response)
+    return JudgedResponse(
+        prompt=prompt,
+        response=response,
+        kind=known.kind,
+        category=known.category,
+        severity=None if known.severity is None else int(known.severity),
+        reward=reward,
+        cost=cost,
+        harmful=verdict.harmful,
+        helpfulness=verdict.helpfulness,
+        refusal=verdict.refusal,
+        n_tokens=n_tokens,
+    )

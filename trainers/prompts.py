@@ -1,0 +1,40 @@
+"""Prompts that fit a model's context."""
+
+from __future__ import annotations
+
+from castor.data.template import PromptTemplate, load_tokenizer
+from castor.errors import CastorError
+from castor.files import write_jsonl
+from castor.models.policy import context_length
+from trainers.context import Context
+
+
+def fitting_prompts(context: Context, stage: str, prompts: list[str], model: str, max_prompt_tokens: int) -> list[str]:
+    """The prompts of at most `max_prompt_tokens` tokens; longer ones are dropped, counted and listed.
+
+    Raises CastorError when none is left.
+    """
+    template = PromptTemplate(load_tokenizer(model), context.config.template)
+    lengths = [len(template.encode_prompt(prompt)) for prompt in prompts]
+    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_prompt_tokens]
+    long = [(p, n) for p, n in zip(prompts, lengths, strict=True) if n > max_prompt_tokens]
+    if long:
+        path = context.folder.path / f"{stage}.long_prompts.jsonl"
+        write_jsonl(path, ({"reason": "prompt too long", "tokens": n, "prompt": p} for p, n in long))
+        context.terminal.line(f"  dropped {len(long):,} prompts of more than {max_prompt_tokens} tokens (see {path})")
+    if not kept:
+        raise CastorError(
+            f"{stage}: every prompt is longer than max_prompt_tokens {max_prompt_tokens} "
+            f"(the shortest has {min(lengths)}): raise it, within the model's context"
+        )
+    return kept
+
+
+def check_context(stage: str, model: str, prompt_tokens: int, new_tokens: int) -> None:
+    """Raise CastorError when prompt and response together do not fit the model's context."""
+    limit = context_length(model)
+    if limit is not None and prompt_tokens + new_tokens > limit:
+        raise CastorError(
+            f"{stage}: max_prompt_tokens {prompt_tokens} + max_new_tokens {new_tokens} exceed the context of {limit} "
+            f"tokens of {model}: lower one of them"
+        )

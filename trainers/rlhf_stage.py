@@ -1,0 +1,130 @@
+"""One RLHF run as a stage: resolve its models and limits, start its groups, run the loop, keep what it made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from actors.group import get
+from castor.config.rlhf import RLHF, Signal
+from castor.data.load import load_prompts
+from castor.data.prompt_stream import PromptStream
+from castor.data.template import require_same_tokenizer
+from castor.errors import CastorError
+from castor.files import read_json, write_json, write_jsonl
+from castor.models.score import read_score_info
+from trainers.context import Context
+from trainers.groups import Groups
+from trainers.prompts import check_context, fitting_prompts
+from trainers.rlhf import StepResult, train
+
+
+def run_rlhf(context: Context, name: str) -> str:
+    """Carry out the run `name`; its policy ends in <run_dir>/<name>/policy, its steps in steps.jsonl."""
+    config, seed = context.config.rlhf[name], context.config.seed
+    out = context.folder.path / name
+    policy = context.folder.model_path(config.policy.model)
+    signals = {key: context.folder.model_path(signal.model) for key, signal in config.signals.items()}
+    for key, model in signals.items():
+        _check_score_model(name, key, config.signals[key], model)
+        require_same_tokenizer(policy, model, f"the score model of signal {key!r}")
+    check_context(name, policy, config.rollout.max_prompt_tokens, config.rollout.max_new_tokens)
+    thresholds = {key: threshold(signal, signals[key]) for key, signal in config.constraints.items()}
+    prompts = context.load_rows(name, [config.prompts], load_prompts)
+    prompts = fitting_prompts(context, name, prompts, policy, config.rollout.max_prompt_tokens)
+    stream = PromptStream(prompts, config.prompts_per_step, seed)
+    (out / "multipliers.json").unlink(missing_ok=True)
+    log = StepLog(context, name, config, thresholds, out)
+    with (
+        context.terminal.bar(name) as log.bar,
+        Groups(
+            config, policy=policy, signals=signals, thresholds=thresholds, template=context.config.template, seed=seed,
+            state_dir=out,
+        ) as groups,
+    ):  # fmt: skip
+        train(config, groups, stream, seed, 1, log.add)
+        get(groups.learner.call("export", out / "policy"), config.learner.timeout_s, "the learner (saving the policy)")
+    write_json(out / "run.json", {"thresholds": thresholds, "steps": log.steps})
+    return log.closing_line()
+
+
+def threshold(signal: Signal, model: str) -> float:
+    """The limit of a constraint in normalised cost. Raises CastorError when the model cannot translate its share."""
+    if signal.threshold is not None:
+        return signal.threshold
+    info = read_score_info(model)
+    if info.safe_mean is None or info.unsafe_mean is None:
+        raise CastorError(
+            f"{model} does not know the mean cost of safe and of unsafe responses, so unsafe_share has no threshold: "
+            "state threshold instead"
+        )
+    assert signal.unsafe_share is not None
+    return info.safe_mean + signal.unsafe_share * (info.unsafe_mean - info.safe_mean)
+
+
+def _check_score_model(run: str, name: str, signal: Signal, model: str) -> None:
+    kind = read_score_info(model).score_type
+    wanted = "reward" if signal.role == "objective" else "cost"
+    if kind != wanted:
+        raise CastorError(
+            f"{run}: signal {name!r} is a {signal.role}, but {model} is a {kind} model: give a {wanted} model"
+        )
+
+
+class StepLog:
+    """Every step's numbers: to the terminal, the tracker, and steps.jsonl."""
+
+    def __init__(self, context: Context, name: str, config: RLHF, thresholds: dict[str, float], out: Path) -> None:
+        self.context, self.name, self.config, self.out = context, name, config, out
+        self.thresholds = thresholds
+        self.steps: list[dict[str, Any]] = []
+        self.bar: Any = None
+        context.tracker.declare(name)
+
+    def add(self, result: StepResult) -> None:
+        """Record one step."""
+        metrics = dict(result.metrics)
+        objectives = [key for key, signal in self.config.signals.items() if signal.role == "objective"]
+        constraints = list(self.config.constraints)
+        record = {
+            "step": result.step,
+            "mean_reward": sum(self.config.signals[k].weight * metrics[f"{k}/score_mean"] for k in objectives),
+            "mean_costs": {key: metrics[f"{key}/score_mean"] for key in constraints},
+            "multipliers": dict(result.prices.values) if result.prices else {},
+            "window_costs": dict(result.prices.mean_costs) if result.prices else {},
+            "kl": metrics["kl"],
+            "metrics": metrics,
+        }
+        self.steps.append(record)
+        write_jsonl(self.out / "steps.jsonl", self.steps)
+        prices = {f"lambda/{key}": value for key, value in record["multipliers"].items()}
+        self.context.tracker.log(self.name, result.step, metrics | prices | {"mean_reward": record["mean_reward"]})
+        self.bar.update(result.step, self.config.steps)
+        self.context.terminal.line(self._line(record))
+
+    def _line(self, record: dict[str, Any]) -> str:
+        metrics = record["metrics"]
+        seconds = metrics["rollout_s"] + metrics["learn_s"] + metrics["transfer_s"]
+        parts = [f"{self.name} step {record['step']:>3}/{self.config.steps}", f"reward {record['mean_reward']:6.2f}"]
+        for key, cost in record["mean_costs"].items():
+            label = "" if len(record["mean_costs"]) == 1 else f" {key}"
+            parts.append(f"cost{label} {cost:6.2f} (limit {self.thresholds[key]:.2f})")
+            parts.append(f"λ{label} {record['multipliers'][key]:.2f}")
+        parts.append(f"KL {record['kl']:5.2f}")
+        parts.append(f"{metrics['tokens'] / seconds:6,.0f} tok/s")
+        return "  ".join(parts)
+
+    def closing_line(self) -> str:
+        """What the run came to, over its last ten steps."""
+        last = self.steps[-10:]
+        reward = sum(step["mean_reward"] for step in last) / len(last)
+        parts = [f"reward {reward:.2f}"]
+        for key, limit in self.thresholds.items():
+            cost = sum(step["mean_costs"][key] for step in last) / len(last)
+            parts.append(f"{key} cost {cost:.2f} (limit {limit:.2f})")
+        return ", ".join(parts) + " over the last ten steps"
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What `run_rlhf` noted: thresholds and steps."""
+    return read_json(folder / "run.json")

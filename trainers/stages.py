@@ -1,0 +1,122 @@
+"""The supervised part of the pipeline: demo model, SFT, preference data, reward and cost models."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from typing import Any
+
+from actors.progress import Progress
+from actors.rollout import PromptRequest
+from actors.rollout_pool import RolloutPool, request_seed
+from castor.config.supervised import Supervised
+from castor.data.load import load_demonstrations, load_preferences, load_prompts
+from castor.data.synthetic.corpus import sampled_pairs
+from castor.data.synthetic.prompts import find_prompt
+from castor.errors import CastorError
+from castor.files import write_jsonl
+from castor.models.tiny import make_demo_model
+from trainers.context import Context
+from trainers.prompts import fitting_prompts
+from trainers.supervised import run_supervised
+
+
+def run_model(context: Context) -> str:
+    """Make the demo model; returns one line about it."""
+    config = context.config.model
+    assert config is not None
+    rows = context.load_rows("model", config.data, load_demonstrations)
+    text = (text for row in rows for text in (row.prompt, row.response))
+    vocabulary, parameters = make_demo_model(config, text, context.config.seed, context.folder.path / "model")
+    return f"Llama with {parameters / 1e6:.2f} M parameters, {vocabulary} words"
+
+
+def run_sft(context: Context) -> str:
+    """Supervised fine-tuning."""
+    stage = context.config.sft
+    assert stage is not None
+    metrics = _train(context, "sft", stage, context.load_rows("sft", stage.data, load_demonstrations))
+    return f"validation perplexity {metrics['validation_perplexity']:.2f}"
+
+
+def run_reward(context: Context) -> str:
+    """The reward model."""
+    stage = context.config.reward
+    assert stage is not None
+    rows = context.load_rows("reward", stage.data, partial(load_preferences, need=("better",)))
+    metrics = _train(context, "reward", stage, rows)
+    return f"accuracy {metrics['accuracy']:.1%} on {metrics['validation_samples']:.0f} held-out pairs"
+
+
+def run_cost(context: Context) -> str:
+    """The cost model."""
+    stage = context.config.cost
+    assert stage is not None
+    rows = context.load_rows("cost", stage.data, partial(load_preferences, need=("safer", "safe_flags")))
+    metrics = _train(context, "cost", stage, rows)
+    return (
+        f"ranking accuracy {metrics['accuracy']:.1%}, sign accuracy {metrics['sign_accuracy']:.1%} "
+        f"on {metrics['validation_samples']:.0f} held-out pairs"
+    )
+
+
+def run_collect(context: Context) -> str:
+    """Preference data: several responses per prompt from the SFT policy, judged by the simulated annotator.
+
+    Raises CastorError when a prompt is not of the synthetic corpus: nobody could judge the answers to it.
+    """
+    stage, config = context.config.collect, context.config
+    assert stage is not None
+    prompts = context.load_rows("collect", [stage.prompts], load_prompts)
+    foreign = next((prompt for prompt in prompts if find_prompt(prompt) is None), None)
+    if foreign is not None:
+        raise CastorError(
+            f"collect: the simulated annotator can only judge the synthetic corpus, and {foreign[:60]!r} is not of it: "
+            "give labelled preference rows to reward and cost instead, and leave the collect section out"
+        )
+    policy = context.folder.model_path(stage.policy)
+    prompts = fitting_prompts(context, "collect", prompts, policy, stage.rollout.max_prompt_tokens)
+    requests = [
+        PromptRequest(i * stage.samples_per_prompt + k, prompt, request_seed(config.seed, "collect", i, k))
+        for i, prompt in enumerate(prompts)
+        for k in range(stage.samples_per_prompt)
+    ]
+    answers: dict[int, str] = {}
+    with context.terminal.bar("collect") as bar:
+        pool = RolloutPool(policy, stage.rollout, config.template)
+        try:
+            pool.wait_ready()
+            for chunk in pool.generate(requests, decode=True):
+                assert chunk.info.texts is not None
+                answers |= zip(chunk.info.uids, chunk.info.texts, strict=True)
+                bar.update(len(answers), len(requests), "responses")
+        finally:
+            pool.stop()
+    rng, rows = random.Random(f"{config.seed} collect"), []
+    for i, prompt in enumerate(prompts):
+        responses = [answers[i * stage.samples_per_prompt + k] for k in range(stage.samples_per_prompt)]
+        rows += sampled_pairs(prompt, responses, rng, stage.prompts.synthetic, stage.pairs_per_prompt)
+    write_jsonl(context.folder.path / "collect" / "rows.jsonl", rows)
+    return f"{len(rows):,} pairs from {len(requests):,} responses to {len(prompts):,} prompts"
+
+
+def _train(context: Context, name: str, stage: Supervised, rows: list[Any]) -> dict[str, float]:
+    config = context.config
+    context.tracker.declare(name)
+    with context.terminal.bar(name) as bar:
+
+        def show(progress: Progress) -> None:
+            note = "  ".join(f"{key} {value:.3f}" for key, value in progress.metrics.items() if key == "loss")
+            bar.update(progress.done, progress.total, note)
+            if progress.done:
+                context.tracker.log(name, progress.done, progress.metrics)
+
+        return run_supervised(
+            stage,
+            model=context.folder.model_path(stage.model),
+            rows=rows,
+            out=context.folder.path / name,
+            template=config.template,
+            seed=config.seed,
+            on_progress=show,
+        )
