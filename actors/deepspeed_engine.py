@@ -62,9 +62,9 @@ class TrainEngine:
     def __init__(self, model: nn.Module, config: Engine, total_steps: int) -> None:
         import deepspeed
 
-        self.config = config
+        self.config, self.device = config, device()
         self.world_size = dist.get_world_size()
-        model = model.to(device())
+        model = model.to(self.device)
         if config.gradient_checkpointing:
             _inner(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         optimizer = torch.optim.AdamW(
@@ -79,6 +79,10 @@ class TrainEngine:
             lr_scheduler=lambda opt: _schedule(opt, config.optimizer, total_steps),
             config=_deepspeed_config(config, self.world_size),
         )
+        self._clipped_norm: float | None = None
+        if config.zero_stage == 0:
+            # plain fp32 training clips in this method and throws the norm away; every other mode reports it
+            self.engine.clip_fp32_gradients = self._clip
 
     def forward(self, *inputs: Any) -> Tensor:
         """The model's forward pass through the engine, with gradients."""
@@ -100,14 +104,18 @@ class TrainEngine:
     def step(self) -> float:
         """Reduce, clip, update. Returns the gradient norm before clipping; raises FloatingPointError if not finite."""
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        norm = float("nan") if norm is None else float(norm)
+        reported = self.engine.get_global_grad_norm()
+        norm = float(self._clipped_norm if reported is None else reported)
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient norm is {norm} at step {self.engine.global_steps}: the update was poisoned; "
                 "lower the learning rate or look for bad rows"
             )
         return norm
+
+    def _clip(self) -> None:
+        limit = self.config.optimizer.max_grad_norm
+        self._clipped_norm = float(torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), limit))
 
     @property
     def learning_rate(self) -> float:

@@ -6,7 +6,7 @@ import asyncio
 import pickle
 import queue
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -80,11 +80,13 @@ def make_engine(model: str, config: Rollout, max_length: int, trust_remote_code:
             "distributed_executor_backend": "uni",
             "kv_cache_memory_bytes": config.kv_cache_mib << 20,
         }
-    engine = {"inproc": InprocEngine, "async": AsyncEngine}[config.engine]
-    return engine(kwargs, config)
+    engines: dict[str, Callable[[dict[str, Any], Rollout], RolloutEngine]]
+    engines = {"inproc": InprocEngine, "async": AsyncEngine}
+    return engines[config.engine](kwargs, config)
 
 
-def _sampling_params(config: Rollout, seed: int) -> Any:
+def sampling_params(config: Rollout, seed: int) -> Any:
+    """vLLM's parameters of one request: exactly the sampled token's log-probability, no text."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -93,7 +95,7 @@ def _sampling_params(config: Rollout, seed: int) -> Any:
         temperature=config.temperature,
         max_tokens=config.max_new_tokens,
         seed=seed,
-        logprobs=0,  # exactly the sampled token's
+        logprobs=0,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
@@ -125,7 +127,7 @@ class InprocEngine:
         engine = self.llm.llm_engine
         waiting = {str(request.uid): request for request in requests}
         for key, request in waiting.items():
-            engine.add_request(key, {"prompt_token_ids": request.prompt}, _sampling_params(self.config, request.seed))
+            engine.add_request(key, {"prompt_token_ids": request.prompt}, sampling_params(self.config, request.seed))
         try:
             while waiting:
                 for output in engine.step():
@@ -168,7 +170,7 @@ class AsyncEngine:
 
         async def one(request: Request) -> None:
             try:
-                params = _sampling_params(self.config, request.seed)
+                params = sampling_params(self.config, request.seed)
                 prompt = {"prompt_token_ids": request.prompt}
                 async for output in self.llm.generate(prompt, params, str(request.uid)):
                     if output.finished:

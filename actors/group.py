@@ -46,7 +46,8 @@ def get(refs: Any, timeout_s: float, what: str) -> Any:
         return ray.get(refs, timeout=timeout_s)
     except GetTimeoutError:
         raise ActorFailure(
-            f"{what} did not answer within {timeout_s:.0f} s: see the run's logs; raise its timeout_s if it is only slow"
+            f"{what} did not answer within {timeout_s:.0f} s: see the run's logs; "
+            "raise its timeout_s if it is only slow"
         ) from None
     except RayActorError as error:
         raise ActorFailure(f"{what} died: {error}") from error
@@ -77,10 +78,10 @@ class ActorGroup:
         self.handles = list(handles)
 
     @classmethod
-    def start(cls, name: str, actor_class: Any, ranks: int, resources: Resources, *args: Any) -> ActorGroup:
-        """Start `ranks` actors without waiting for them; `args` go to every constructor."""
+    def start(cls, name: str, actor_class: Any, ranks: int, resources: Resources) -> ActorGroup:
+        """Start `ranks` actors without waiting for them."""
         options = [actor_options(resources, f"{name}-{rank}") for rank in range(ranks)]
-        return cls(name, [actor_class.options(**option).remote(*args) for option in options])
+        return cls(name, [actor_class.options(**option).remote() for option in options])
 
     def join(self, timeout_s: float) -> None:
         """Form one process group of all actors, which are `SpmdActor`s; `timeout_s` bounds its collectives."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from castor.algorithms.losses import clipped_policy_loss
 from castor.algorithms.ragged import token_weights
 from castor.checkpoint import atomic_folder
 from castor.config.rlhf import RLHF
-from castor.data.template import load_tokenizer
+from castor.data.rows import QARow
+from castor.data.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 
 
@@ -35,16 +37,14 @@ from castor.experience import Experience
 class LearnerWorker(SpmdActor):
     """One rank of the learner."""
 
-    def __init__(self, model: str, config: RLHF, seed: int, template: str) -> None:
-        self.model, self.config, self.seed, self.template = model, config, seed, template
-        self.learner = config.learner
-        torch.set_num_threads(self.learner.resources.threads)
-
-    def load(self) -> None:
-        """Load the policy into its engine, and the PTX rows. Collective."""
+    def load(self, model: str, config: RLHF, seed: int, template: str, ptx_rows: Sequence[QARow] | None) -> None:
+        """Load the policy into its engine; `ptx_rows` are the demonstrations of PTX, where it is on. Collective."""
         from actors.deepspeed_engine import TrainEngine, device, resolve_dtype
         from castor.models.policy import PolicyModel
 
+        self.model, self.config, self.seed = model, config, seed
+        self.learner = config.learner
+        torch.set_num_threads(self.learner.resources.threads)
         torch.manual_seed(self.seed)
         self.device = device()
         policy = PolicyModel.load(
@@ -57,7 +57,11 @@ class LearnerWorker(SpmdActor):
         if self.learner.ptx is not None:
             from actors.ptx import PTXStream
 
-            self.ptx = PTXStream(self.learner.ptx, self.model, self.template, self.seed)
+            if ptx_rows is None:
+                raise ValueError("PTX is on but no demonstrations were given")
+            tokenizer = load_tokenizer(model, config.policy.trust_remote_code)
+            limit = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
+            self.ptx = PTXStream(self.learner.ptx, ptx_rows, PromptTemplate(tokenizer, template), limit, seed)
 
     def step(self, step: int, batch: StepBatch, advantages: dict[str, Any], prices: Prices | None) -> dict[str, float]:
         """One policy update. Collective.

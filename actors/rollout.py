@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
@@ -11,6 +12,9 @@ import ray
 from actors.weights import WeightUpdate
 from castor.config.rlhf import Rollout
 from castor.experience import Experience
+
+if TYPE_CHECKING:  # importing vLLM takes 20 s: only the workers do
+    from actors.engines import Response
 
 VLLM_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the in-process executor needs it; AsyncLLM keeps its one engine process
@@ -74,7 +78,7 @@ class RolloutWorker:
 
         A prompt longer than max_prompt_tokens has been dropped by the driver's prompt filter; here it is an error.
         """
-        from actors.engines import Request, Response
+        from actors.engines import Request
 
         encoded = [Request(r.uid, self.template.encode_prompt(r.prompt), r.seed) for r in requests]
         for request in encoded:
@@ -84,20 +88,22 @@ class RolloutWorker:
         for number, response in enumerate(self.engine.generate(encoded), start=1):
             chunk.append(response)
             if len(chunk) == self.config.chunk_size or number == len(encoded):
-                experience = self._pack(chunk)
+                experience = pack_experience(chunk, self.version)
                 yield experience
                 texts = tuple(self.template.decode_response(r.tokens) for r in chunk) if decode else None
                 yield ChunkInfo(tuple(r.uid for r in chunk), int(experience.response_lengths.sum()), texts)
                 chunk = []
 
-    def _pack(self, chunk: Sequence) -> Experience:
-        lengths = np.array([len(r.tokens) for r in chunk], dtype=np.int32)
-        return Experience(
-            uids=np.array([r.uid for r in chunk], dtype=np.int64),
-            tokens=np.concatenate([np.array([*r.prompt, *r.tokens], dtype=np.int32) for r in chunk]),
-            prompt_lengths=np.array([len(r.prompt) for r in chunk], dtype=np.int32),
-            response_lengths=lengths,
-            logprobs=np.concatenate([np.array(r.logprobs, dtype=np.float32) for r in chunk]),
-            versions=np.full(int(lengths.sum()), self.version, dtype=np.int32),
-            truncated=np.array([r.truncated for r in chunk], dtype=bool),
-        )
+
+def pack_experience(responses: Sequence[Response], version: int) -> Experience:
+    """Finished responses, all sampled by policy `version`, as experience."""
+    lengths = np.array([len(r.tokens) for r in responses], dtype=np.int32)
+    return Experience(
+        uids=np.array([r.uid for r in responses], dtype=np.int64),
+        tokens=np.concatenate([np.array([*r.prompt, *r.tokens], dtype=np.int32) for r in responses]),
+        prompt_lengths=np.array([len(r.prompt) for r in responses], dtype=np.int32),
+        response_lengths=lengths,
+        logprobs=np.concatenate([np.array(r.logprobs, dtype=np.float32) for r in responses]),
+        versions=np.full(int(lengths.sum()), version, dtype=np.int32),
+        truncated=np.array([r.truncated for r in responses], dtype=bool),
+    )

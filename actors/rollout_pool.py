@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -51,7 +51,8 @@ class RolloutPool:
         self.stale: list[ActorHandle] = []
 
     def _start(self) -> ActorHandle:
-        return RolloutWorker.options(**actor_options(self.config.resources, "rollout", **VLLM_ENV)).remote(*self.args)
+        options = actor_options(self.config.resources, "rollout", **VLLM_ENV)
+        return cast(Any, RolloutWorker).options(**options).remote(*self.args)
 
     def wait_ready(self) -> None:
         """Until every engine is up. Raises ActorFailure when one cannot start."""
@@ -98,7 +99,8 @@ class RolloutPool:
         """
         self.update = update
         self.workers, self.stale = self.workers + self.stale, []
-        for worker, answer in [(worker, worker.load_weights.remote(update)) for worker in self.workers]:
+        answers: list[Any] = [worker.load_weights.remote(update) for worker in self.workers]
+        for worker, answer in zip(self.workers, answers, strict=True):
             self._verify(worker, answer, update)
 
     def _verify(self, worker: ActorHandle, answer: Any, update: WeightUpdate) -> None:

@@ -29,16 +29,14 @@ from castor.experience import Experience
 class SignalWorker(SpmdActor):
     """One rank of a signal's group. Every rank scores on its own; the critic is trained by all of them together."""
 
-    def __init__(self, name: str, model: str, config: RLHF, seed: int) -> None:
-        self.name, self.model, self.config, self.seed = name, model, config, seed
-        self.signal = config.signals[name]
-        torch.set_num_threads(self.signal.resources.threads)
-
-    def load(self) -> None:
+    def load(self, name: str, model: str, config: RLHF, seed: int) -> None:
         """Load the score model, and the critic from the same weights. Collective."""
         from actors.deepspeed_engine import TrainEngine, device, resolve_dtype
         from castor.models.score import ScoreModel
 
+        self.name, self.model, self.config, self.seed = name, model, config, seed
+        self.signal = config.signals[name]
+        torch.set_num_threads(self.signal.resources.threads)
         self.device = device()
         dtype = resolve_dtype(self.signal.critic.dtype)
         self.scorer = Scorer(self.model, self.signal.critic)

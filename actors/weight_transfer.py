@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
@@ -54,7 +54,7 @@ class HostWeightTransfer(WeightTransferEngine[HostInit, HostUpdate]):
     def receive_weights(self, update_info: HostUpdate) -> None:
         """Load one bucket."""
         with torch.device(self.device):
-            self.model.load_weights(self._tensors(update_info))
+            cast(Any, self.model).load_weights(self._tensors(update_info))
 
     def _tensors(self, update: HostUpdate) -> Iterator[tuple[str, torch.Tensor]]:
         if update.bucket is not None:

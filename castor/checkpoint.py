@@ -34,7 +34,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         _fsync(aside)
         if folder.exists():
             os.replace(folder, old)
-        os.replace(aside, folder)
+        try:
+            os.replace(aside, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
         _fsync(folder.parent)
     except Exception as error:
         if _disk_full(error):

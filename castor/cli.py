@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -41,7 +42,8 @@ def main() -> None:
         sys.exit(EXIT_USER)
     except KeyboardInterrupt:
         print("castor: interrupted; finished stages are kept, the same command goes on from them", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)  # a thread may be waiting inside Ray, whose core aborts an orderly interpreter exit
 
 
 def _interrupt(signum: int, frame: Any) -> None:

@@ -27,6 +27,11 @@ class Experience:
     truncated: NDArray[np.bool_]  # [N] cut at max_new_tokens, so without an end-of-text token
 
     def __post_init__(self) -> None:
+        per_sequence = (self.prompt_lengths, self.response_lengths, self.truncated)
+        if any(len(array) != len(self) for array in per_sequence):
+            raise ValueError(
+                f"{len(self)} uids, but {', '.join(str(len(array)) for array in per_sequence)} lengths and flags"
+            )
         responses = int(self.response_lengths.sum())
         if len(self.tokens) != int(self.prompt_lengths.sum()) + responses:
             raise ValueError(f"{len(self.tokens)} tokens do not fill the stated prompt and response lengths")
@@ -68,7 +73,10 @@ class Experience:
 
 
 def ragged_take(values: NDArray, lengths: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray:
-    """Pick rows of a ragged array: `values` [sum(lengths)] holds row after row. Returns a copy, in the order of `rows`."""
+    """Pick rows of a ragged array: `values` [sum(lengths)] holds row after row.
+
+    Returns a copy, in the order of `rows`.
+    """
     if len(rows) == 0:
         return values[:0].copy()
     offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -31,7 +31,10 @@ class RunFolder:
         self.records_file = self.path / "stages.json"
 
     def model_path(self, reference: str) -> str:
-        """Folder or hub id behind `stage:NAME`, or `reference` itself. Raises CastorError while the stage is missing."""
+        """Folder or hub id behind `stage:NAME`, or `reference` itself.
+
+        Raises CastorError while the stage is missing.
+        """
         if not reference.startswith(STAGE):
             return reference
         name = reference.removeprefix(STAGE)

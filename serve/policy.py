@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +11,10 @@ from ray import serve
 from ray.serve import Application
 from transformers import PreTrainedTokenizerBase
 
-from actors.group import actor_env
 from actors.rollout import VLLM_ENV
 from castor.config.serve import Serve
-from castor.data.template import PKU_PROMPT, PromptTemplate
-
-STOP_S = 3.0  # for requests in flight when the endpoint is stopped, and for the engine's process
-HEALTH = {"health_check_period_s": 30, "health_check_timeout_s": 120}  # a loaded machine answers late
-CONSTRUCTOR_RETRIES = 2
+from castor.data.template import PKU_PROMPT, PromptTemplate, load_tokenizer
+from serve.replicas import STOP_S, deployment_options
 
 
 class PolicyServer:
@@ -39,11 +34,7 @@ class PolicyServer:
         from vllm.entrypoints.launchers.cli_args import FrontendArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from castor.data.template import load_tokenizer
-
-        template = chat_template(
-            load_tokenizer(str(self.folder), self.config.trust_remote_code), self.config.template
-        )
+        template = chat_template(load_tokenizer(str(self.folder), self.config.trust_remote_code), self.config.template)
         engine_args = AsyncEngineArgs(**self._engine_kwargs())
         args = argparse.Namespace(**(vars(FrontendArgs(chat_template=template)) | vars(engine_args)))
         self.engine = AsyncLLM.from_engine_args(engine_args)
@@ -86,17 +77,9 @@ class PolicyServer:
 
 def policy_app(name: str, folder: Path, max_model_len: int, config: Serve) -> Application:
     """The Serve application that answers for the policy in `folder` under the model name `name`."""
-    deployment = serve.deployment(serve.ingress()(PolicyServer)).options(
-        name="policy",
-        num_replicas=config.replicas,
-        max_ongoing_requests=config.max_ongoing_requests,
-        ray_actor_options=replica_options(config.resources, **VLLM_ENV),
-        graceful_shutdown_timeout_s=STOP_S,
-        graceful_shutdown_wait_loop_s=0.2,
-        max_constructor_retry_count=CONSTRUCTOR_RETRIES,
-        **HEALTH,
-    )
-    return deployment.bind(name, folder, max_model_len, config)
+    options = deployment_options("policy", config.replicas, config.resources, **VLLM_ENV)
+    deployment = serve.deployment(max_ongoing_requests=config.max_ongoing_requests, **options)
+    return deployment(serve.ingress()(PolicyServer)).bind(name, folder, max_model_len, config)
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase, kind: str) -> str | None:
@@ -107,15 +90,16 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, kind: str) -> str | None:
     """
     if PromptTemplate(tokenizer, kind).chat:
         return None
-    begin, question, answer = _PKU_PARTS
-    # a chat template is rendered to text and tokenised without special tokens, so it names the tokenizer's own
-    first = tokenizer("").input_ids
+    opening, _, closing = PKU_PROMPT.partition("{prompt}")
+    begin = opening.removesuffix("USER: ")
+    # what a template renders is tokenised without special tokens, so it writes the begin-of-text token itself
+    first = "".join(tokenizer.convert_ids_to_tokens(tokenizer("").input_ids[:1]))
     return (
-        (tokenizer.decode(first[:1]) if first and first[0] == tokenizer.bos_token_id else "")
+        first
         + begin
         + "{% for message in messages %}"
-        + "{% if message.role == 'user' %}" + question + "{{ message.content }}" + answer
+        + ("{% if message.role == 'user' %}USER: {{ message.content }}" + closing)
         + "{% elif message.role == 'assistant' %}{{ message.content }}{{ eos_token }}"
-        + "{% else %}{{ raise_exception('only user and assistant messages: the format has no other role') }}"
+        + "{% else %}{{ raise_exception('this model knows user and assistant messages only') }}"
         + "{% endif %}{% endfor %}"
     )

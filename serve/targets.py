@@ -10,11 +10,11 @@ from pathlib import Path
 
 from castor.config.serve import Serve
 from castor.errors import CastorError
-from castor.files import read_json
+from castor.models.policy import context_length
+from castor.models.score import SCORE_FILE
 
 PREFERRED = "ppo_lag"
 POLICY_FOLDER = "policy"  # of an RLHF run
-SCORE_FILE = "castor_score.json"
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ def require_free_port(host: str, port: int) -> None:
                 f"port {port} on {host} is in use: stop the program that listens there, or choose another port"
             ) from None
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        raise CastorError(
-            f"cannot listen on {host} port {port} ({reason}): choose another host or port"
-        ) from None
+        raise CastorError(f"cannot listen on {host} port {port} ({reason}): choose another host or port") from None
 
 
 def _default_policy(run: Path) -> str:
@@ -70,7 +68,7 @@ def _default_policy(run: Path) -> str:
 
 def _policy_folder(run: Path, name: str) -> Path:
     stage = run / name
-    if stage.parent != run or not stage.is_dir():
+    if name not in {path.name for path in run.iterdir() if path.is_dir()}:
         raise CastorError(f"{run} holds no policy {name!r}: {_choices(run)}")
     if (stage / SCORE_FILE).exists():
         raise CastorError(f"{stage} is a score model, not a policy: {_choices(run)}")
@@ -81,8 +79,8 @@ def _policy_folder(run: Path, name: str) -> Path:
 
 
 def _choices(run: Path) -> str:
-    folders = sorted({path.parent for pattern in ("*", f"*/{POLICY_FOLDER}") for path in run.glob(f"{pattern}/config.json")})
-    names = [(path.parent if path.name == POLICY_FOLDER else path).name for path in folders if _is_policy(path)]
+    names = {path.parent.name for path in run.glob("*/config.json") if _is_policy(path.parent)}
+    names |= {path.parent.parent.name for path in run.glob(f"*/{POLICY_FOLDER}/config.json") if _is_policy(path.parent)}
     return f"there is {', '.join(sorted(names))}" if names else "there is none yet"
 
 
@@ -104,20 +102,12 @@ def _score_folder(run: Path, kind: str) -> Path | None:
 
 
 def _max_model_len(config: Serve, name: str, policy: Path) -> int:
-    context = context_of(policy)
-    if context is None and config.max_model_len is None:
-        raise CastorError(f"the config of {policy} does not say how long its context is: set max_model_len")
-    if context is not None and config.max_model_len is not None and config.max_model_len > context:
+    context = context_length(str(policy), config.trust_remote_code)
+    if context is not None and (config.max_model_len or 0) > context:
         raise CastorError(
             f"max_model_len {config.max_model_len} is longer than the context of {name}, {context} tokens: lower it"
         )
-    return config.max_model_len or context or 0
-
-
-def context_of(folder: Path) -> int | None:
-    """Context length of the model in `folder`, in tokens; None where its config does not say."""
-    try:
-        value = read_json(folder / "config.json").get("max_position_embeddings")
-    except ValueError:
-        raise CastorError(f"{folder / 'config.json'} is not JSON: make the model again") from None
-    return None if value is None else int(value)
+    longest = config.max_model_len or context
+    if longest is None:
+        raise CastorError(f"the config of {policy} does not say how long its context is: set max_model_len")
+    return longest

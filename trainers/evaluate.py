@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -66,12 +66,12 @@ def evaluate(
     pool = RolloutPool(next(iter(policies.values())), stage.rollout, context.config.template)
     models = {kind: context.folder.model_path(getattr(stage, kind)) for kind in ("reward", "cost")}
     scorers = {
-        kind: ScoreWorker.options(**actor_options(stage.resources, f"{kind}-scorer")).remote(
-            model, Engine(pack_length=128), stage.resources.threads
-        )
+        kind: cast(Any, ScoreWorker)
+        .options(**actor_options(stage.resources, f"{kind}-scorer"))
+        .remote(model, Engine(pack_length=128), stage.resources.threads)
         for kind, model in models.items()
     }
-    source = FolderWeights.remote()
+    source = cast(Any, FolderWeights).remote()
     rows: dict[str, list[JudgedResponse]] = {}
     try:
         pool.wait_ready()

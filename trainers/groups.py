@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import ray
 
@@ -16,6 +16,7 @@ from actors.reference import ReferenceWorker
 from actors.rollout_pool import RolloutPool
 from actors.signal import SignalWorker
 from castor.config.rlhf import RLHF
+from castor.data.rows import QARow
 
 
 class Groups:
@@ -30,6 +31,7 @@ class Groups:
         thresholds: Mapping[str, float],
         template: str,
         seed: int,
+        ptx_rows: Sequence[QARow] | None,
         state_dir: Path,
     ) -> None:
         """Start everything at once (imports dominate) and wait until all models are loaded.
@@ -41,6 +43,7 @@ class Groups:
             thresholds: limit of each constraint, in normalised cost.
             template: prompt format.
             seed: of this run.
+            ptx_rows: demonstrations of the PTX loss, where it is on.
             state_dir: where the multipliers keep their state.
 
         """
@@ -49,18 +52,15 @@ class Groups:
         engine, reference = config.learner.engine, config.policy.reference
         options = [actor_options(reference.resources, "reference") for _ in range(reference.ranks)]
         arguments = (policy, engine, config.rollout.temperature, reference.resources.threads, trust)
+        worker = cast(Any, ReferenceWorker)
         self.reference = ActorGroup(
-            "the reference policy", [ReferenceWorker.options(**option).remote(*arguments) for option in options]
+            "the reference policy", [worker.options(**option).remote(*arguments) for option in options]
         )
         learner = config.learner
-        self.learner = ActorGroup.start(
-            "learner", LearnerWorker, learner.ranks, learner.resources, policy, config, seed, template
-        )
+        self.learner = ActorGroup.start("learner", LearnerWorker, learner.ranks, learner.resources)
         self.signals = {
-            name: ActorGroup.start(
-                f"signal-{name}", SignalWorker, s.ranks, s.resources, name, signals[name], config, seed
-            )
-            for name, s in config.signals.items()
+            name: ActorGroup.start(f"signal-{name}", SignalWorker, signal.ranks, signal.resources)
+            for name, signal in config.signals.items()
         }
         self.multipliers: Any = None
         if config.multipliers is not None:
@@ -68,7 +68,10 @@ class Groups:
             self.multipliers = owner.remote(config.multipliers, dict(thresholds), state_dir / "multipliers.json")
         for group in (self.learner, *self.signals.values()):
             group.join(learner.timeout_s)
-        loading = {g.name: g.call("load") for g in (self.learner, *self.signals.values())}
+        rows_ref = ray.put(ptx_rows)
+        loading = {self.learner.name: self.learner.call("load", policy, config, seed, template, rows_ref)}
+        for name, group in self.signals.items():
+            loading[group.name] = group.call("load", name, signals[name], config, seed)
         loading[self.reference.name] = self.reference.call("ready")
         for name, refs in loading.items():
             get(refs, START_TIMEOUT_S, f"{name} (loading its model)")

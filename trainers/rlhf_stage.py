@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.group import get
 from castor.config.rlhf import RLHF, Signal
-from castor.data.load import load_prompts
+from castor.data.load import load_demonstrations, load_prompts
 from castor.data.prompt_stream import PromptStream
 from castor.data.template import require_same_tokenizer
 from castor.errors import CastorError
@@ -33,15 +33,23 @@ def run_rlhf(context: Context, name: str) -> str:
     prompts = context.load_rows(name, [config.prompts], load_prompts)
     prompts = fitting_prompts(context, name, prompts, policy, config.rollout.max_prompt_tokens)
     stream = PromptStream(prompts, config.prompts_per_step, seed)
+    ptx = config.learner.ptx
+    ptx_rows = context.load_rows(f"{name}.ptx", [ptx.data], load_demonstrations) if ptx else None
     (out / "multipliers.json").unlink(missing_ok=True)
     log = StepLog(context, name, config, thresholds, out)
     with (
         context.terminal.bar(name) as log.bar,
         Groups(
-            config, policy=policy, signals=signals, thresholds=thresholds, template=context.config.template, seed=seed,
+            config,
+            policy=policy,
+            signals=signals,
+            thresholds=thresholds,
+            template=context.config.template,
+            seed=seed,
+            ptx_rows=ptx_rows,
             state_dir=out,
         ) as groups,
-    ):  # fmt: skip
+    ):
         train(config, groups, stream, seed, 1, log.add)
         get(groups.learner.call("export", out / "policy"), config.learner.timeout_s, "the learner (saving the policy)")
     write_json(out / "run.json", {"thresholds": thresholds, "steps": log.steps})
@@ -86,7 +94,7 @@ class StepLog:
         metrics = dict(result.metrics)
         objectives = [key for key, signal in self.config.signals.items() if signal.role == "objective"]
         constraints = list(self.config.constraints)
-        record = {
+        record: dict[str, Any] = {
             "step": result.step,
             "mean_reward": sum(self.config.signals[k].weight * metrics[f"{k}/score_mean"] for k in objectives),
             "mean_costs": {key: metrics[f"{key}/score_mean"] for key in constraints},

@@ -10,7 +10,7 @@ from actors.progress import Progress
 from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool, request_seed
 from castor.config.supervised import Supervised
-from castor.data.load import load_demonstrations, load_preferences, load_prompts
+from castor.data.load import PreferenceLabel, load_demonstrations, load_preferences, load_prompts
 from castor.data.synthetic.corpus import sampled_pairs
 from castor.data.synthetic.prompts import find_prompt
 from castor.errors import CastorError
@@ -43,7 +43,8 @@ def run_reward(context: Context) -> str:
     """The reward model."""
     stage = context.config.reward
     assert stage is not None
-    rows = context.load_rows("reward", stage.data, partial(load_preferences, need=("better",)))
+    need: tuple[PreferenceLabel, ...] = ("better",)
+    rows = context.load_rows("reward", stage.data, partial(load_preferences, need=need))
     metrics = _train(context, "reward", stage, rows)
     return f"accuracy {metrics['accuracy']:.1%} on {metrics['validation_samples']:.0f} held-out pairs"
 
@@ -52,7 +53,8 @@ def run_cost(context: Context) -> str:
     """The cost model."""
     stage = context.config.cost
     assert stage is not None
-    rows = context.load_rows("cost", stage.data, partial(load_preferences, need=("safer", "safe_flags")))
+    need: tuple[PreferenceLabel, ...] = ("safer", "safe_flags")
+    rows = context.load_rows("cost", stage.data, partial(load_preferences, need=need))
     metrics = _train(context, "cost", stage, rows)
     return (
         f"ranking accuracy {metrics['accuracy']:.1%}, sign accuracy {metrics['sign_accuracy']:.1%} "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -60,7 +60,7 @@ def run_supervised(
     training, validation = split_by_prompt(rows, stage.validation_share, seed)
     if not training:
         raise CastorError("no training rows are left beside the validation prompts: lower validation_share")
-    board = ProgressBoard.remote()
+    board = cast(Any, ProgressBoard).remote()
     job = Job(
         stage, model, [ray.put([*training, *validation])], len(training), out.absolute(), template, seed, board
     )  # fmt: skip
@@ -78,23 +78,38 @@ def run_supervised(
                 **resources.custom,
             },
         ),
-        run_config=RunConfig(
+        run_config=cast(Any, RunConfig)(  # the annotations are those of Ray Train v1; v2 is what runs
             name=out.name,
             storage_path=str(out.parent.absolute() / "ray_train"),
             failure_config=FailureConfig(max_failures=stage.max_failures),
             worker_runtime_env={"env_vars": actor_env(resources)},
         ),
     )
-    with ThreadPoolExecutor(1) as executor:
-        fit = executor.submit(trainer.fit)
-        while not fit.done():
-            on_progress(ray.get(board.read.remote(), timeout=60))
-            _sleep_until(fit, POLL_S)
-        try:
-            fit.result()
-        except Exception as error:
-            raise _castor_error(error) or error from None
+    fit = _InBackground(trainer.fit)
+    while not fit.done.wait(POLL_S):
+        on_progress(ray.get(board.read.remote(), timeout=60))
+    if fit.error is not None:
+        raise _castor_error(fit.error) or fit.error
     return read_json(metrics_file(out))
+
+
+class _InBackground(threading.Thread):
+    """Runs a function in a daemon thread: `fit` in the main thread would replace the handler of Ctrl-C for good."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self.function, self.done = function, threading.Event()
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Call the function; keep what it raised."""
+        try:
+            self.function()
+        except Exception as error:  # raised again by the main thread
+            self.error = error
+        finally:
+            self.done.set()
 
 
 def metrics_file(out: Path) -> Path:
@@ -116,8 +131,8 @@ def train_worker(config: dict[str, Job]) -> None:
     job = config["job"]
     torch.set_num_threads(job.stage.resources.threads)
     from actors.deepspeed_engine import TrainEngine, resolve_dtype
+    from castor.data.samples import Samples
     from castor.data.template import PromptTemplate, load_tokenizer
-    from trainers.sequences import Samples
     from trainers.tasks import make_task
 
     context, stage = ray.train.get_context(), job.stage
@@ -169,7 +184,7 @@ class _Trainer:
         total = self.task.weight(self.samples, batch)
         loss_sum = 0.0
         for chosen in self._micro_batches(batch):
-            packed = self.samples.pack(chosen, self.job.stage.engine.pack_length)
+            packed = self.samples.pack(chosen, self.job.stage.engine.pack_length).to(self.engine.device)
             loss = self.task.loss(self.engine.forward, packed, self._rows(chosen)) / total
             self.engine.accumulate(loss)
             loss_sum += float(loss.detach())
@@ -181,8 +196,8 @@ class _Trainer:
         budget = self.job.stage.engine.micro_batch_tokens
         size = max(1, budget // max(1, int(self.lengths.max())))
         pieces = [validation[i : i + size] for i in range(0, len(validation), size)]
-        pack_length = self.job.stage.engine.pack_length
-        return [self.task.observe(self.engine.infer, self.samples.pack(piece, pack_length)).cpu() for piece in pieces]
+        packs = (self.samples.pack(piece, self.job.stage.engine.pack_length) for piece in pieces)
+        return [self.task.observe(self.engine.infer, packed.to(self.engine.device)).cpu() for packed in packs]
 
     def _micro_batches(self, batch: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         from castor.packing import micro_batches, partition
@@ -217,9 +232,3 @@ def _castor_error(error: BaseException | None) -> CastorError | None:
                 return found
         error = getattr(error, "cause", None) or error.__cause__
     return None
-
-
-def _sleep_until(future: Any, seconds: float) -> None:
-    from concurrent.futures import wait
-
-    wait([future], timeout=seconds)

@@ -16,10 +16,10 @@ from castor.algorithms.preference import cost_loss, reward_loss
 from castor.checkpoint import atomic_folder
 from castor.config.supervised import SFT, Cost, Preference, Reward, Supervised
 from castor.data.rows import PreferenceRow, QARow
+from castor.data.samples import PackedSamples, Samples
 from castor.data.template import load_tokenizer
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
-from trainers.sequences import PackedSamples, Samples
 
 Forward = Callable[..., Tensor]
 
@@ -44,7 +44,7 @@ class Task(Protocol):
         ...
 
     def measure(self, outputs: Sequence[Tensor], rows: Sequence[int]) -> dict[str, float]:
-        """Validation metrics from what `observe` returned for batches of samples, which are those of `rows` in order."""
+        """Validation metrics from what `observe` returned for batches of samples: those of `rows`, in order."""
         ...
 
     def observe(self, forward: Forward, packed: PackedSamples) -> Tensor:

@@ -42,7 +42,9 @@ class Signal(Section):
         default_factory=lambda: Engine(optimizer=Optimizer(lr=5e-6, lr_scheduler_type="constant")),
         description="how the critic, which starts from the score model, is trained",
     )
-    ranks: int = Field(1, ge=1, description="actors in the group; they share the scoring, and are the critic's world size")
+    ranks: int = Field(
+        1, ge=1, description="actors in the group; they share the scoring, and are the critic's world size"
+    )
     resources: Resources = Field(default_factory=Resources, description="of one actor of the group")
 
     @model_validator(mode="after")

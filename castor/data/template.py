@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from castor.errors import CastorError
 
-# Verbatim, so that PKU's released models score correctly (safe-rlhf configs/constants.py); no space after the last colon.
+# Verbatim, so that PKU's released models score correctly (safe-rlhf configs/constants.py);
+# no space after the last colon.
 PKU_PROMPT = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:"
 
 
@@ -50,7 +51,7 @@ class PromptTemplate:
         """The prompt as the model reads it, up to where its response begins."""
         if self.chat:
             messages = [{"role": "user", "content": prompt}]
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         return PKU_PROMPT.format(prompt=prompt)
 
     def encode_prompt(self, prompt: str) -> list[int]:
@@ -64,7 +65,7 @@ class PromptTemplate:
 
     def decode_response(self, tokens: Sequence[int]) -> str:
         """The text of a response, without special tokens."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
 
 def _first_line(error: Exception) -> str:

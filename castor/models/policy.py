@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from castor.errors import CastorError
 from castor.packing import PackedRows
@@ -13,7 +15,7 @@ from castor.packing import PackedRows
 class PolicyModel(nn.Module):
     """Any `AutoModelForCausalLM`, asked for log-probabilities instead of logits."""
 
-    def __init__(self, lm: nn.Module) -> None:
+    def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
         self.lm = lm
 
@@ -21,11 +23,12 @@ class PolicyModel(nn.Module):
     def load(cls, model: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PolicyModel:
         """From a folder or hub id. Raises CastorError when it is no causal language model or its weights do not fit."""
         try:
-            lm, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 model, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, use_safetensors=True
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CastorError(f"{model!r} cannot be loaded as a causal language model: {first_line(error)}") from error
+        lm, info = loaded  # a pair, because of output_loading_info
         check_loaded(model, info)
         lm.config.use_cache = False
         return cls(lm)
@@ -67,7 +70,10 @@ def context_length(model: str, trust_remote_code: bool = False) -> int | None:
 
 
 def check_loaded(model: str, info: dict) -> None:
-    """Raise CastorError when a checkpoint left parameters uninitialised or held others: it is of another architecture."""
+    """Raise CastorError when a checkpoint left parameters uninitialised or held others.
+
+    It is then of another architecture.
+    """
     missing, mismatched = sorted(info["missing_keys"]), sorted(str(key) for key in info["mismatched_keys"])
     if missing or mismatched:
         example = (missing or mismatched)[0]

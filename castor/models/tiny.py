@@ -48,7 +48,11 @@ def make_demo_model(config: DemoModel, text: Iterable[str], seed: int, folder: P
 
 
 def train_tokenizer(config: DemoModel, text: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A word-level or byte-level BPE tokenizer with pad, EOS and a chat template. The same text gives the same tokens."""
+    """A word-level or byte-level BPE tokenizer with pad, EOS and a chat template.
+
+    The same text gives the same tokens.
+    """
+    trainer: trainers.Trainer
     if config.tokenizer == "word":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -22,6 +22,10 @@ class PackedSamples:
     prompt_lengths: Tensor  # [n] int64, n = samples * per_sample
     lengths: Tensor  # [n] int64
 
+    def to(self, device: torch.device) -> PackedSamples:
+        """A copy on `device`."""
+        return PackedSamples(self.rows.to(device), self.prompt_lengths.to(device), self.lengths.to(device))
+
     def last_positions(self) -> Tensor:
         """[n] flat position of each sequence's last token."""
         return torch.cumsum(self.lengths, 0) - 1
@@ -32,7 +36,8 @@ class PackedSamples:
         first = starts + (torch.ones_like(starts) if train_on_prompt else self.prompt_lengths)
         ends = starts + self.lengths
         spans = [torch.arange(a, b) for a, b in zip(first.tolist(), ends.tolist(), strict=True)]
-        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
+        flat = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
+        return flat.to(self.lengths.device)
 
 
 class Samples:
