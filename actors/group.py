@@ -53,8 +53,17 @@ def get(refs: Any, timeout_s: float, what: str) -> Any:
         raise ActorFailure(f"{what} died: {error}") from error
 
 
+def node_id() -> str:
+    """The node this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
 class SpmdActor:
     """Base of an actor that is one rank of an SPMD group."""
+
+    def node(self) -> str:
+        """The node this rank runs on."""
+        return node_id()
 
     def address(self) -> tuple[str, int]:
         """This node's address and a port that is free on it now."""
@@ -75,7 +84,7 @@ class ActorGroup:
 
     def __init__(self, name: str, handles: Sequence[ActorHandle]) -> None:
         self.name = name
-        self.handles = list(handles)
+        self.handles: list[Any] = list(handles)
 
     @classmethod
     def start(cls, name: str, actor_class: Any, ranks: int, resources: Resources) -> ActorGroup:

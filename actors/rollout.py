@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 
+from actors.group import node_id
 from actors.weights import WeightUpdate
 from castor.config.rlhf import Rollout
 from castor.experience import Experience
@@ -66,6 +67,10 @@ class RolloutWorker:
     def ready(self) -> int:
         """Answers once the engine is up: the version it holds."""
         return self.version
+
+    def node(self) -> str:
+        """The node this worker runs on."""
+        return node_id()
 
     def load_weights(self, update: WeightUpdate) -> tuple[int, str]:
         """Take over new weights; returns the version and the digest of the bytes that were loaded."""

@@ -32,6 +32,7 @@ SERVE_ENV = {  # a proxy that a loaded machine keeps from answering in time woul
 }
 SHUTDOWN_S = 6.0  # for Serve; what is left after that is killed
 POLL_S = 0.5
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def serve_forever(config: Serve, announce: Callable[[Endpoints], None] = print_e
         os.environ.setdefault(key, value)
     started: list[psutil.Process] = []
     try:
-        with cluster(config.ray), _sigterm_interrupts():
+        with cluster(config.ray), _signals_interrupt():
             _require_no_serve()
             with _deployment(started):
                 announce(deploy(config, targets))
@@ -135,14 +136,16 @@ def _wait_until_running(names: list[str], timeout_s: float) -> None:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM acts like Ctrl-C. Ray sets a handler of its own when it is initialised, so this comes after."""
+def _signals_interrupt() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt here, also in a background job, whose shell has them ignored.
+
+    Ray sets a SIGTERM handler of its own when it is initialised, so this comes after.
+    """
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -156,7 +159,7 @@ def _deployment(started: list[psutil.Process]) -> Iterator[None]:
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # impatience must not cut the clean-up short; it is bounded
         started.extend(psutil.Process().children(recursive=True))
         try:

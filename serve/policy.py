@@ -38,12 +38,20 @@ class PolicyServer:
         engine_args = AsyncEngineArgs(**self._engine_kwargs())
         args = argparse.Namespace(**(vars(FrontendArgs(chat_template=template)) | vars(engine_args)))
         self.engine = AsyncLLM.from_engine_args(engine_args)
+        await self._warm_up()
         tasks = await self.engine.get_supported_tasks()
         app = build_app(args, supported_tasks=tasks, model_config=self.engine.model_config)
         await init_app_state(self.engine, app.state, args, supported_tasks=tasks)
         # vLLM's launcher stops its web server through this when the engine dies; here `check_health` reports it
         app.state.server = SimpleNamespace(should_exit=False)
         return app
+
+    async def _warm_up(self) -> None:
+        """Sample one token: what the kernels cannot run shows only then, and must not look ready."""
+        from vllm import SamplingParams
+
+        async for _ in self.engine.generate({"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), "warm-up"):
+            pass
 
     async def check_health(self) -> None:
         """Raises when the engine has died: Serve then replaces the replica."""

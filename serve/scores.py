@@ -148,7 +148,7 @@ class ScoreServer:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes. Called by Serve once the models are loaded."""
-        app = FastAPI(title="Castor scores", description="Cost > 0 means unsafe.", redirect_slashes=False)
+        app = FastAPI(title="Castor scores", description="Cost > 0 means unsafe.")
 
         @app.exception_handler(RequestValidationError)
         async def invalid(_: Any, error: RequestValidationError) -> JSONResponse:
@@ -156,7 +156,7 @@ class ScoreServer:
             detail = [{key: found[key] for key in ("type", "loc", "msg")} for found in error.errors()]
             return JSONResponse({"detail": detail}, 422)
 
-        @app.post("/v1/score")
+        @app.post("")  # relative to the application's route prefix, /v1/score
         async def score(request: ScoreRequest) -> ScoreResponse:
             encoded = [[scorer.encode(item) for scorer in self.scorers] for item in request.all_items()]
             rows = await asyncio.gather(*(self.score_batch(sequences) for sequences in encoded))

@@ -77,6 +77,12 @@ class Groups:
             get(refs, START_TIMEOUT_S, f"{name} (loading its model)")
         self.rollout.wait_ready()
 
+    def nodes(self) -> dict[str, str]:
+        """Which node the first actor of each group runs on."""
+        first = {group.name: group.handles[0] for group in (self.learner, *self.signals.values())}
+        first["rollout"] = self.rollout.workers[0]
+        return {name: get(actor.node.remote(), START_TIMEOUT_S, name) for name, actor in first.items()}
+
     def __enter__(self) -> Self:
         return self
 

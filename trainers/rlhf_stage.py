@@ -50,9 +50,10 @@ def run_rlhf(context: Context, name: str) -> str:
             state_dir=out,
         ) as groups,
     ):
+        nodes = groups.nodes()
         train(config, groups, stream, seed, 1, log.add)
         get(groups.learner.call("export", out / "policy"), config.learner.timeout_s, "the learner (saving the policy)")
-    write_json(out / "run.json", {"thresholds": thresholds, "steps": log.steps})
+    write_json(out / "run.json", {"thresholds": thresholds, "nodes": nodes, "steps": log.steps})
     return log.closing_line()
 
 
@@ -134,5 +135,5 @@ class StepLog:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What `run_rlhf` noted: thresholds and steps."""
+    """What `run_rlhf` noted: thresholds, nodes (of each group's first actor) and steps."""
     return read_json(folder / "run.json")

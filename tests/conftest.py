@@ -1,0 +1,70 @@
+"""Shared fixtures: one Ray instance and one set of tiny models for the whole session."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray instance with four logical CPUs."""
+    import ray
+
+    from actors.cluster import cluster
+    from castor.config.pipeline import RayCluster
+
+    with cluster(RayCluster(num_cpus=4)):
+        yield
+    assert not ray.is_initialized()
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """Folders of an untrained policy and of reward and cost models on its backbone."""
+
+    policy: str
+    reward: str
+    cost: str
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """A Llama of 2 x 32, its tokenizer trained on synthetic text, and two random score models."""
+    import torch
+
+    from castor.config.data import DataSource
+    from castor.config.pipeline import DemoModel
+    from castor.data.hygiene import RowReport
+    from castor.data.load import load_demonstrations
+    from castor.models.score import ScoreInfo, ScoreModel, save_score_model
+    from castor.models.tiny import make_demo_model
+
+    folder = tmp_path_factory.mktemp("models")
+    rows = load_demonstrations(DataSource(limit=600), RowReport(), None)
+    config = DemoModel(hidden_size=32, intermediate_size=64, heads=2, max_position_embeddings=160)
+    make_demo_model(config, (text for row in rows for text in (row.prompt, row.response)), 0, folder / "policy")
+    torch.manual_seed(1)
+    for kind in ("reward", "cost"):
+        model = ScoreModel.from_backbone(str(folder / "policy"), ScoreInfo(kind), torch.float32)  # type: ignore[arg-type]
+        weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+        save_score_model(folder / kind, model.backbone, weights, model.info, str(folder / "policy"))
+    return TinyModels(*(str(folder / kind) for kind in ("policy", "reward", "cost")))
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[str]:
+    """Two hundred synthetic prompts."""
+    from castor.config.data import DataSource
+    from castor.data.hygiene import RowReport
+    from castor.data.load import load_prompts
+
+    return load_prompts(DataSource(limit=200), RowReport(), None)

@@ -1,0 +1,28 @@
+"""configs/demo.yaml shrunk to a few steps, for tests that run whole pipelines."""
+
+SMALL = [
+    "wandb.mode=disabled",
+    "model.data.limit=400",
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.heads=2",
+    "sft.data.limit=400",
+    "sft.max_steps=4",
+    "collect.prompts.limit=24",
+    "collect.rollout.workers=1",
+    "collect.rollout.max_new_tokens=24",
+    "reward.max_steps=3",
+    "reward.batch_size=8",
+    "cost.max_steps=3",
+    "cost.batch_size=8",
+    "rlhf.ppo_lag.steps=3",
+    "rlhf.ppo_lag.prompts_per_step=8",
+    "rlhf.ppo_lag.rollout.max_new_tokens=24",
+    "rlhf.ppo_lag.multipliers.lambda_update_delay_steps=1",
+    "rlhf.ppo.steps=2",
+    "rlhf.ppo.prompts_per_step=8",
+    "rlhf.ppo.rollout.max_new_tokens=24",
+    "evaluate.prompts.limit=40",
+    "evaluate.rollout.workers=1",
+    "evaluate.rollout.max_new_tokens=24",
+]

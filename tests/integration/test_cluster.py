@@ -1,0 +1,114 @@
+"""A cluster of two nodes on this machine, with Ray's token authentication: a submitted job runs the whole pipeline."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from castor.evaluation.summary import read_summary
+from tests.conftest import ROOT
+from tests.integration.small import SMALL
+
+RAY = Path(sys.executable).with_name("ray")
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for sock in sockets:
+        sock.bind(("127.0.0.1", 0))
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
+def run(command, env, timeout=300):
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def two_nodes(tmp_path):
+    """A head that offers CPUs, and a second node that offers the custom resource `rollout`."""
+    gcs, dashboard, client, agent = free_ports(4)
+    home = tmp_path / "home"
+    home.mkdir()
+    token = home / "token"
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_worker_niceness": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    token.write_text("a-token-of-this-test-only-0123456789abcdef")
+    temp = Path("/tmp") / f"castor-{os.getpid()}"  # Ray's socket paths must stay short
+    start = [
+        RAY,
+        "start",
+        "--num-cpus=3",
+        "--object-store-memory=300000000",
+        f"--temp-dir={temp}",
+        "--disable-usage-stats",
+    ]
+    head = [
+        "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", "--node-ip-address=127.0.0.1",
+    ]  # fmt: skip
+    run([*start, *head], env)
+    second = ["--address=127.0.0.1:" + str(gcs), '--resources={"rollout": 4}', "--node-ip-address=127.0.0.1"]
+    second_agent, second_grpc = free_ports(2)
+    second += [f"--dashboard-agent-listen-port={second_agent}", f"--dashboard-agent-grpc-port={second_grpc}"]
+    run([*start, *second], env)
+    yield env | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    ours = [p for p in psutil.process_iter(["cmdline"]) if str(temp) in " ".join(p.info["cmdline"] or [])]
+    for process in ours:
+        process.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(ours, timeout=10)
+    for process in alive:
+        process.kill()
+
+
+def test_a_submitted_job_runs_the_pipeline_with_its_rollout_workers_on_the_second_node(two_nodes, tmp_path):
+    run_dir = tmp_path / "run"
+    placed = [f"rlhf.{name}.rollout.resources.custom={{rollout: 1}}" for name in ("ppo_lag", "ppo")]
+    command = [
+        RAY,
+        "job",
+        "submit",
+        "--working-dir",
+        ".",
+        "--runtime-env-json",
+        '{"excludes": [".venv", "runs", ".git"]}',
+    ]
+    command += [
+        "--",
+        sys.executable,
+        "-m",
+        "castor",
+        "pipeline",
+        "configs/demo.yaml",
+        f"run_dir={run_dir}",
+        *SMALL,
+        *placed,
+    ]
+    output = run(command, two_nodes, timeout=900)
+    assert "succeeded" in output
+    summary = read_summary(run_dir / "summary.json")
+    assert list(summary.policies) == ["sft", "ppo", "ppo_lag"]
+    assert all(policy.gold_harmful_rate is not None for policy in summary.policies.values())
+    lag = json.loads((run_dir / "ppo_lag" / "run.json").read_text())
+    assert len(lag["steps"]) == 3
+    prices = [step["multipliers"]["harm"] for step in lag["steps"]]
+    assert prices[0] == pytest.approx(0.2)  # the delay of one step
+    assert prices[2] != prices[1]
+    nodes = lag["nodes"]
+    assert nodes["rollout"] != nodes["learner"]
+    assert summary.runs["ppo"].thresholds == {}

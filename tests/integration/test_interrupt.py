@@ -1,0 +1,77 @@
+"""Ctrl-C ends a run within seconds and leaves no process behind; bad input ends it with one sentence."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+from tests.integration.small import SMALL
+
+
+def wait_for(path, text, process, timeout):
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        assert process.poll() is None, path.read_text() if path.exists() else "ended early"
+        if path.exists() and text in path.read_text(errors="replace"):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"{text!r} did not appear in {path} within {timeout} s")
+
+
+def test_ctrl_c_ends_everything(tmp_path):
+    log = tmp_path / "run" / "logs" / "castor.log"
+    command = [sys.executable, "-m", "castor", "pipeline", "configs/demo.yaml", f"run_dir={tmp_path / 'run'}"]
+    leader, follower = pty.openpty()  # a terminal, so that the live progress bar is on the screen
+    process = subprocess.Popen(
+        [*command, *SMALL, "sft.max_steps=100000"], cwd=ROOT, stdout=follower, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env=os.environ | {"TERM": "xterm-256color"},
+    )  # fmt: skip
+    try:
+        wait_for(log, "Loading weights", process, 240)
+        time.sleep(3)  # into the training loop
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) > 5
+        start = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert time.monotonic() - start < 10
+        assert process.returncode == 130
+        assert errors.strip().endswith("the same command goes on from them")
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive, [p.cmdline() for p in alive]
+    finally:
+        os.close(leader)
+        os.close(follower)
+        if process.poll() is None:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["pipeline", "configs/absent.yaml"], "no config file at configs/absent.yaml"),
+        (["pipeline", "configs/demo.yaml", "sfft.max_steps=3"], "unknown key 'sfft'; did you mean 'sft'?"),
+        (
+            ["rlhf", "configs/demo.yaml", "rlhf.ppo_lag.multipliers.lambda_max=0.1"],
+            "lambda_max (0.1) is below lambda_init",
+        ),
+        (["sft", "configs/demo.yaml", "sft.data.source=absent.jsonl"], "absent.jsonl"),
+        (["reward", "configs/demo.yaml"], "castor collect"),
+    ],
+)
+def test_what_a_person_can_put_right_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path):
+    if "absent.yaml" not in arguments[1]:
+        arguments = [*arguments, f"run_dir={tmp_path / 'run'}", "wandb.mode=disabled"]
+    done = subprocess.run(
+        [sys.executable, "-m", "castor", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,191 @@
+"""The learner against plain PyTorch, on one and two ranks and every ZeRO stage; the multiplier owner; signals."""
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from actors.batch import StepBatch
+from actors.group import ActorGroup, get
+from actors.learner import LearnerWorker
+from actors.multipliers import MultiplierOwner, Prices
+from actors.signal import SignalWorker
+from castor.algorithms.advantages import combine
+from castor.algorithms.losses import clipped_policy_loss
+from castor.config.rlhf import RLHF, Learner, Multipliers, Signal
+from castor.config.training import Engine, Optimizer, Resources
+from castor.data.template import PromptTemplate, load_tokenizer
+from castor.experience import Experience
+from castor.models.policy import PolicyModel
+from castor.packing import pack_rows
+
+LR = 1e-2
+
+
+def rlhf_config(ranks, zero_stage, **learner):
+    engine = Engine(
+        zero_stage=zero_stage,
+        micro_batch_tokens=120,
+        pack_length=64,
+        optimizer=Optimizer(lr=LR, lr_scheduler_type="constant", lr_warmup_ratio=0, max_grad_norm=0.5),
+    )
+    return RLHF(
+        steps=3,
+        prompts_per_step=12,
+        signals={
+            "help": Signal(role="objective", model="unused", critic=engine),
+            "harm": Signal(role="constraint", model="unused", threshold=0.0, critic=engine),
+        },
+        multipliers=Multipliers(),
+        learner=Learner(ranks=ranks, engine=engine, logprob_gap_alarm=1e9, **learner),
+    )
+
+
+@pytest.fixture(scope="module")
+def step_data(tiny_models, prompts):
+    """Twelve made-up responses in two chunks, with reference log-probs, scores and advantages."""
+    rng = np.random.default_rng(0)
+    template = PromptTemplate(load_tokenizer(tiny_models.policy))
+    heads = [template.encode_prompt(prompt) for prompt in prompts[:12]]
+    lengths = rng.integers(1, 20, 12)
+    tokens = [np.array([*head, *rng.integers(5, 300, n)], np.int32) for head, n in zip(heads, lengths, strict=True)]
+    total = int(lengths.sum())
+    experience = Experience(
+        uids=np.arange(12),
+        tokens=np.concatenate(tokens),
+        prompt_lengths=np.array([len(head) for head in heads], np.int32),
+        response_lengths=lengths.astype(np.int32),
+        logprobs=rng.normal(-6.6, 0.3, total).astype(np.float32),
+        versions=np.zeros(total, np.int32),
+        truncated=np.zeros(12, bool),
+    )
+    advantages = {name: rng.normal(size=total).astype(np.float32) for name in ("help", "harm")}
+    return experience, rng.normal(-6.6, 0.3, total).astype(np.float32), advantages
+
+
+def as_batch(experience, reference):
+    cut = int(experience.response_lengths[:7].sum())
+    chunks = [experience.select(range(7)), experience.select(range(7, 12))]
+    scores = [np.linspace(-1, 1, 7, dtype=np.float32), np.linspace(-2, 2, 5, dtype=np.float32)]
+    return StepBatch(
+        [ray.put(chunk) for chunk in chunks],
+        [ray.put(reference[:cut]), ray.put(reference[cut:])],
+        {name: [ray.put(part) for part in scores] for name in ("help", "harm")},
+    )
+
+
+def plain_step(model, experience, advantages, lam, mini_batches=1):
+    """The same update in ten lines of PyTorch: whole sequences one by one, no packing, no DeepSpeed."""
+    policy = PolicyModel.load(model, torch.float32)
+    decay = [p for p in policy.parameters() if p.ndim >= 2]
+    rest = [p for p in policy.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW([{"params": decay}, {"params": rest}], lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
+    stream = {name: torch.from_numpy(a) for name, a in advantages.items()}
+    combined = combine({"help": stream["help"]}, {"help": 1.0}, {"harm": stream["harm"]}, {"harm": lam})
+    ends = np.cumsum(experience.response_lengths)
+    loss = torch.zeros(())
+    for i in range(len(experience)):
+        one = experience.select([i])
+        rows = pack_rows(one.tokens, one.lengths, 512)
+        positions = torch.arange(int(one.prompt_lengths[0]), int(one.lengths[0]))
+        span = slice(int(ends[i] - experience.response_lengths[i]), int(ends[i]))
+        old = torch.from_numpy(one.logprobs.copy())
+        per_token = clipped_policy_loss(policy(rows, positions), old, combined[span], 0.2)
+        loss = loss + per_token.mean() / len(experience)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
+    optimizer.step()
+    return float(loss), float(norm), {k.removeprefix("lm."): p.detach() for k, p in policy.named_parameters()}
+
+
+def learner_step(group, model, config, batch, advantages, lam):
+    get(group.call("load", model, config, 0, "auto", None), 300, "load")
+    prices = Prices(1, {"harm": lam}, {"harm": 0.0})
+    refs = {name: ray.put(a) for name, a in advantages.items()}
+    metrics = get(group.call("step", 1, batch, refs, prices), 300, "step")[0]
+    update = get(group.call("publish", 1), 300, "publish")[0]
+    weights = {}
+    for bucket in ray.get(update.buckets):
+        for name, (raw, dtype, shape) in bucket.items():
+            weights[name] = torch.frombuffer(bytearray(raw), dtype=getattr(torch, dtype)).view(shape)
+    return metrics, weights
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
+def learners(request, ray_session):
+    group = ActorGroup.start("learner", LearnerWorker, request.param, Resources())
+    group.join(120)
+    yield group
+    group.stop()
+
+
+def test_a_step_is_the_plain_pytorch_step_on_every_zero_stage(learners, tiny_models, step_data):
+    experience, reference, advantages = step_data
+    batch = as_batch(experience, reference)
+    loss, norm, expected = plain_step(tiny_models.policy, experience, advantages, 0.7)
+    for stage in (0, 2, 3):
+        config = rlhf_config(len(learners.handles), stage)
+        metrics, weights = learner_step(learners, tiny_models.policy, config, batch, advantages, 0.7)
+        assert metrics["actor_loss"] == pytest.approx(loss, abs=1e-5), stage
+        assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3), stage
+        kl = (experience.logprobs - reference).sum() / 12
+        assert metrics["kl"] == pytest.approx(kl, rel=1e-4)
+        assert weights.keys() == expected.keys()
+        for name, tensor in expected.items():
+            # Adam's first step is lr * sign-like: where a gradient is about 0, its sign is noise
+            assert (weights[name] - tensor).abs().max() < 2.1 * LR
+            assert ((weights[name] - tensor).abs() < 1e-4).float().mean() > 0.99, (stage, name)
+
+
+def test_mini_batches_and_passes_update_more_than_once(learners, tiny_models, step_data):
+    experience, reference, advantages = step_data
+    config = rlhf_config(len(learners.handles), 2, mini_batches=2, update_iters=2)
+    metrics, _ = learner_step(learners, tiny_models.policy, config, as_batch(experience, reference), advantages, 0.7)
+    assert metrics["clip_fraction"] > 0  # later updates see a policy that has moved away from the rollout's
+
+
+def test_stale_engines_trip_the_alarm(learners, tiny_models, step_data):
+    experience, reference, advantages = step_data
+    config = rlhf_config(len(learners.handles), 2)
+    strict = config.model_copy(update={"learner": config.learner.model_copy(update={"logprob_gap_alarm": 0.01})})
+    with pytest.raises(Exception, match="do not hold the learner's weights"):
+        learner_step(learners, tiny_models.policy, strict, as_batch(experience, reference), advantages, 0.7)
+
+
+def test_a_signal_scores_estimates_and_fits(ray_session, tiny_models, step_data):
+    experience, reference, _ = step_data
+    config, batch = rlhf_config(1, 3), as_batch(experience, reference)
+    advantages = {}
+    for ranks in (1, 2):
+        group = ActorGroup.start("signal", SignalWorker, ranks, Resources())
+        try:
+            group.join(120)
+            get(group.call("load", "harm", tiny_models.cost, config, 0), 300, "load")
+            scores = get(group.handles[0].score.remote(experience), 120, "score")
+            assert scores.shape == (12,)
+            assert np.isfinite(scores).all()
+            advantages[ranks] = get(group.call("advantages", batch), 120, "advantages")[0]
+            metrics = get(group.call("train_critic", 1), 120, "train_critic")[0]
+            assert metrics["critic_loss"] > 0
+            again = get(group.call("advantages", batch), 120, "advantages")[0]
+            assert not np.allclose(again, advantages[ranks])  # the critic has moved
+        finally:
+            group.stop()
+    np.testing.assert_allclose(advantages[1], advantages[2], atol=1e-5)
+
+
+def test_the_multiplier_owner_survives_its_process_and_never_updates_twice(ray_session, tmp_path):
+    config = Multipliers(lambda_init=0.5, lambda_lr=0.3, lambda_max=9.0, episode_cost_window_size=8)
+    actor = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
+    owner = actor.remote(config, {"harm": 0.2}, tmp_path / "multipliers.json")
+    costs = {"harm": [ray.put(np.array([1.0, 2.0], np.float32)), ray.put(np.array([0.5], np.float32))]}
+    first = get(owner.update.remote(1, costs), 60, "update")
+    expected = 0.5 * np.exp(0.3 * 0.5 * (3.5 / 3 - 0.2))
+    assert first.values["harm"] == pytest.approx(expected, rel=1e-9)
+    ray.kill(owner, no_restart=False)
+    assert get(owner.update.remote(1, costs), 120, "update again") == first
+    second = get(owner.update.remote(2, costs), 60, "update")
+    assert second.version == 2
+    assert second.values["harm"] > first.values["harm"]
+    with pytest.raises(Exception, match="an update was lost"):
+        get(owner.update.remote(4, costs), 60, "update")

@@ -1,0 +1,128 @@
+"""Rollout workers with real vLLM engines: log-probabilities, weight transfer, determinism, death."""
+
+from dataclasses import replace
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file, save_file
+
+from actors.batch import make_micro_batch
+from actors.group import get
+from actors.rollout import PromptRequest
+from actors.rollout_pool import RolloutPool
+from actors.weights import FolderWeights
+from castor.config.rlhf import Rollout
+from castor.experience import Experience
+from castor.models.policy import PolicyModel
+
+ROLLOUT = Rollout(workers=2, max_prompt_tokens=64, max_new_tokens=24, chunk_size=4, max_num_seqs=16, kv_cache_mib=64)
+
+
+def requests(prompts, count):
+    return [PromptRequest(uid, prompts[uid], 1000 + uid) for uid in range(count)]
+
+
+def collect(pool, wanted):
+    chunks = list(pool.generate(wanted))
+    experience = Experience.concatenate([ray.get(chunk.experience) for chunk in chunks])
+    return experience.select(experience.uids.argsort())
+
+
+def hf_logprobs(model, experience, temperature=1.0):
+    policy = PolicyModel.load(model, torch.float32).eval()
+    micro = make_micro_batch(experience, experience.uids.argsort(), {}, 512, torch.device("cpu"))
+    with torch.no_grad():
+        return policy(micro.rows, micro.response_positions, temperature)
+
+
+@pytest.fixture(scope="module")
+def changed_policy(tiny_models, tmp_path_factory):
+    """The policy with every weight doubled: another distribution, the same architecture."""
+    import shutil
+    from pathlib import Path
+
+    folder = tmp_path_factory.mktemp("changed") / "policy"
+    shutil.copytree(tiny_models.policy, folder)
+    (file,) = Path(folder).glob("*.safetensors")
+    save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pool(ray_session, tiny_models):
+    pool = RolloutPool(tiny_models.policy, ROLLOUT, "auto")
+    pool.wait_ready()
+    yield pool
+    pool.stop()
+
+
+def check_transfer(pool, source, folder, version, wanted, temperature=1.0):
+    pool.load_weights(get(source.publish.remote(folder, version), 120, "publish"))
+    experience = collect(pool, wanted)
+    assert set(experience.versions.tolist()) == {version}
+    gap = (hf_logprobs(folder, experience, temperature) - torch.from_numpy(experience.logprobs.copy())).abs()
+    assert gap.max() < 1e-4
+    return experience
+
+
+def test_every_prompt_once_with_the_engines_own_logprobs(pool, tiny_models, prompts):
+    experience = collect(pool, requests(prompts, 13))
+    assert experience.uids.tolist() == list(range(13))
+    gap = (hf_logprobs(tiny_models.policy, experience) - torch.from_numpy(experience.logprobs.copy())).abs()
+    assert gap.max() < 1e-4
+    assert all(len_ == 24 for len_, cut in zip(experience.response_lengths, experience.truncated, strict=True) if cut)
+
+
+def test_the_same_requests_give_the_same_tokens_whatever_the_batch(pool, prompts):
+    whole, alone = collect(pool, requests(prompts, 8)), collect(pool, requests(prompts, 8)[5:6])
+    assert whole.select([5]).tokens.tolist() == alone.tokens.tolist()
+
+
+def test_a_weight_transfer_changes_the_samples_and_is_proven(pool, tiny_models, changed_policy, prompts):
+    source = FolderWeights.remote()
+    before = collect(pool, requests(prompts, 8))
+    after = check_transfer(pool, source, changed_policy, 1, requests(prompts, 8))
+    assert before.tokens.tolist() != after.tokens.tolist()
+    check_transfer(pool, source, tiny_models.policy, 2, requests(prompts, 8))
+
+
+def test_weights_that_are_not_the_announced_ones_are_refused(pool, tiny_models):
+    source = FolderWeights.remote()
+    update = get(source.publish.remote(tiny_models.policy, 3), 120, "publish")
+    with pytest.raises(RuntimeError, match="the weights did not arrive"):
+        pool.load_weights(replace(update, digest="0" * 32))
+    pool.load_weights(update)
+
+
+def test_workers_that_die_are_replaced_and_no_prompt_is_lost_or_doubled(pool, changed_policy, prompts):
+    source = FolderWeights.remote()
+    pool.load_weights(get(source.publish.remote(changed_policy, 4), 120, "publish"))
+    undisturbed = collect(pool, requests(prompts, 40))
+    chunks = []
+    for number, chunk in enumerate(pool.generate(requests(prompts, 40))):
+        chunks.append(chunk)
+        if number == 0:  # both workers: only a replacement with the current weights can finish the job
+            for worker in list(pool.workers):
+                ray.kill(worker)
+    experience = Experience.concatenate([ray.get(chunk.experience) for chunk in chunks])
+    again = experience.select(experience.uids.argsort())
+    assert again.uids.tolist() == list(range(40))
+    assert again.tokens.tolist() == undisturbed.tokens.tolist()
+    assert set(again.versions.tolist()) == {4}
+    assert pool.restarts >= 1
+
+
+def test_async_engine_behind_the_same_interface(pool, tiny_models, changed_policy, prompts):
+    pool.stop()  # two engines are enough for a small machine
+    config = ROLLOUT.model_copy(update={"engine": "async", "workers": 1, "temperature": 0.7})
+    other = RolloutPool(tiny_models.policy, config, "auto")
+    try:
+        other.wait_ready()
+        experience = collect(other, requests(prompts, 9))
+        assert experience.uids.tolist() == list(range(9))
+        gap = hf_logprobs(tiny_models.policy, experience, 0.7) - torch.from_numpy(experience.logprobs.copy())
+        assert gap.abs().max() < 1e-4
+        check_transfer(other, FolderWeights.remote(), changed_policy, 1, requests(prompts, 9), 0.7)
+    finally:
+        other.stop()

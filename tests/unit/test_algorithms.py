@@ -1,0 +1,281 @@
+"""Advantages and losses against references written from the formulas, sequence by sequence, in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from castor.algorithms.advantages import combine, gae, penalized_stream
+from castor.algorithms.losses import clipped_policy_loss, clipped_value_loss
+from castor.algorithms.preference import cost_loss, reward_loss
+from castor.algorithms.ragged import last_token_index, to_padded, token_weights
+from castor.packing import partition
+
+ragged = st.lists(st.integers(1, 7), min_size=1, max_size=6)
+seeds = st.integers(0, 2**31 - 1)
+GAE = {"gamma": 0.97, "gae_lambda": 0.9}
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(count, rng, scale=1.0):
+    return torch.randn(count, generator=rng, dtype=torch.float64) * scale
+
+
+def sequences(flat, lengths):
+    return [part.tolist() for part in flat.split(list(lengths))]
+
+
+def naive_stream(scores, ours, reference, lengths, *, sign, beta, clip):
+    streams = []
+    for score, pi, ref in zip(scores.tolist(), sequences(ours, lengths), sequences(reference, lengths), strict=True):
+        stream = [sign * beta * (p - q) for p, q in zip(pi, ref, strict=True)]
+        stream[-1] += score
+        streams += [min(max(value, -clip), clip) for value in stream]
+    return torch.tensor(streams, dtype=torch.float64)
+
+
+def naive_gae(rewards, values, lengths, gamma, gae_lambda):
+    advantages = []
+    for r, v in zip(sequences(rewards, lengths), sequences(values, lengths), strict=True):
+        deltas = [r[t] + gamma * (v[t + 1] if t + 1 < len(v) else 0.0) - v[t] for t in range(len(r))]
+        advantages += [
+            sum((gamma * gae_lambda) ** (k - t) * deltas[k] for k in range(t, len(r))) for t in range(len(r))
+        ]
+    return torch.tensor(advantages, dtype=torch.float64)
+
+
+@settings(deadline=None)
+@given(ragged, seeds, st.sampled_from([("objective", -1.0), ("constraint", 1.0)]), st.floats(0.5, 60.0))
+def test_the_stream_is_the_signed_penalty_plus_the_end_score_clamped_after_the_sum(lengths, seed, role_sign, clip):
+    rng, (role, sign) = generator(seed), role_sign
+    tokens = sum(lengths)
+    scores, ours, reference = normal(len(lengths), rng, 20.0), normal(tokens, rng, 5.0), normal(tokens, rng, 5.0)
+    stream = penalized_stream(
+        scores, ours, reference, torch.tensor(lengths), role=role, kl_coeff=0.1, clip_range_score=clip
+    )
+    expected = naive_stream(scores, ours, reference, lengths, sign=sign, beta=0.1, clip=clip)
+    torch.testing.assert_close(stream, expected, rtol=0, atol=1e-12)
+
+
+def test_a_worked_stream_clamps_the_sum_and_not_the_score():
+    # k = [1, -2 | 3], β = 0.5; score 51 with penalty -1.5 stays below the clamp of 50 only if the sum were not clamped
+    ours, reference = torch.tensor([1.0, 0.0, 3.0]), torch.tensor([0.0, 2.0, 0.0])
+    stream = penalized_stream(
+        torch.tensor([2.0, 51.0]), ours, reference, torch.tensor([2, 1]), role="objective", kl_coeff=0.5,
+        clip_range_score=50.0,
+    )  # fmt: skip
+    assert stream.tolist() == [-0.5, 3.0, 49.5]  # clamping the score first would give 48.5
+    with pytest.raises(KeyError):
+        penalized_stream(
+            torch.zeros(1), ours, reference, torch.tensor([3]), role="judge", kl_coeff=0.5, clip_range_score=1.0
+        )
+
+
+@settings(deadline=None)
+@given(ragged, seeds)
+def test_gae_equals_the_sum_over_deltas_of_each_sequence(lengths, seed):
+    rng = generator(seed)
+    rewards, values = normal(sum(lengths), rng), normal(sum(lengths), rng)
+    advantages, returns = gae(rewards, values, torch.tensor(lengths), **GAE)
+    torch.testing.assert_close(advantages, naive_gae(rewards, values, lengths, **GAE), rtol=0, atol=1e-12)
+    torch.testing.assert_close(returns, advantages + values, rtol=0, atol=0)
+
+
+def test_worked_gae_without_whitening():
+    # δ = [1 + 0.5·4 - 2, 3 + 0 - 4] = [1, -1]; A = [1 + 0.25·(-1), -1]; the second sequence does not see the first
+    advantages, returns = gae(
+        torch.tensor([1.0, 3.0, 10.0]), torch.tensor([2.0, 4.0, 1.0]), torch.tensor([2, 1]), gamma=0.5, gae_lambda=0.5
+    )
+    assert advantages.tolist() == [0.75, -1.0, 9.0]
+    assert returns.tolist() == [2.75, 3.0, 10.0]
+
+
+@settings(deadline=None)
+@given(ragged, seeds)
+def test_with_gamma_and_lambda_one_the_return_is_the_sum_of_what_is_left(lengths, seed):
+    rng = generator(seed)
+    rewards, values = normal(sum(lengths), rng), normal(sum(lengths), rng)
+    _, returns = gae(rewards, values, torch.tensor(lengths), gamma=1.0, gae_lambda=1.0)
+    expected = [sum(part[t:]) for part in sequences(rewards, lengths) for t in range(len(part))]
+    torch.testing.assert_close(returns, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@settings(deadline=None)
+@given(ragged, seeds, st.floats(0.0, 100.0), st.floats(0.0, 100.0))
+def test_effective_kl_strength_does_not_depend_on_the_multipliers(lengths, seed, first_price, second_price):
+    """Invariant 4: with all scores and values zero, A is that of -β k whatever the prices are."""
+    rng, flat = generator(seed), torch.tensor(lengths)
+    ours, reference = normal(sum(lengths), rng), normal(sum(lengths), rng)
+
+    def advantage(role):
+        stream = penalized_stream(
+            torch.zeros(len(lengths), dtype=torch.float64), ours, reference, flat, role=role, kl_coeff=0.3,
+            clip_range_score=50.0,
+        )  # fmt: skip
+        return gae(stream, torch.zeros_like(stream), flat, **GAE)[0]
+
+    penalty, cost = advantage("objective"), advantage("constraint")
+    combined = combine(
+        {"helpfulness": penalty}, {"helpfulness": 1.0}, {"a": cost, "b": cost}, {"a": first_price, "b": second_price}
+    )
+    torch.testing.assert_close(combined, penalty, rtol=1e-10, atol=1e-12)
+
+
+@settings(deadline=None)
+@given(seeds, st.integers(1, 3), st.integers(0, 3))
+def test_combine_is_the_weighted_difference_over_one_plus_the_prices(seed, objectives, constraints):
+    rng = generator(seed)
+    goals = {f"o{i}": normal(5, rng) for i in range(objectives)}
+    costs = {f"c{i}": normal(5, rng) for i in range(constraints)}
+    weights = {name: float(normal(1, rng).exp()) for name in goals}
+    prices = {name: float(normal(1, rng).exp()) for name in costs} | {"not of this run": 7.0}
+    expected = [
+        (sum(weights[n] * a[t].item() for n, a in goals.items()) - sum(prices[n] * a[t].item() for n, a in costs.items()))
+        / (1.0 + sum(prices[n] for n in costs))
+        for t in range(5)
+    ]  # fmt: skip
+    torch.testing.assert_close(
+        combine(goals, weights, costs, prices), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12
+    )
+
+
+def test_an_unpriced_constraint_is_an_error_and_zero_prices_are_plain_ppo():
+    one = torch.ones(2)
+    with pytest.raises(KeyError, match="harm"):
+        combine({"r": one}, {"r": 1.0}, {"harm": one}, {})
+    assert torch.equal(combine({"r": one}, {"r": 1.0}, {"harm": 5 * one}, {"harm": 0.0}), one)
+    assert torch.equal(combine({"r": one}, {"r": 1.0}, {}, {}), one)
+
+
+def test_a_higher_cost_lowers_the_advantage():
+    """The sign of a constraint: among equally helpful responses the costlier one is made less likely."""
+    cheap_and_dear = torch.tensor([-1.0, 1.0])
+    combined = combine({"r": torch.zeros(2)}, {"r": 1.0}, {"harm": cheap_and_dear}, {"harm": 1.0})
+    assert combined.tolist() == [0.5, -0.5]
+
+
+def naive_policy_loss(logprob, old, advantage, clip):
+    ratio = math.exp(logprob - old)
+    return -min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage)
+
+
+def naive_value_loss(value, old, target, clip):
+    clipped = min(max(value, old - clip), old + clip)
+    return 0.5 * max((value - target) ** 2, (clipped - target) ** 2)
+
+
+@settings(deadline=None)
+@given(seeds)
+def test_policy_and_value_loss_equal_the_formulas(seed):
+    rng = generator(seed)
+    new, old, third = normal(9, rng, 0.3), normal(9, rng, 0.3), normal(9, rng)
+    for loss, naive, clip in (
+        (clipped_policy_loss, naive_policy_loss, 0.2),
+        (clipped_value_loss, naive_value_loss, 0.15),
+    ):
+        expected = [naive(a, b, c, clip) for a, b, c in zip(new.tolist(), old.tolist(), third.tolist(), strict=True)]
+        torch.testing.assert_close(
+            loss(new, old, third, clip), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gradients_equal_finite_differences(seed):
+    rng = generator(seed)
+    new, old, third = normal(9, rng, 0.3).requires_grad_(), normal(9, rng, 0.3), normal(9, rng)
+    assert torch.autograd.gradcheck(lambda x: clipped_policy_loss(x, old, third, 0.2), (new,))
+    assert torch.autograd.gradcheck(lambda x: clipped_value_loss(x, old, third, 0.15), (new,))
+    first, second = normal(4, rng).requires_grad_(), normal(4, rng).requires_grad_()
+    flags = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    assert torch.autograd.gradcheck(lambda x, y: reward_loss(x, y, 0.01), (first, second))
+    assert torch.autograd.gradcheck(lambda x, y: cost_loss(x, y, *flags, 0.01), (first, second))
+
+
+def test_the_policy_loss_stops_pushing_outside_the_clip_range():
+    """∂/∂logπ is -A ρ where the ratio may still move, 0 where it has moved far enough in A's direction."""
+    ratio = torch.tensor([1.0, 1.5, 0.5, 1.5, 0.5], dtype=torch.float64)
+    advantages = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+    logprobs = ratio.log().requires_grad_()
+    clipped_policy_loss(logprobs, torch.zeros(5, dtype=torch.float64), advantages, 0.2).sum().backward()
+    assert logprobs.grad is not None
+    torch.testing.assert_close(logprobs.grad, torch.tensor([-1.0, 0.0, -0.5, 1.5, 0.0], dtype=torch.float64))
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-x))
+
+
+@settings(deadline=None)
+@given(seeds, st.floats(0, 1), st.booleans())
+def test_preference_losses_equal_the_formulas(seed, regularization, pairwise):
+    rng = generator(seed)
+    first, second = normal(6, rng, 3.0), normal(6, rng, 3.0)
+    first_safe, second_safe = (torch.randint(0, 2, (6,), generator=rng).bool() for _ in range(2))
+    reward, cost = [], []
+    for a, b, a_safe, b_safe in zip(
+        first.tolist(), second.tolist(), first_safe.tolist(), second_safe.tolist(), strict=True
+    ):
+        square = regularization * (a**2 + b**2) / 2
+        reward.append(-log_sigmoid(a - b) + square)
+        signs = log_sigmoid(-a if a_safe else a) + log_sigmoid(-b if b_safe else b)
+        cost.append(-signs - (log_sigmoid(b - a) if pairwise else 0.0) + square)
+    actual = cost_loss(first, second, first_safe, second_safe, regularization, pairwise=pairwise)
+    torch.testing.assert_close(
+        reward_loss(first, second, regularization), torch.tensor(reward, dtype=torch.float64), rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(actual, torch.tensor(cost, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_zero_is_the_boundary_of_the_cost():
+    """At zero the sign terms pull a safe response below zero and an unsafe one above, equally hard."""
+    safer, unsafer = (torch.zeros(1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    true, false = torch.tensor([True]), torch.tensor([False])
+    loss = cost_loss(safer, unsafer, true, false, 0.5, pairwise=False)
+    loss.backward()
+    assert loss.item() == pytest.approx(2 * math.log(2))
+    assert (safer.grad.item(), unsafer.grad.item()) == (
+        0.5,
+        -0.5,
+    )  # descent lowers the safe cost, raises the unsafe one
+
+
+@settings(deadline=None)
+@given(ragged, seeds, st.sampled_from(["sequence", "token"]), st.integers(1, 4))
+def test_the_loss_does_not_depend_on_how_a_mini_batch_is_cut(lengths, seed, normalization, pieces):
+    losses = normal(sum(lengths), generator(seed))
+    parts = losses.split(lengths)
+    if normalization == "sequence":
+        expected = sum(part.mean().item() for part in parts) / len(parts)
+    else:
+        expected = losses.mean().item()
+    total = 0.0
+    for chosen in partition(lengths, pieces):
+        if chosen:
+            weights = token_weights(
+                torch.tensor([lengths[i] for i in chosen]), normalization, len(lengths), sum(lengths), torch.float64
+            )
+            total += (weights * torch.cat([parts[i] for i in chosen])).sum().item()
+    assert total == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_empty_share_has_no_weight_and_an_unknown_normalization_is_an_error():
+    empty = torch.empty(0, dtype=torch.int64)
+    assert len(token_weights(empty, "sequence", 3, 9)) == len(token_weights(empty, "token", 3, 9)) == 0
+    with pytest.raises(ValueError, match="batch"):
+        token_weights(torch.tensor([1]), "batch", 1, 1)
+
+
+@settings(deadline=None)
+@given(ragged, seeds)
+def test_ragged_helpers_place_every_token(lengths, seed):
+    values, flat = normal(sum(lengths), generator(seed)), torch.tensor(lengths)
+    padded, mask = to_padded(values, flat)
+    assert torch.equal(padded[mask], values)
+    assert mask.sum(1).tolist() == lengths
+    assert not padded[~mask].any()
+    assert values[last_token_index(flat)].tolist() == [part[-1].item() for part in values.split(lengths)]

@@ -1,0 +1,267 @@
+"""Packing: who works on what, where a token lies, and that packing changes no number."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from actors.batch import MicroBatch, forward_by_budget, make_micro_batch, plan_mini_batches
+from castor.config.rlhf import Learner
+from castor.config.training import Engine
+from castor.experience import Experience
+from castor.models.policy import PolicyModel
+from castor.models.score import ScoreInfo, ScoreModel
+from castor.packing import micro_batches, pack_rows, partition
+
+lengths_of_batch = st.lists(st.integers(1, 40), max_size=24)
+VOCABULARY = 50
+
+
+@given(lengths_of_batch, st.integers(1, 6))
+def test_partition_deals_every_sequence_once_in_equal_counts_and_close_sums(lengths, parts):
+    shares = partition(lengths, parts)
+    assert len(shares) == parts
+    assert sorted(i for share in shares for i in share) == list(range(len(lengths)))
+    assert all(share == sorted(share) for share in shares)
+    counts, loads = [len(share) for share in shares], [sum(lengths[i] for i in share) for share in shares]
+    assert max(counts) - min(counts) <= 1
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+    assert shares == partition(np.array(lengths, dtype=np.int32), parts)
+
+
+def test_partition_needs_a_share():
+    with pytest.raises(ValueError, match="0 shares"):
+        partition([1], 0)
+
+
+@given(lengths_of_batch, st.integers(1, 4), st.integers(1, 100))
+def test_micro_batches_are_equally_many_complete_and_within_the_budget(lengths, ranks, budget):
+    shares = partition(lengths, ranks)
+    plan = micro_batches(lengths, shares, budget)
+    assert len({len(pieces) for pieces in plan}) == 1
+    for share, pieces in zip(shares, plan, strict=True):
+        assert sorted(i for piece in pieces for i in piece) == share
+        for piece in pieces:
+            assert len(piece) <= 1 or sum(lengths[i] for i in piece) <= budget
+    if lengths:  # no rank is made to run more than its sequences or its tokens call for
+        assert len(plan[0]) <= max(len(share) for share in shares)
+        assert len(plan[0]) >= -(-max(sum(lengths[i] for i in share) for share in shares) // budget) or all(
+            len(share) <= len(plan[0]) for share in shares
+        )
+
+
+def test_one_piece_when_everything_fits():
+    assert micro_batches([3, 4, 5], [[0, 2], [1]], 8) == [[[0, 2]], [[1]]]
+    assert micro_batches([9, 1, 1], [[0], [1, 2]], 8) == [[[0]], [[1, 2]]]  # too long for the budget: alone
+    assert micro_batches([5, 5, 5], [[0, 1], [2]], 8) == [[[0], [1]], [[2], []]]  # a rank without work runs along
+
+
+@given(lengths_of_batch.filter(bool), st.integers(1, 60))
+def test_pack_rows_places_every_token_with_its_position(lengths, pack_length):
+    tokens = np.arange(1, sum(lengths) + 1)
+    rows = pack_rows(tokens, np.array(lengths), pack_length)
+    assert rows.input_ids.shape == rows.position_ids.shape
+    assert rows.input_ids.shape[1] <= max(pack_length, *lengths)
+    assert rows.input_ids.view(-1)[rows.flat].tolist() == tokens.tolist()
+    assert rows.position_ids.view(-1)[rows.flat].tolist() == [p for length in lengths for p in range(length)]
+    filled = torch.ones(rows.input_ids.numel(), dtype=torch.bool)
+    filled[rows.flat] = False
+    assert not rows.input_ids.view(-1)[filled].any()
+    assert not rows.position_ids.view(-1)[filled].any()  # each filler token is a sequence of its own
+    for first, last in zip(np.cumsum([0, *lengths[:-1]]), np.cumsum(lengths) - 1, strict=True):
+        assert rows.flat[last] - rows.flat[first] == last - first  # in one piece
+        assert rows.flat[first] // rows.input_ids.shape[1] == rows.flat[last] // rows.input_ids.shape[1]  # in one row
+
+
+def test_worked_packing_is_first_fit_decreasing():
+    rows = pack_rows(np.array([1, 1, 2, 2, 2, 3]), np.array([2, 3, 1]), 4)
+    assert rows.input_ids.tolist() == [[2, 2, 2, 3], [1, 1, 0, 0]]
+    assert rows.position_ids.tolist() == [[0, 1, 2, 0], [0, 1, 0, 0]]
+    assert rows.flat.tolist() == [4, 5, 0, 1, 2, 3]
+
+
+def llama_config():
+    return LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.5,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def policy():
+    torch.manual_seed(0)
+    return PolicyModel(LlamaForCausalLM(llama_config()).eval())
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    torch.manual_seed(1)
+    return ScoreModel(LlamaModel(llama_config()).eval(), ScoreInfo("reward", mean=0.3, std=2.0))
+
+
+def experience(lengths, seed=0):
+    """Sequences of the given (prompt, response) lengths."""
+    rng = np.random.default_rng(seed)
+    prompts, responses = (np.array([pair[k] for pair in lengths], dtype=np.int32) for k in range(2))
+    total = int(responses.sum())
+    return Experience(
+        uids=np.arange(len(lengths)),
+        tokens=rng.integers(0, VOCABULARY, int(prompts.sum()) + total).astype(np.int32),
+        prompt_lengths=prompts,
+        response_lengths=responses,
+        logprobs=-rng.random(total).astype(np.float32),
+        versions=np.zeros(total, dtype=np.int32),
+        truncated=np.zeros(len(lengths), dtype=np.bool_),
+    )
+
+
+def micro(batch, sequences, columns=None, pack_length=24):
+    return make_micro_batch(
+        batch, np.asarray(sequences, dtype=np.int64), columns or {}, pack_length, torch.device("cpu")
+    )
+
+
+def one_by_one_logprobs(lm, batch, temperature):
+    """Each sequence alone through the plain language model, in float64 after the logits."""
+    ends, result = np.cumsum(batch.lengths), []
+    for i, end in enumerate(ends):
+        tokens = torch.from_numpy(batch.tokens[end - batch.lengths[i] : end].astype(np.int64))
+        logits = lm(input_ids=tokens[None]).logits[0].double() / temperature
+        chosen = torch.log_softmax(logits[:-1], -1).gather(-1, tokens[1:, None])[:, 0]
+        result.append(chosen[-int(batch.response_lengths[i]) :])
+    return torch.cat(result).float()
+
+
+pairs = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=15)
+@given(pairs, st.integers(1, 40), st.sampled_from([1.0, 0.7]))
+def test_packed_logprobs_equal_those_of_each_sequence_alone(policy, lengths, pack_length, temperature):
+    batch = experience(lengths)
+    packed = micro(batch, range(len(batch)), pack_length=pack_length)
+    with torch.no_grad():
+        actual = policy(packed.rows, packed.response_positions, temperature)
+        expected = one_by_one_logprobs(policy.lm, batch, temperature)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=15)
+@given(pairs, st.integers(1, 40))
+def test_packed_scores_equal_those_of_each_sequence_alone(scorer, lengths, pack_length):
+    batch = experience(lengths)
+    packed = micro(batch, range(len(batch)), pack_length=pack_length)
+    ends, expected = np.cumsum(batch.lengths), []
+    with torch.no_grad():
+        for i, end in enumerate(ends):
+            tokens = torch.from_numpy(batch.tokens[end - batch.lengths[i] : end].astype(np.int64))
+            hidden = scorer.backbone(input_ids=tokens[None]).last_hidden_state[0, -1]
+            expected.append((hidden @ scorer.score_head.weight[0] + scorer.score_head.bias[0] - 0.3) / 2.0)
+        actual = scorer(packed.rows, packed.last_positions)
+    torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", ["policy", "scorer"])
+def test_gradients_of_packed_micro_batches_add_up_to_those_of_sequences_alone(name, request):
+    model, batch = request.getfixturevalue(name), experience([(2, 5), (4, 1), (1, 8), (3, 3)])
+
+    def accumulate(groups):
+        model.zero_grad()
+        for group in groups:
+            part = micro(batch, group)
+            model(part.rows, part.response_positions if name == "policy" else part.last_positions).sum().backward()
+        return gradients(model)
+
+    packed, alone = accumulate([[3, 0], [1, 2], []]), accumulate([[0], [1], [2], [3]])
+    model.zero_grad()
+    for parameter, gradient in alone.items():
+        torch.testing.assert_close(packed[parameter], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["policy", "scorer"])
+def test_an_empty_micro_batch_reaches_every_parameter_with_zero_gradients(name, request):
+    model = request.getfixturevalue(name)
+    part = micro(experience([(2, 3)]), [])
+    assert len(part.lengths) == len(part.response_positions) == len(part.columns["logprobs"]) == 0
+    output = model(part.rows, part.response_positions if name == "policy" else part.last_positions)
+    assert output.shape == (0,)
+    model.zero_grad()
+    output.sum().backward()
+    found = gradients(model)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert not any(gradient.any() for gradient in found.values())
+    model.zero_grad()
+
+
+def test_a_micro_batch_selects_its_columns_and_positions():
+    batch = experience([(2, 3), (1, 1), (4, 2)])
+    part = micro(batch, [2, 0], {"advantages": np.arange(6, dtype=np.float32)})
+    assert part.lengths.tolist() == [2, 3]
+    assert part.response_positions.tolist() == [4, 5, 8, 9, 10]
+    assert part.last_positions.tolist() == [5, 10]
+    assert part.columns["advantages"].tolist() == [4.0, 5.0, 0.0, 1.0, 2.0]
+    assert part.columns["logprobs"].tolist() == np.r_[batch.logprobs[4:6], batch.logprobs[:3]].tolist()
+    tokens = part.rows.input_ids.view(-1)[part.rows.flat]
+    assert tokens.tolist() == np.r_[batch.tokens[7:13], batch.tokens[:5]].tolist()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 2), st.integers(5, 60))
+def test_all_ranks_together_train_on_every_sequence_once_an_iteration(ranks, minis, per_rank, iterations, budget):
+    rng = np.random.default_rng(per_rank)
+    count = ranks * minis * per_rank
+    batch = experience([(int(a), int(b)) for a, b in rng.integers(1, 12, (count, 2))])
+    learner = Learner(ranks=ranks, mini_batches=minis, update_iters=iterations)
+    engine = Engine(micro_batch_tokens=budget)
+    plans = [
+        list(plan_mini_batches(batch, learner, engine, rank=rank, world_size=ranks, seed=(3, 5)))
+        for rank in range(ranks)
+    ]
+    for iteration in range(iterations):
+        seen = []
+        for step in range(iteration * minis, (iteration + 1) * minis):
+            parts = [plan[step] for plan in plans]
+            chosen = [int(i) for part in parts for piece in part.micro for i in piece]
+            assert len({len(part.micro) for part in parts}) == 1
+            assert {part.sequences for part in parts} == {len(chosen)} == {ranks * per_rank}
+            assert {part.tokens for part in parts} == {int(batch.response_lengths[chosen].sum())}
+            seen += chosen
+        assert sorted(seen) == list(range(count))
+
+
+@settings(deadline=None, max_examples=30)
+@given(pairs, st.integers(1, 40))
+def test_forward_by_budget_returns_results_in_the_order_of_the_experience(lengths, budget):
+    batch = experience(lengths)
+    arguments = {"engine": Engine(micro_batch_tokens=budget), "device": torch.device("cpu")}
+
+    def echo(part: MicroBatch) -> torch.Tensor:
+        return part.columns["logprobs"]
+
+    def last_token(part: MicroBatch) -> torch.Tensor:
+        return part.rows.input_ids.view(-1)[part.rows.flat[part.last_positions]]
+
+    tokens = forward_by_budget(batch, echo, lengths=batch.response_lengths, **arguments)
+    assert np.array_equal(tokens, batch.logprobs)
+    ones = np.ones(len(batch), dtype=np.int64)
+    ends = forward_by_budget(batch, last_token, lengths=ones, **arguments)
+    assert ends.tolist() == batch.tokens[np.cumsum(batch.lengths) - 1].tolist()
+
+
+def test_forward_by_budget_lets_no_made_up_number_through():
+    batch = experience([(1, 1)])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        forward_by_budget(
+            batch,
+            lambda part: part.columns["logprobs"] * float("nan"),
+            lengths=batch.response_lengths,
+            engine=Engine(),
+            device=torch.device("cpu"),
+        )
