@@ -105,7 +105,8 @@ class TrainEngine:
         """Reduce, clip, update. Returns the gradient norm before clipping; raises FloatingPointError if not finite."""
         self.engine.step()
         reported = self.engine.get_global_grad_norm()
-        norm = float(self._clipped_norm if reported is None else reported)
+        norm = self._clipped_norm if reported is None else float(reported)
+        assert norm is not None  # what DeepSpeed does not report, `_clip` has noted
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient norm is {norm} at step {self.engine.global_steps}: the update was poisoned; "

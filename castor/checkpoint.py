@@ -12,6 +12,8 @@ from castor.errors import CastorError
 from castor.files import read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PROBE_BYTES = 1 << 16
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             raise
         _fsync(folder.parent)
     except Exception as error:
-        if _disk_full(error):
+        if _disk_full(error, aside):
             free = shutil.disk_usage(folder.parent).free >> 20
             raise CastorError(
                 f"the disk is full: {folder} could not be saved ({free} MiB free) and is as it was before; "
@@ -65,9 +67,15 @@ def verify_folder(folder: Path) -> None:
             raise CastorError(f"{path} is missing or damaged: run the stage that makes it again with --fresh")
 
 
-def _disk_full(error: BaseException) -> bool:
-    # safetensors and torch report a full disk as an exception of their own, with the system's words in its text
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+def _disk_full(error: BaseException, folder: Path) -> bool:
+    # safetensors wraps the system's words in an exception of its own
+    if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error):
+        return True
+    try:  # torch.save tells of a stream error without its cause: see whether the disk takes anything more
+        (folder / ".probe").write_bytes(bytes(_PROBE_BYTES))
+    except OSError as refusal:
+        return refusal.errno in _FULL
+    return False
 
 
 def _fsync(path: Path) -> None:

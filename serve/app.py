@@ -32,6 +32,7 @@ SERVE_ENV = {  # a proxy that a loaded machine keeps from answering in time woul
 }
 SHUTDOWN_S = 6.0  # for Serve; what is left after that is killed
 POLL_S = 0.5
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -86,13 +87,15 @@ def deploy(config: Serve, targets: Targets) -> Endpoints:
     serve.start(
         http_options={"host": config.host, "port": config.port},
         proxy_location="HeadOnly",
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
+        logging_config=QUIET,
         controller_options={"runtime_env": {"env_vars": {key: os.environ[key] for key in SERVE_ENV}}},
     )
-    apps = [RunTarget(policy_app(targets.name, targets.policy, targets.max_model_len, config), "policy", "/")]
+    app = policy_app(targets.name, targets.policy, targets.max_model_len, config)
+    apps = [RunTarget(app, "policy", "/", QUIET)]
     if targets.cost is not None:
         name = f"{config.run_dir.absolute().name}/cost"
-        apps.append(RunTarget(scores_app(name, targets.cost, targets.reward, config), "scores", "/v1/score"))
+        app = scores_app(name, targets.cost, targets.reward, config)
+        apps.append(RunTarget(app, "scores", "/v1/score", QUIET))
     serve.run_many(apps, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running([app.name for app in apps], config.start_timeout_s)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.serve import Application
-from transformers import PreTrainedTokenizerBase
 
-from actors.rollout import VLLM_ENV
 from castor.config.serve import Serve
-from castor.data.template import PKU_PROMPT, PromptTemplate, load_tokenizer
-from serve.replicas import STOP_S, deployment_options
+from serve.replicas import deployment_options
+
+if TYPE_CHECKING:  # the driver deploys without importing torch and transformers
+    from transformers import PreTrainedTokenizerBase
+
+ENGINE_STOP_S = 1.0  # no request is in flight any more when the engine's process is asked to end
 
 
 class PolicyServer:
@@ -23,6 +26,9 @@ class PolicyServer:
     def __init__(self, name: str, folder: Path, max_model_len: int, config: Serve) -> None:
         import torch
 
+        from actors.rollout import VLLM_ENV
+
+        os.environ.update(VLLM_ENV)  # before vLLM and transformers are imported; the engine's process inherits it
         torch.set_num_threads(config.resources.threads)  # vLLM turns later calls into no-ops
         self.name, self.folder, self.max_model_len, self.config = name, folder, max_model_len, config
 
@@ -33,6 +39,8 @@ class PolicyServer:
         from vllm.entrypoints.launchers.app import build_app
         from vllm.entrypoints.launchers.cli_args import FrontendArgs
         from vllm.v1.engine.async_llm import AsyncLLM
+
+        from castor.data.template import load_tokenizer
 
         template = chat_template(load_tokenizer(str(self.folder), self.config.trust_remote_code), self.config.template)
         engine_args = AsyncEngineArgs(**self._engine_kwargs())
@@ -59,7 +67,7 @@ class PolicyServer:
 
     def __del__(self) -> None:
         if hasattr(self, "engine"):  # absent when the engine could not be started
-            self.engine.shutdown(timeout=STOP_S)
+            self.engine.shutdown(timeout=ENGINE_STOP_S)
 
     def _engine_kwargs(self) -> dict[str, Any]:
         import torch
@@ -85,7 +93,7 @@ class PolicyServer:
 
 def policy_app(name: str, folder: Path, max_model_len: int, config: Serve) -> Application:
     """The Serve application that answers for the policy in `folder` under the model name `name`."""
-    options = deployment_options("policy", config.replicas, config.resources, **VLLM_ENV)
+    options = deployment_options("policy", config.replicas, config.resources)
     deployment = serve.deployment(max_ongoing_requests=config.max_ongoing_requests, **options)
     return deployment(serve.ingress()(PolicyServer)).bind(name, folder, max_model_len, config)
 
@@ -96,6 +104,8 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, kind: str) -> str | None:
     It renders a conversation to the text the policy was trained on (safe-rlhf datasets/utils.py, format_prompt): turns
     follow each other, and an answer is closed by the end-of-text token.
     """
+    from castor.data.template import PKU_PROMPT, PromptTemplate
+
     if PromptTemplate(tokenizer, kind).chat:
         return None
     opening, _, closing = PKU_PROMPT.partition("{prompt}")

@@ -5,11 +5,15 @@ from typing import Any
 from actors.group import actor_env
 from castor.config.training import Resources
 
-STOP_S = 3.0  # granted to requests in flight, and to an engine's process, when the endpoint is stopped
+STOP_S = 3.0  # granted to requests in flight when the endpoint is stopped
 CONSTRUCTOR_RETRIES = 2
 
 
-def deployment_options(name: str, replicas: int, resources: Resources, **env: str) -> dict[str, Any]:
+class TooLongError(ValueError):
+    """A text is longer than a model's context. The message is meant for whoever sent it."""
+
+
+def deployment_options(name: str, replicas: int, resources: Resources) -> dict[str, Any]:
     """Arguments of a deployment's `.options()`: what to reserve, the environment, and patience."""
     return {
         "name": name,
@@ -18,7 +22,7 @@ def deployment_options(name: str, replicas: int, resources: Resources, **env: st
             "num_cpus": resources.cpus,
             "num_gpus": resources.gpus,
             "resources": dict(resources.custom),
-            "runtime_env": {"env_vars": actor_env(resources) | env},
+            "runtime_env": {"env_vars": actor_env(resources)},
         },
         "graceful_shutdown_timeout_s": STOP_S,
         "graceful_shutdown_wait_loop_s": 0.2,

@@ -5,27 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
 from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 from ray.serve import Application
 
 from castor.config.serve import Serve
-from castor.data.template import PromptTemplate, load_tokenizer
-from castor.models.policy import context_length
-from castor.models.score import ScoreModel
-from castor.packing import micro_batches, pack_rows
-from serve.replicas import deployment_options
+from serve.replicas import TooLongError, deployment_options
+
+if TYPE_CHECKING:  # the driver deploys without importing torch and transformers
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_ITEMS, MAX_CHARACTERS = 256, 1_000_000
 MAX_BATCH, BATCH_WAIT_S = 64, 0.01
@@ -92,56 +87,13 @@ class ScoreResponse(BaseModel):
     scores: list[Score]
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """A score model with its tokenizer. Texts are formatted as in training: prompt, response, end-of-text token."""
-
-    kind: str
-    model: ScoreModel
-    template: PromptTemplate
-    context: int | None
-    budget: int
-
-    @classmethod
-    def load(cls, kind: str, folder: Path, config: Serve) -> Scorer:
-        """From the folder of a finished stage, on this process's device."""
-        from actors.deepspeed_engine import device, resolve_dtype
-
-        model = ScoreModel.load(folder, resolve_dtype(config.dtype)).eval().requires_grad_(False).to(device())
-        if model.info.score_type != kind:
-            raise ValueError(f"{folder} holds a {model.info.score_type} model, not a {kind} model")
-        template = PromptTemplate(load_tokenizer(str(folder)), config.template)
-        return cls(kind, model, template, context_length(str(folder)), config.score_batch_tokens)
-
-    def encode(self, item: ScoreItem) -> NDArray[np.int64]:
-        """Token ids. Raises HTTPException 400 when they are more than the model's context."""
-        tokens = [*self.template.encode_prompt(item.prompt), *self.template.encode_response(item.response)]
-        if self.context is not None and len(tokens) > self.context:
-            raise HTTPException(
-                400,
-                f"prompt and response have {len(tokens)} tokens, more than the {self.kind} model's context of "
-                f"{self.context}: shorten them",
-            )
-        return np.array(tokens, dtype=np.int64)
-
-    @torch.inference_mode()
-    def score(self, sequences: Sequence[NDArray[np.int64]]) -> list[float]:
-        """The normalised score at the last token of each sequence."""
-        lengths = np.array([len(tokens) for tokens in sequences], dtype=np.int64)
-        scores = np.empty(len(sequences), dtype=np.float64)
-        where = next(self.model.parameters()).device
-        (pieces,) = micro_batches(lengths, [range(len(lengths))], self.budget)
-        for piece in pieces:
-            rows = pack_rows(np.concatenate([sequences[i] for i in piece]), lengths[piece], int(lengths[piece].max()))
-            last = torch.from_numpy(np.cumsum(lengths[piece]) - 1)
-            scores[piece] = self.model(rows.to(where), last.to(where)).double().cpu().numpy()
-        return scores.tolist()
-
-
 class ScoreServer:
     """One replica: the cost model, and the reward model where there is one."""
 
     def __init__(self, name: str, folders: dict[str, Path], config: Serve) -> None:
+        import torch
+        from serve.scorer import Scorer
+
         torch.set_num_threads(config.score_resources.threads)
         self.name = name
         self.scorers = [Scorer.load(kind, folder, config) for kind, folder in folders.items()]
@@ -158,7 +110,12 @@ class ScoreServer:
 
         @app.post("")  # relative to the application's route prefix, /v1/score
         async def score(request: ScoreRequest) -> ScoreResponse:
-            encoded = [[scorer.encode(item) for scorer in self.scorers] for item in request.all_items()]
+            try:
+                encoded = [
+                    [scorer.encode(i.prompt, i.response) for scorer in self.scorers] for i in request.all_items()
+                ]
+            except TooLongError as error:
+                raise HTTPException(400, str(error)) from None
             rows = await asyncio.gather(*(self.score_batch(sequences) for sequences in encoded))
             return ScoreResponse(model=self.name, scores=[self._checked(row) for row in rows])
 

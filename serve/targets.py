@@ -10,11 +10,11 @@ from pathlib import Path
 
 from castor.config.serve import Serve
 from castor.errors import CastorError
-from castor.models.policy import context_length
-from castor.models.score import SCORE_FILE
+from castor.files import read_json
 
 PREFERRED = "ppo_lag"
 POLICY_FOLDER = "policy"  # of an RLHF run
+SCORE_FILE = "castor_score.json"  # as in castor.models.score, whose import takes seconds
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,10 @@ def _score_folder(run: Path, kind: str) -> Path | None:
 
 
 def _max_model_len(config: Serve, name: str, policy: Path) -> int:
-    context = context_length(str(policy), config.trust_remote_code)
+    try:
+        context = read_json(policy / "config.json").get("max_position_embeddings")
+    except ValueError:
+        raise CastorError(f"{policy / 'config.json'} is not JSON: make the model again") from None
     if context is not None and (config.max_model_len or 0) > context:
         raise CastorError(
             f"max_model_len {config.max_model_len} is longer than the context of {name}, {context} tokens: lower it"

@@ -33,7 +33,7 @@ def dump_config(config: Config) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CastorError(f"no config file at {path}: give the path of a YAML file, e.g. configs/demo.yaml") from None
     except IsADirectoryError:
@@ -72,9 +72,22 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _number_or_yaml(text: str) -> Any:
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)  # YAML 1.1 reads 1e-6 as a string
+        return float(text) if "e" in text.lower() else _yaml(text)  # YAML 1.1 reads 1e-6 as a string
     except ValueError:
-        return yaml.safe_load(text)
+        return _yaml(text)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without dates: no option is one, and a folder named 2026-11-21 is text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML's own attribute
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
 
 
 def _place(location: tuple[int | str, ...]) -> str:

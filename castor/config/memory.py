@@ -10,7 +10,7 @@ from castor.config.rlhf import Rollout
 from castor.config.training import Engine, Resources
 
 GIB = 1 << 30
-# resident memory of a process that has imported the libraries and loaded nothing; measured, rounded
+# resident memory of a process that has imported the libraries and loaded nothing: estimates
 TORCH_PROCESS, VLLM_PROCESS, HELPER_PROCESS = GIB // 2, 9 * GIB // 10, 3 * GIB // 10
 MOMENTS, MASTER = 8, 4  # bytes a parameter: AdamW's two float32 moments; DeepSpeed's float32 copy of the weights
 BUCKET = 500_000_000  # elements of DeepSpeed's gradient bucket
@@ -83,8 +83,9 @@ def measure(model: DemoModel | str) -> Shape | None:
             tie_word_embeddings=False,
         )
     else:
+        path = Path(model).expanduser()
         try:
-            config = AutoConfig.from_pretrained(str(Path(model).expanduser()), local_files_only=True)
+            config = AutoConfig.from_pretrained(str(path) if path.is_dir() else model, local_files_only=True)
         except (OSError, ValueError):  # not in the local cache, or code of its own: the caller says "unknown"
             return None
     with torch.device("meta"):

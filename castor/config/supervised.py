@@ -15,7 +15,7 @@ class Supervised(Section):
     model: str = Field("stage:model", description="what to start from: stage:NAME, a folder, or a hub id")
     data: list[DataSource] = Field(min_length=1, description="training rows; several sources are concatenated")
     validation_share: float = Field(
-        0.05, ge=0, lt=1, description="share of the prompts held out from training to measure the stage"
+        0.05, gt=0, lt=1, description="share of the prompts held out from training to measure the stage"
     )
     epochs: float = Field(1.0, gt=0, description="passes over the rows; ignored where max_steps is given")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps")

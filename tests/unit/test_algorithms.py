@@ -63,7 +63,7 @@ def test_the_stream_is_the_signed_penalty_plus_the_end_score_clamped_after_the_s
 
 
 def test_a_worked_stream_clamps_the_sum_and_not_the_score():
-    # k = [1, -2 | 3], β = 0.5; score 51 with penalty -1.5 stays below the clamp of 50 only if the sum were not clamped
+    # k = [1, -2 | 3], β = 0.5; 51 - 1.5 = 49.5 is inside the clamp of 50 although the score is not
     ours, reference = torch.tensor([1.0, 0.0, 3.0]), torch.tensor([0.0, 2.0, 0.0])
     stream = penalized_stream(
         torch.tensor([2.0, 51.0]), ours, reference, torch.tensor([2, 1]), role="objective", kl_coeff=0.5,
@@ -134,11 +134,11 @@ def test_combine_is_the_weighted_difference_over_one_plus_the_prices(seed, objec
     costs = {f"c{i}": normal(5, rng) for i in range(constraints)}
     weights = {name: float(normal(1, rng).exp()) for name in goals}
     prices = {name: float(normal(1, rng).exp()) for name in costs} | {"not of this run": 7.0}
-    expected = [
-        (sum(weights[n] * a[t].item() for n, a in goals.items()) - sum(prices[n] * a[t].item() for n, a in costs.items()))
-        / (1.0 + sum(prices[n] for n in costs))
-        for t in range(5)
-    ]  # fmt: skip
+    expected = []
+    for t in range(5):
+        gain = sum(weights[name] * advantage[t].item() for name, advantage in goals.items())
+        price = sum(prices[name] * advantage[t].item() for name, advantage in costs.items())
+        expected.append((gain - price) / (1.0 + sum(prices[name] for name in costs)))
     torch.testing.assert_close(
         combine(goals, weights, costs, prices), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12
     )

@@ -1,0 +1,212 @@
+"""Which actors each stage starts, what each asks of Ray, and what it is estimated to hold in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from castor.config.check import evaluated, origin, stage_sections
+from castor.config.memory import HELPER_PROCESS, Memory, Shape, bytes_per_number, frozen, measure, sampled, trained
+from castor.config.pipeline import Collect, Config, DemoModel, Evaluate, RayCluster
+from castor.config.rlhf import RLHF, Rollout
+from castor.config.supervised import SFT, Supervised
+from castor.config.training import Engine, Resources
+
+SCORER_ENGINE = Engine(pack_length=128)  # of the scorers of `evaluate`, which has no engine section
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Actors that are alike: `count` of them, each with `resources`. `memory` is None for a model of unknown size."""
+
+    name: str
+    count: int
+    resources: Resources | None  # None: reserves nothing
+    work: str
+    memory: Memory | None
+    parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the actors of one stage reserve together."""
+
+    cpus: float
+    gpus: float
+    custom: dict[str, float]
+
+
+class Sizes:
+    """Sizes of the models behind references, measured once each."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._shapes: dict[str, Shape | None] = {}
+
+    def __call__(self, reference: str) -> Shape | None:
+        """None: unknown."""
+        model = origin(self._config, reference)
+        key = "" if isinstance(model, DemoModel) else model
+        if key not in self._shapes:
+            self._shapes[key] = measure(model)
+        return self._shapes[key]
+
+
+def placement(config: Config) -> dict[str, list[Actors]]:
+    """The actors of every stage, in the order of the stages. A stage without actors runs in the driver."""
+    sizes = Sizes(config)
+    return {stage: _actors(config, stage, sizes) for stage in stage_sections(config)}
+
+
+def totals(actors: list[Actors]) -> Totals:
+    """What `actors` reserve at the same time."""
+    reserving = [(a.count, a.resources) for a in actors if a.resources is not None]
+    custom: dict[str, float] = {}
+    for count, resources in reserving:
+        for name, amount in resources.custom.items():
+            custom[name] = custom.get(name, 0) + count * amount
+    return Totals(sum(n * r.cpus for n, r in reserving), sum(n * r.gpus for n, r in reserving), custom)
+
+
+def cluster_cpus(ray: RayCluster) -> int | None:
+    """CPUs of the cluster that would be started here; None where a running one would be joined."""
+    if ray.address or os.environ.get("RAY_ADDRESS"):
+        return None
+    return ray.num_cpus or os.cpu_count() or 1
+
+
+def _actors(config: Config, stage: str, sizes: Sizes) -> list[Actors]:
+    section = stage_sections(config)[stage]
+    if isinstance(section, Supervised):
+        return _supervised(section, sizes(section.model))
+    if isinstance(section, Collect):
+        return [_rollout(section.rollout, sizes(section.policy))]
+    if isinstance(section, RLHF):
+        return _rlhf(section, sizes)
+    if isinstance(section, Evaluate):
+        return _evaluate(config, section, sizes)
+    return []
+
+
+def _supervised(stage: Supervised, shape: Shape | None) -> list[Actors]:
+    score = not isinstance(stage, SFT)
+    resources = stage.resources
+    return [
+        Actors(
+            name="RayTrainWorker",
+            count=stage.workers,
+            resources=resources,
+            work=f"{_trains(stage.engine, resources)}{_ranks(stage.workers)}",
+            memory=_of(shape, lambda s: trained(s, stage.engine, stage.workers, resources, score=score)),
+            parameters=_count(shape, score=score),
+        ),
+        _helper("TrainController", "Ray Train: restarts the workers"),
+        _helper("ProgressBoard", "newest step, for the progress bar"),
+    ]
+
+
+def _rlhf(run: RLHF, sizes: Sizes) -> list[Actors]:
+    learner, policy = run.learner, sizes(run.policy.model)
+    reference = run.policy.reference
+    actors = [
+        _rollout(run.rollout, policy),
+        Actors(
+            name="reference",
+            count=reference.ranks,
+            resources=reference.resources,
+            work=f"frozen policy, {_dtype(learner.engine, reference.resources)}",
+            memory=_of(policy, lambda s: frozen(s, learner.engine, reference.resources, score=False)),
+            parameters=_count(policy, score=False),
+        ),
+        Actors(
+            name=_numbered("learner", learner.ranks),
+            count=learner.ranks,
+            resources=learner.resources,
+            work=f"policy, {_trains(learner.engine, learner.resources)}{_ranks(learner.ranks)}",
+            memory=_of(policy, lambda s: trained(s, learner.engine, learner.ranks, learner.resources, score=False)),
+            parameters=_count(policy, score=False),
+        ),
+    ]
+    for name, signal in run.signals.items():
+        memory = _of(
+            sizes(signal.model),
+            lambda s, signal=signal: trained(  # type: ignore[misc]  # mypy cannot type a default that binds the loop's value
+                s, signal.critic, signal.ranks, signal.resources, score=True, frozen_copy=True
+            ),
+        )
+        actors.append(
+            Actors(
+                name=_numbered(f"signal-{name}", signal.ranks),
+                count=signal.ranks,
+                resources=signal.resources,
+                work=f"{signal.role} and its critic, {_trains(signal.critic, signal.resources)}{_ranks(signal.ranks)}",
+                memory=memory,
+                parameters=_count(sizes(signal.model), score=True),
+            )
+        )
+    if run.multipliers is not None:
+        actors.append(_helper("MultiplierOwner", f"{len(run.constraints)} λ, rule {run.multipliers.rule}"))
+    return actors
+
+
+def _evaluate(config: Config, stage: Evaluate, sizes: Sizes) -> list[Actors]:
+    policies = list(evaluated(config).values())
+    scorers = [
+        Actors(
+            name=f"{kind}-scorer",
+            count=1,
+            resources=stage.resources,
+            work=f"frozen {kind} model, {_dtype(SCORER_ENGINE, stage.resources)}",
+            memory=_of(sizes(reference), lambda s: frozen(s, SCORER_ENGINE, stage.resources, score=True)),
+            parameters=_count(sizes(reference), score=True),
+        )
+        for kind, reference in (("reward", stage.reward), ("cost", stage.cost))
+    ]
+    return [
+        _rollout(stage.rollout, sizes(policies[0])),
+        *scorers,
+        _helper("FolderWeights", f"hands {len(policies)} policies to the engines in turn"),
+    ]
+
+
+def _rollout(rollout: Rollout, shape: Shape | None) -> Actors:
+    gpu = rollout.resources.gpus > 0
+    dtype = "bfloat16" if bytes_per_number(rollout.dtype, gpu) == 2 else "float32"
+    parallel = f", tensor parallel {rollout.tensor_parallel_size}" if rollout.tensor_parallel_size > 1 else ""
+    return Actors(
+        name="rollout",
+        count=rollout.workers,
+        resources=rollout.resources,
+        work=f"vLLM ({rollout.engine}), {dtype}{parallel}",
+        memory=_of(shape, lambda s: sampled(s, rollout)),
+        parameters=_count(shape, score=False),
+    )
+
+
+def _helper(name: str, work: str) -> Actors:
+    return Actors(name, 1, None, work, Memory(process=HELPER_PROCESS))
+
+
+def _of(shape: Shape | None, memory: Callable[[Shape], Memory]) -> Memory | None:
+    return None if shape is None else memory(shape)
+
+
+def _count(shape: Shape | None, *, score: bool) -> int | None:
+    return None if shape is None else shape.score if score else shape.parameters
+
+
+def _trains(engine: Engine, resources: Resources) -> str:
+    return f"ZeRO-{engine.zero_stage} {_dtype(engine, resources)}"
+
+
+def _dtype(engine: Engine, resources: Resources) -> str:
+    return "bfloat16" if bytes_per_number(engine.dtype, resources.gpus > 0) == 2 else "float32"
+
+
+def _ranks(count: int) -> str:
+    return "" if count == 1 else f", ranks 0-{count - 1}"
+
+
+def _numbered(name: str, count: int) -> str:
+    return f"{name}-0" if count == 1 else f"{name}-0..{count - 1}"

@@ -1,0 +1,170 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from castor.config.check import check, evaluated, origin, stage_sections
+from castor.config.load import load_config
+from castor.config.memory import bytes_per_number, frozen, measure, sampled, trained
+from castor.config.pipeline import Config, DemoModel
+from castor.config.placement import placement, totals
+from castor.config.plan import WIDTH, describe
+from castor.config.rlhf import Rollout
+from castor.config.training import Engine, Resources
+from castor.errors import CastorError
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "configs" / "demo.yaml"
+# 1024 words x 192, in and out; two layers of 4 x 192² attention, 3 x 192 x 512 MLP and 2 x 192 norms; the last norm
+LAYER = 4 * 192**2 + 3 * 192 * 512 + 2 * 192
+BACKBONE = 1024 * 192 + 2 * LAYER + 192
+PARAMETERS = BACKBONE + 1024 * 192
+
+
+def demo(*overrides):
+    return load_config(DEMO, overrides)
+
+
+@pytest.fixture(scope="module")
+def shape():
+    return measure(demo().model)
+
+
+def test_parameters_of_the_demo_model_are_exact(shape):
+    assert (shape.parameters, shape.backbone, shape.score) == (PARAMETERS, BACKBONE, BACKBONE + 193)
+    assert (PARAMETERS, BACKBONE) == (1_278_912, 1_082_304)
+
+
+def test_a_folder_is_measured_and_a_hub_id_is_unknown(tmp_path, shape):
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=192, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    tied = measure(str(tmp_path))
+    assert tied.parameters == tied.backbone == BACKBONE
+    assert measure("nobody-has/this-model") is None
+
+
+def test_one_rank_in_float32(shape):
+    memory = trained(shape, Engine(zero_stage=2), 1, Resources(), score=False)
+    assert memory.weights == memory.gradients == 4 * PARAMETERS
+    assert memory.optimizer == 12 * PARAMETERS  # two moments, and the copy stages 1 and 2 keep even in float32
+    assert memory.frozen == memory.gpu == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "states"), [(0, 1, 1, 1), (1, 1, 1, 4), (2, 1, 4, 4), (3, 4, 4, 4)]
+)
+def test_zero_shards_over_four_ranks(shape, stage, weights, gradients, states):
+    engine = Engine(zero_stage=stage, dtype="bfloat16")
+    memory = trained(shape, engine, 4, Resources(), score=False)
+    assert memory.weights == 2 * PARAMETERS / weights
+    assert memory.gradients == 2 * PARAMETERS / gradients
+    assert memory.optimizer == 12 * PARAMETERS / states
+
+
+def test_float32_without_a_second_copy(shape):
+    for stage in (0, 3):
+        assert trained(shape, Engine(zero_stage=stage), 1, Resources(), score=False).optimizer == 8 * PARAMETERS
+
+
+def test_frozen_models_and_engines(shape):
+    scorer = frozen(shape, Engine(), Resources(), score=True)
+    assert (scorer.frozen, scorer.optimizer, scorer.gradients) == (4 * (BACKBONE + 193), 0, 0)
+    signal = trained(shape, Engine(), 1, Resources(), score=True, frozen_copy=True)
+    assert signal.frozen == signal.weights == 4 * (BACKBONE + 193)
+    engine = sampled(shape, Rollout(kv_cache_mib=64))
+    assert (engine.weights, engine.kv_cache, engine.gpu_share) == (4 * PARAMETERS, 64 << 20, None)
+    on_gpu = sampled(shape, Rollout(tensor_parallel_size=2, resources=Resources(gpus=2)))
+    assert (on_gpu.weights, on_gpu.kv_cache, on_gpu.gpu_share) == (PARAMETERS, 0, 0.85)
+    assert on_gpu.host == on_gpu.process
+    assert [bytes_per_number("auto", gpu) for gpu in (False, True)] == [4, 2]
+
+
+def test_the_demo_starts_these_actors():
+    stages = placement(demo())
+    assert list(stages) == ["model", "sft", "collect", "reward", "cost", "ppo_lag", "ppo", "evaluate"]
+    assert stages["model"] == []
+    assert [(a.name, a.count) for a in stages["ppo_lag"]] == [
+        ("rollout", 1), ("reference", 1), ("learner-0", 1), ("signal-helpfulness-0", 1), ("signal-harm-0", 1),
+        ("MultiplierOwner", 1),
+    ]  # fmt: skip
+    assert [(a.name, a.count) for a in stages["evaluate"]] == [
+        ("rollout", 2), ("reward-scorer", 1), ("cost-scorer", 1), ("FolderWeights", 1)
+    ]  # fmt: skip
+    reserved = {stage: totals(actors).cpus for stage, actors in stages.items()}
+    assert (reserved["sft"], reserved["collect"], reserved["ppo_lag"], reserved["ppo"]) == (1, 0.5, 1.25, 1)
+
+
+def test_the_text_holds_the_config_and_fits_its_width():
+    text = describe(demo("ray.num_cpus=2"))
+    config, plan = text.split("Stages, in order")
+    assert "lambda_update_delay_steps: 10" in config
+    assert max(map(len, plan.splitlines())) <= WIDTH
+    assert "has 2; every stage fits (the largest reserves 1.25)" in plan
+    assert "GPUs: none are needed." in plan
+    crowded = describe(demo("ray.num_cpus=1", "sft.resources.custom={fast: 1}"))
+    assert "TOO FEW for ppo_lag (1.25)" in crowded
+    assert "fast 1, which a cluster started here does not" in crowded
+
+
+def test_what_a_stage_starts_from():
+    config = demo()
+    for reference in ("stage:model", "stage:cost", "stage:ppo_lag"):
+        assert isinstance(origin(config, reference), DemoModel)
+    assert origin(demo("sft.model=some/model"), "stage:ppo") == "some/model"
+    assert evaluated(config) == {"sft": "stage:sft", "ppo": "stage:ppo", "ppo_lag": "stage:ppo_lag"}
+    assert list(stage_sections(demo("evaluate=null")))[-1] == "ppo"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["reward.model=stage:sftt"], r"reward\.model: stage:sftt .* no section 'sftt'; did you mean stage:sft\?"),
+        (["model=null"], r"sft\.model: stage:model .* no section 'model'"),
+        (["collect=null"], r"reward\.data\.0\.source: stage:collect .*no section 'collect'"),
+        (["sft.model=stage:ppo"], r"sft\.model: stage:ppo runs later"),
+        (["rlhf.ppo.policy.model=stage:ppo"], r"in this very stage"),
+        (["rlhf.ppo.signals.helpfulness.model=stage:cost"], r"needed reward model, got cost model"),
+        (["collect.policy=stage:model", "sft.data.source=stage:model"], r"sft\.data.*needed rows, got language model"),
+        (["sft.model=./no/such/folder"], r"sft\.model: there is no \./no/such/folder"),
+        (["rlhf.ppo.prompts.source=nowhere.jsonl"], r"rlhf\.ppo\.prompts\.source: there is no nowhere\.jsonl"),
+        (["rlhf.ppo.rollout.max_new_tokens=97"], r"rlhf\.ppo\.rollout: .* 64 \+ max_new_tokens 97 exceed .* 160"),
+        (["sft.max_length=161"], r"sft\.max_length 161 exceeds the context of 160"),
+        (["collect.rollout.tensor_parallel_size=2"], r"collect\.rollout: tensor_parallel_size 2 needs"),
+    ],
+)
+def test_contradictions_are_named(overrides, message):
+    with pytest.raises(CastorError, match=message):
+        check(demo(*overrides))
+
+
+def test_limits_are_inclusive_and_the_context_of_a_folder_counts(tmp_path):
+    check(demo("rlhf.ppo.rollout.max_new_tokens=96", "sft.max_length=160"))
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 100}))
+    with pytest.raises(CastorError, match=r"context of 100"):
+        check(demo(f"sft.model={tmp_path}"))
+
+
+def test_every_finding_is_told_at_once_and_an_empty_comparison_is_one():
+    with pytest.raises(CastorError) as error:
+        check(demo("reward.model=stage:a", "cost.model=stage:b"))
+    assert len(str(error.value).splitlines()) == 2
+    with pytest.raises(CastorError, match="no policy to compare"):
+        check(Config.model_validate({"evaluate": {}}))
+
+
+def test_a_dry_run_imports_neither_ray_nor_vllm_nor_deepspeed_and_check_no_torch():
+    code = (
+        "import sys; from pathlib import Path; from castor.config.load import load_config;"
+        "from castor.config.check import check; config = load_config(Path(sys.argv[1])); check(config);"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules;"
+        "from castor.config.plan import describe; describe(config);"
+        "assert not {'ray', 'vllm', 'deepspeed'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(DEMO)], cwd=ROOT, check=True, timeout=300)
