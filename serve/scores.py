@@ -92,6 +92,7 @@ class ScoreServer:
 
     def __init__(self, name: str, folders: dict[str, Path], config: Serve) -> None:
         import torch
+
         from serve.scorer import Scorer
 
         torch.set_num_threads(config.score_resources.threads)

@@ -38,7 +38,7 @@ class TinyModels:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    """A Llama of 2 x 32, its tokenizer trained on synthetic text, and two random score models."""
+    """A Llama of 2 x 64, its tokenizer trained on synthetic text, and two random score models."""
     import torch
 
     from castor.config.data import DataSource
@@ -50,7 +50,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 
     folder = tmp_path_factory.mktemp("models")
     rows = load_demonstrations(DataSource(limit=600), RowReport(), None)
-    config = DemoModel(hidden_size=32, intermediate_size=64, heads=2, max_position_embeddings=160)
+    config = DemoModel(hidden_size=64, intermediate_size=96, heads=2, max_position_embeddings=160)
     make_demo_model(config, (text for row in rows for text in (row.prompt, row.response)), 0, folder / "policy")
     torch.manual_seed(1)
     for kind in ("reward", "cost"):

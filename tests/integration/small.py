@@ -3,8 +3,8 @@
 SMALL = [
     "wandb.mode=disabled",
     "model.data.limit=400",
-    "model.hidden_size=32",
-    "model.intermediate_size=64",
+    "model.hidden_size=64",
+    "model.intermediate_size=96",
     "model.heads=2",
     "sft.data.limit=400",
     "sft.max_steps=4",

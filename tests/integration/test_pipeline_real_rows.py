@@ -31,8 +31,8 @@ def real_config(run_dir):
         "run_dir": str(run_dir),
         "wandb": {"mode": "disabled"},
         "model": {
-            "data": source | {"limit": 500}, "tokenizer": "bpe", "vocab_size": 800, "hidden_size": 32,
-            "intermediate_size": 64, "heads": 2, "max_position_embeddings": 192,
+            "data": source | {"limit": 500}, "tokenizer": "bpe", "vocab_size": 800, "hidden_size": 64,
+            "intermediate_size": 96, "heads": 2, "max_position_embeddings": 192,
         },
         "sft": {"data": source | {"limit": 300}, **small},
         "reward": {"data": pairs, **small},
