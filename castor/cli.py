@@ -115,6 +115,34 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, dry_run: DryRun = 
     _run(config, overrides, dry_run, work)
 
 
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run, e.g. runs/demo")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. port=8080 policy=sft")
+    ] = None,
+) -> None:
+    """Serve the policy of RUN behind the OpenAI routes, and its score models behind /v1/score."""
+    from castor.config.load import load_section
+    from castor.config.serve import Serve
+    from castor.terminal import captured
+
+    config, log = load_section(Serve, {"run_dir": run}, options or []), run / "logs" / "serve.log"
+    if not run.is_dir():
+        raise CastorError(f"there is no run at {run}: give the folder of a finished run, e.g. runs/demo")
+    with captured(log) as terminal, _failures_told(terminal, log):
+        terminal.line(f"[bold]castor serve[/]  {run}  [dim]log: {log}[/]")
+        from serve.app import Endpoints, serve_forever
+
+        def announce(endpoints: Endpoints) -> None:
+            terminal.line(f"[bold]{endpoints.model}[/]  {endpoints.base_url}  models, completions, chat/completions")
+            if endpoints.score_url:
+                terminal.line(f"scores   {endpoints.score_url}")
+            terminal.line(f"health   {endpoints.health_url}\nCtrl-C ends it")
+
+        serve_forever(config, announce)
+
+
 def _one_stage(context: Any, name: str) -> None:
     """Run one stage whatever was finished before; the record keeps the key the pipeline would give it."""
     from trainers.pipeline import planned_stages, run_stage, stage_key
@@ -129,9 +157,11 @@ def _one_stage(context: Any, name: str) -> None:
 
 
 def _run(path: Path, overrides: list[str] | None, dry_run: bool, work: Callable[[Any], None]) -> None:
+    from castor.config.check import check
     from castor.config.load import load_config
 
     config = load_config(path, overrides or [])
+    check(config)
     if dry_run:
         from castor.config.plan import describe
 
@@ -150,29 +180,34 @@ def _context(config: Any) -> Iterator[Any]:
 
     log = config.run_dir / "logs" / "castor.log"
     write_text(config.run_dir / "config.yaml", dump_config(config))
-    with captured(log) as terminal:
+    with captured(log) as terminal, _failures_told(terminal, log):
         terminal.line(f"[bold]castor[/]  {config.run_dir}  [dim]log: {log}[/]")
-        try:
-            from actors.cluster import cluster
-            from castor.run import RunFolder
-            from castor.tracking import Tracker
-            from trainers.context import Context
+        from actors.cluster import cluster
+        from castor.run import RunFolder
+        from castor.tracking import Tracker
+        from trainers.context import Context
 
-            tracker = Tracker(
-                config.wandb, config.run_dir / "wandb", config.run_dir.name, config.model_dump(mode="json")
-            )
-            try:
-                with cluster(config.ray):
-                    yield Context(config, RunFolder(config), terminal, tracker)
-            finally:
-                tracker.finish()
-        except (CastorError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            traceback.print_exc()  # stderr is the log here
-            first = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-            terminal.line(f"[red]castor failed[/]: {type(error).__name__}: {first}\nthe whole story is in {log}")
-            raise typer.Exit(EXIT_FAILURE) from None
+        settings = config.model_dump(mode="json")
+        tracker = Tracker(config.wandb, config.run_dir / "wandb", config.run_dir.name, settings)
+        try:
+            with cluster(config.ray):
+                yield Context(config, RunFolder(config), terminal, tracker)
+        finally:
+            tracker.finish()
+
+
+@contextmanager
+def _failures_told(terminal: Any, log: Path) -> Iterator[None]:
+    """A failure that cannot be put right from its message: the traceback to the log, one sentence to the terminal."""
+    try:
+        yield
+    except (CastorError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        traceback.print_exc()  # stderr is the log here
+        first = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+        terminal.line(f"[red]castor failed[/]: {type(error).__name__}: {first}\nthe whole story is in {log}")
+        raise typer.Exit(EXIT_FAILURE) from None
 
 
 if __name__ == "__main__":

@@ -45,4 +45,4 @@ class Tracker:
     def finish(self) -> None:
         """Flush and close."""
         if self._run is not None:
-            self._run.finish(quiet=True)
+            self._run.finish()

@@ -46,15 +46,7 @@ class Endpoints:
     health_url: str
 
 
-def print_endpoints(endpoints: Endpoints) -> None:
-    """One line per route."""
-    print(f"policy {endpoints.model!r}: {endpoints.base_url} (models, completions, chat/completions)")
-    if endpoints.score_url:
-        print(f"scores: {endpoints.score_url}")
-    print(f"health: {endpoints.health_url}", flush=True)
-
-
-def serve_forever(config: Serve, announce: Callable[[Endpoints], None] = print_endpoints) -> None:
+def serve_forever(config: Serve, announce: Callable[[Endpoints], None]) -> None:
     """Serve the run until SIGINT or SIGTERM, then take everything down. Call it from the main thread.
 
     `announce` is called once every route answers. An interrupt before that is a KeyboardInterrupt for the caller.

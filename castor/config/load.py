@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from castor.config.base import Section
 from castor.config.pipeline import Config
 from castor.errors import CastorError
+
+Validated = TypeVar("Validated", bound=Section)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -19,11 +22,21 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     values = _read(path)
     for override in overrides:
         _apply(values, override)
+    return _validated(Config, values, f"{path}: ")
+
+
+def load_section(kind: type[Validated], values: dict[str, Any], overrides: Sequence[str]) -> Validated:
+    """A section from `values` and overrides alone. Raises CastorError with one line per finding."""
+    for override in overrides:
+        _apply(values, override)
+    return _validated(kind, values, "")
+
+
+def _validated(kind: type[Validated], values: dict[str, Any], where: str) -> Validated:
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        findings = "\n".join(f"{path}: {_place(e['loc'])}{_message(e)}" for e in error.errors())
-        raise CastorError(findings) from None
+        raise CastorError("\n".join(f"{where}{_place(e['loc'])}{_message(e)}" for e in error.errors())) from None
 
 
 def dump_config(config: Config) -> str:
