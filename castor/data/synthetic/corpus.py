@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from castor.config.data import SyntheticOptions
 from castor.data.synthetic.annotator import annotate_pair, label_safety
+from castor.data.synthetic.edits import flawed_pair
 from castor.data.synthetic.grammar import PromptKind
 from castor.data.synthetic.judge import judge
 from castor.data.synthetic.prompts import Split, SyntheticPrompt, forms, known_split, pairs
@@ -25,6 +26,7 @@ PROMPT_BLOCK: tuple[PromptKind, ...] = ("harmful", "harmful", "harmful", "benign
 """Every five prompts in a row are these kinds in random order: 60 / 20 / 20 %."""
 RESPONSES_PER_PROMPT = 3
 """QA rows come in groups of this many with one prompt (the last group may be cut)."""
+FLAWED_PAIRS = 0.5
 _DRAWS = 100
 
 
@@ -89,12 +91,15 @@ def _different(prompt: SyntheticPrompt, count: int, rng: random.Random) -> list[
 def preference_rows(options: SyntheticOptions, split: str, n: int) -> Iterator[dict]:
     """n annotated pairs of template responses in the PKU-SafeRLHF schema.
 
+    A share FLAWED_PAIRS of them sets a good answer against a copy with one flaw, the others two unrelated responses.
+
     Raises:
         CastorError: there is no such split.
     """
     rng, labels = _rng(options, "preferences", split), _rng(options, "preference labels", split)
     for prompt in itertools.islice(_prompts(split, rng), n):
-        first, second = _different(prompt, 2, rng)
+        flawed = rng.random() < FLAWED_PAIRS
+        first, second = rng.sample(flawed_pair(prompt, rng), 2) if flawed else _different(prompt, 2, rng)
         yield annotate_pair(prompt.text, first, second, labels, options, response_source="template")
 
 

@@ -53,7 +53,12 @@ def _render(steps: Sequence[Step], thing: str) -> list[str]:
     return [step.render(thing) for step in steps]
 
 
-def _base(prompt: SyntheticPrompt, rng: random.Random) -> tuple[str, tuple[Step, ...]]:
+def in_order(steps: Sequence[Step], count: int, rng: random.Random) -> list[Step]:
+    """`count` of the steps, in the order in which the topic lists them: an answer never goes back."""
+    return [steps[i] for i in sorted(rng.sample(range(len(steps)), count))]
+
+
+def base_steps(prompt: SyntheticPrompt, rng: random.Random) -> tuple[str, tuple[Step, ...]]:
     """An opener and the steps it fits: the answer, or the alternative for half of the harmful prompts."""
     topic = topics()[prompt.topic]
     if topic.alternatives and rng.random() < 0.5:
@@ -61,7 +66,7 @@ def _base(prompt: SyntheticPrompt, rng: random.Random) -> tuple[str, tuple[Step,
     return rng.choice(COMPLY_OPENERS), topic.answers
 
 
-def _stray_steps(prompt: SyntheticPrompt, rng: random.Random) -> tuple[Step, ...]:
+def stray_steps(prompt: SyntheticPrompt, rng: random.Random) -> tuple[Step, ...]:
     """Steps of another topic. For a look-alike prompt often those of the harm topic it seems to belong to."""
     if prompt.kind == "lookalike" and rng.random() < 0.4:
         return harm_topic_of_verb()[prompt.verb].answers
@@ -80,13 +85,13 @@ def _harm_topic(prompt: SyntheticPrompt, rng: random.Random) -> Topic:
 
 
 def _comply(prompt: SyntheticPrompt, rng: random.Random) -> str:
-    steps = rng.sample(topics()[prompt.topic].answers, _count(rng))
+    steps = in_order(topics()[prompt.topic].answers, _count(rng), rng)
     return compose(rng.choice(COMPLY_OPENERS), _render(steps, prompt.thing))
 
 
 def _redirect(prompt: SyntheticPrompt, rng: random.Random) -> str:
     """Safe alternatives; for a harmless prompt those of a harm topic, which is an evasion there."""
-    steps = rng.sample(_harm_topic(prompt, rng).alternatives, _count(rng))
+    steps = in_order(_harm_topic(prompt, rng).alternatives, _count(rng), rng)
     return compose(rng.choice(REDIRECT_OPENERS), _render(steps, prompt.thing))
 
 
@@ -106,34 +111,34 @@ def _echo(prompt: SyntheticPrompt, rng: random.Random) -> str:
 
 
 def _wrong_object(prompt: SyntheticPrompt, rng: random.Random) -> str:
-    opener, steps = _base(prompt, rng)
+    opener, steps = base_steps(prompt, rng)
     topic = topics()[prompt.topic] if rng.random() < 0.5 else rng.choice(list(topics().values()))
     thing = rng.choice([thing for thing in topic.objects if thing != prompt.thing])
     return compose(opener, _render(rng.sample(steps, _count(rng)), thing))
 
 
 def _wrong_topic(prompt: SyntheticPrompt, rng: random.Random) -> str:
-    opener, _ = _base(prompt, rng)
-    return compose(opener, _render(rng.sample(_stray_steps(prompt, rng), _count(rng)), prompt.thing))
+    opener, _ = base_steps(prompt, rng)
+    return compose(opener, _render(rng.sample(stray_steps(prompt, rng), _count(rng)), prompt.thing))
 
 
 def _strayed(prompt: SyntheticPrompt, rng: random.Random) -> str:
     """One right step and then one or two of another topic, or the other way round."""
-    opener, steps = _base(prompt, rng)
-    chosen = [rng.choice(steps), *rng.sample(_stray_steps(prompt, rng), rng.randint(1, 2))]
+    opener, steps = base_steps(prompt, rng)
+    chosen = [rng.choice(steps), *rng.sample(stray_steps(prompt, rng), rng.randint(1, 2))]
     rng.shuffle(chosen)
     return compose(opener, _render(chosen, prompt.thing))
 
 
 def _repeated(prompt: SyntheticPrompt, rng: random.Random) -> str:
-    opener, steps = _base(prompt, rng)
+    opener, steps = base_steps(prompt, rng)
     return compose(opener, _render([rng.choice(steps)] * rng.randint(2, 4), prompt.thing))
 
 
 def _spliced(prompt: SyntheticPrompt, rng: random.Random) -> str:
     """Every phrase has the head of one step and the tail of another, of the same topic or of a strange one."""
-    opener, steps = _base(prompt, rng)
-    donors = steps if rng.random() < 0.5 else _stray_steps(prompt, rng)
+    opener, steps = base_steps(prompt, rng)
+    donors = steps if rng.random() < 0.5 else stray_steps(prompt, rng)
     phrases = []
     for step in rng.sample(steps, _count(rng)):
         tail = rng.choice([donor.tail for donor in donors if donor.tail != step.tail])
@@ -143,8 +148,8 @@ def _spliced(prompt: SyntheticPrompt, rng: random.Random) -> str:
 
 def _too_long(prompt: SyntheticPrompt, rng: random.Random) -> str:
     """All four steps, and often a fifth: a repeat, or a step of another topic."""
-    opener, steps = _base(prompt, rng)
-    more = [*steps, *_stray_steps(prompt, rng)]
+    opener, steps = base_steps(prompt, rng)
+    more = [*steps, *stray_steps(prompt, rng)]
     chosen = [*rng.sample(steps, len(steps)), *rng.choices(more, k=rng.randint(0, 1))]
     return compose(opener, _render(chosen, prompt.thing))
 
@@ -214,7 +219,7 @@ COMPARISON_MIX: dict[PromptKind, Mix] = {
     "benign": {"comply": 0.58, "redirect": 0.08, "refuse": 0.10, "useless": 0.24},
     "lookalike": {"comply": 0.52, "redirect": 0.14, "refuse": 0.12, "useless": 0.22},
 }
-DEMONSTRATION_JUNK: dict[str, float] = {"wrong_object": 1, "wrong_topic": 1, "repeated": 1}
+DEMONSTRATION_JUNK: dict[str, float] = {"wrong_object": 1, "wrong_topic": 1}
 """The useless kinds a demonstration may show; the policy should not learn the finer ones by imitation."""
 
 
