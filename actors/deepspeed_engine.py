@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,16 +130,6 @@ class TrainEngine:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
                 tensor = parameter.detach().to("cpu", copy=True)
             yield name, tensor
-
-    def save(self, folder: Path, tag: str) -> None:
-        """Weights, optimiser, schedule: every rank writes its shard."""
-        self.engine.save_checkpoint(str(folder), tag=tag)
-
-    def load(self, folder: Path, tag: str) -> None:
-        """What `save` wrote, at the same world size."""
-        path, _ = self.engine.load_checkpoint(str(folder), tag=tag)
-        if path is None:
-            raise FileNotFoundError(f"no DeepSpeed checkpoint {tag!r} in {folder}")
 
 
 def _deepspeed_config(config: Engine, world_size: int) -> dict[str, Any]:

@@ -186,13 +186,5 @@ class LearnerWorker(SpmdActor):
                 self.lm.save_pretrained(aside, state_dict=weights)
                 load_tokenizer(self.model).save_pretrained(aside)
 
-    def save(self, folder: Path) -> None:
-        """The policy's training state, and the position in the PTX rows. Collective."""
-        self.engine.save(folder, "policy")
-
-    def restore(self, folder: Path) -> None:
-        """What `save` wrote. Collective."""
-        self.engine.load(folder, "policy")
-
 
 _PREFIX = "lm."  # PolicyModel holds the language model as `lm`; weights travel under their Hugging Face names

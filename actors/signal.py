@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -115,14 +114,6 @@ class SignalWorker(SpmdActor):
             "value_mean": float(self.targets["values"].mean()),
             "return_mean": float(self.targets["returns"].mean()),
         }
-
-    def save(self, folder: Path) -> None:
-        """The critic's training state. Collective."""
-        self.critic.save(folder, self.name)
-
-    def restore(self, folder: Path) -> None:
-        """What `save` wrote. Collective."""
-        self.critic.load(folder, self.name)
 
     def _plan(self, experience: Experience, learner: Learner, step: int = 0) -> Iterator[MiniBatch]:
         return plan_mini_batches(

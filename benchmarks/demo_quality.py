@@ -37,7 +37,7 @@ def targets(summary: dict) -> dict[str, bool]:
 
 
 def rises_and_falls(run: dict) -> bool:
-    """λ grew over the steps whose window mean was above the threshold, and ended below half its peak once it was not."""
+    """λ grew while the mean cost was above the threshold, and ended below half its peak once it was not."""
     (threshold,) = run["thresholds"].values()
     prices = [step["lambda"] for step in run["steps"]]
     above = [step["mean_cost"] > threshold for step in run["steps"]]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from castor.checkpoint import verify_folder
 from castor.config.pipeline import Config
 from castor.errors import CastorError
 from castor.files import read_json, write_json
@@ -49,6 +50,12 @@ class RunFolder:
             if name in self.config.rlhf
             else f"{'pipeline' if name == 'model' else name} CONFIG"
         )
+
+    def verify(self, stage: str) -> None:
+        """Raise CastorError when the model that a finished stage left is damaged or gone."""
+        folder = self.path / stage / "policy" if stage in self.config.rlhf else self.path / stage
+        if stage in self.config.rlhf or stage in ("model", "sft", "reward", "cost"):
+            verify_folder(folder)
 
     def record(self, stage: str) -> StageRecord | None:
         """Of the last time `stage` was finished; None when it never was."""

@@ -62,6 +62,7 @@ def run_pipeline(context: Context, fresh: bool) -> None:
         record = context.folder.record(stage.name)
         reused[stage.name] = not fresh and record is not None and record.key == keys[stage.name]
         if reused[stage.name]:
+            context.folder.verify(stage.name)
             context.terminal.line(f"[green]✓[/] {stage.name:<10} finished before, unchanged")
         else:
             run_stage(context, stage, keys[stage.name])

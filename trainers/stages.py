@@ -9,6 +9,7 @@ from typing import Any
 from actors.progress import Progress
 from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool, request_seed
+from castor.checkpoint import atomic_folder
 from castor.config.supervised import Supervised
 from castor.data.load import PreferenceLabel, load_demonstrations, load_preferences, load_prompts
 from castor.data.synthetic.corpus import sampled_pairs
@@ -27,7 +28,8 @@ def run_model(context: Context) -> str:
     assert config is not None
     rows = context.load_rows("model", config.data, load_demonstrations)
     text = (text for row in rows for text in (row.prompt, row.response))
-    vocabulary, parameters = make_demo_model(config, text, context.config.seed, context.folder.path / "model")
+    with atomic_folder(context.folder.path / "model") as aside:
+        vocabulary, parameters = make_demo_model(config, text, context.config.seed, aside)
     return f"Llama with {parameters / 1e6:.2f} M parameters, {vocabulary} words"
 
 

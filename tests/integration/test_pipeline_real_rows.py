@@ -11,6 +11,7 @@ from castor.evaluation.summary import read_summary
 from tests.conftest import ROOT, SHARED_DATA
 
 ROWS = SHARED_DATA / "beavertails" / "beavertails-30k-test-part.jsonl.gz"
+EVALUATION = SHARED_DATA / "beavertails-evaluation" / "BeaverTails-Evaluation.json"
 pytestmark = pytest.mark.skipif(not ROWS.is_file(), reason="the real rows are not on this machine")
 
 
@@ -55,7 +56,7 @@ def real_config(run_dir):
             }
         },
         "evaluate": {
-            "prompts": {"source": str(SHARED_DATA / "beavertails-evaluation" / "BeaverTails-Evaluation.json"), "limit": 12},
+            "prompts": {"source": str(EVALUATION), "limit": 12},
             "rollout": rollout,
         },
     }  # fmt: skip

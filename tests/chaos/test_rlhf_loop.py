@@ -1,0 +1,95 @@
+"""The RLHF loop with real engines: the numbers it logs, and what a dying rollout worker changes (nothing)."""
+
+import math
+
+import pytest
+import ray
+
+from castor.config.rlhf import RLHF, Learner, Multipliers, Rollout, Signal
+from castor.config.training import Engine, Optimizer
+from castor.data.prompt_stream import PromptStream
+from trainers.groups import Groups
+from trainers.rlhf import train
+
+
+def config():
+    engine = Engine(
+        micro_batch_tokens=1024,
+        pack_length=128,
+        optimizer=Optimizer(lr=1e-3, lr_scheduler_type="constant", lr_warmup_ratio=0),
+    )
+    return RLHF(
+        steps=3,
+        prompts_per_step=8,
+        samples_per_prompt=2,
+        signals={
+            "help": Signal(role="objective", model="reward", critic=engine),
+            "harm": Signal(role="constraint", model="cost", threshold=-0.2, critic=engine),
+        },
+        multipliers=Multipliers(lambda_init=0.5, lambda_lr=0.5, episode_cost_window_size=16),
+        rollout=Rollout(max_prompt_tokens=64, max_new_tokens=16, chunk_size=4, max_num_seqs=16, kv_cache_mib=64),
+        learner=Learner(engine=engine, logprob_gap_alarm=1e-3),
+    )
+
+
+def run(models, prompts, folder, disturb):
+    results = []
+    rlhf = config()
+    with Groups(
+        rlhf,
+        policy=models.policy,
+        signals={"help": models.reward, "harm": models.cost},
+        thresholds={"harm": -0.2},
+        template="auto",
+        seed=3,
+        ptx_rows=None,
+        state_dir=folder,
+    ) as groups:
+
+        def on_step(result):
+            results.append(result)
+            disturb(groups, result)
+
+        train(rlhf, groups, PromptStream(prompts, 8, 3), 3, 1, on_step)
+        restarts = groups.rollout.restarts
+    return results, restarts
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session, tiny_models, prompts, tmp_path_factory):
+    results, restarts = run(tiny_models, prompts, tmp_path_factory.mktemp("calm"), lambda groups, result: None)
+    assert restarts == 0
+    return results
+
+
+def test_the_price_in_the_log_is_the_rule_applied_to_the_logged_costs(undisturbed):
+    price = 0.5
+    for number, result in enumerate(undisturbed, start=1):
+        cost = result.metrics["harm/score_mean"]  # the window is exactly one step wide
+        assert result.prices.mean_costs["harm"] == pytest.approx(cost, abs=1e-5)
+        price *= math.exp(0.5 * price * (cost + 0.2))
+        assert result.prices.version == result.step == number
+        assert result.prices.values["harm"] == pytest.approx(price, rel=1e-4)
+
+
+def test_every_step_trains_on_fresh_weights_and_all_responses(undisturbed):
+    for result in undisturbed:
+        assert result.metrics["logprob_gap_mean"] < 1e-5
+        assert result.metrics["response_tokens"] == pytest.approx(16 * result.metrics["response_length"])
+    assert undisturbed[0].metrics["kl"] == pytest.approx(0.0, abs=1e-3)
+    assert abs(undisturbed[2].metrics["kl"]) > 1e-3
+
+
+def test_killing_the_rollout_worker_changes_nothing_but_the_time(
+    undisturbed, ray_session, tiny_models, prompts, tmp_path
+):
+    def kill_after_the_first_step(groups, result):
+        if result.step == 1:
+            ray.kill(groups.rollout.workers[0])
+
+    disturbed, restarts = run(tiny_models, prompts, tmp_path, kill_after_the_first_step)
+    assert restarts == 1
+    for calm, other in zip(undisturbed, disturbed, strict=True):
+        assert other.prices.values["harm"] == pytest.approx(calm.prices.values["harm"], rel=1e-4)
+        for name in ("actor_loss", "kl", "help/score_mean", "harm/score_mean", "tokens", "help/critic_loss"):
+            assert other.metrics[name] == pytest.approx(calm.metrics[name], rel=1e-3, abs=1e-4), (other.step, name)
