@@ -79,12 +79,12 @@ $(MADE): requirements/bootstrap.lock
 	@touch $@
 
 $(INSTALLED): $(MADE) $(LOCK) $(TORCH_CPU) pyproject.toml
-	@echo "Installing the $(STACK) stack into $(VENV)"
+	@echo "Installing the $(STACK) stack into $(VENV): a download of 1 GB or more the first time"
 ifeq ($(STACK),cpu)
-	@$(UV) pip install --no-deps $(TORCH_FROM) -r $(TORCH_CPU)
-	@$(UV) pip sync $(LOCK) $(TORCH_CPU)
+	@$(UV) pip install --quiet --no-deps $(TORCH_FROM) -r $(TORCH_CPU)
+	@$(UV) pip sync --quiet $(LOCK) $(TORCH_CPU)
 else
-	@$(UV) pip sync $(LOCK)
+	@$(UV) pip sync --quiet $(LOCK)
 endif
-	@$(UV) pip install --no-deps --no-build-isolation -e .
+	@$(UV) pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@

@@ -13,6 +13,7 @@ from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, RolloutPool, request_seed
 from actors.scorer import ScoreWorker
 from actors.weights import FolderWeights
+from castor.config.check import evaluated
 from castor.config.pipeline import Evaluate
 from castor.config.training import Engine
 from castor.data.load import load_prompts
@@ -30,7 +31,7 @@ def run_evaluate(context: Context) -> str:
     """Write <run_dir>/evaluate/<policy>.jsonl for every policy; the pipeline makes summary and report of them."""
     stage, folder = context.config.evaluate, context.folder
     assert stage is not None
-    policies = {name: folder.model_path(reference) for name, reference in evaluated_policies(context).items()}
+    policies = {name: folder.model_path(reference) for name, reference in evaluated(context.config).items()}
     first = next(iter(policies.values()))
     check_context("evaluate", first, stage.rollout.max_prompt_tokens, stage.rollout.max_new_tokens)
     prompts = context.load_rows("evaluate", [stage.prompts], load_prompts)
@@ -40,16 +41,6 @@ def run_evaluate(context: Context) -> str:
     for name, judged in rows.items():
         write_responses(responses_file(folder.path, name), judged)
     return f"{len(policies)} policies on {len(prompts)} held-out prompts"
-
-
-def evaluated_policies(context: Context) -> dict[str, str]:
-    """Name and model of each policy: those of the config, or sft and every RLHF run (plain ones first)."""
-    stage, config = context.config.evaluate, context.config
-    assert stage is not None
-    if stage.policies is not None:
-        return stage.policies
-    runs = sorted(config.rlhf, key=lambda name: len(config.rlhf[name].constraints))
-    return ({"sft": "stage:sft"} if config.sft else {}) | {name: f"stage:{name}" for name in runs}
 
 
 def responses_file(run_dir: Path, policy: str) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 
 import castor
 from castor.config.base import Section
+from castor.config.check import evaluated
 from castor.config.data import DataSource
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import read_responses
@@ -22,7 +23,7 @@ from castor.files import fingerprint, sha256_file
 from castor.run import STAGE
 from trainers import stages
 from trainers.context import Context
-from trainers.evaluate import evaluated_policies, responses_file, run_evaluate
+from trainers.evaluate import responses_file, run_evaluate
 from trainers.rlhf_stage import read_run, run_rlhf
 
 
@@ -84,7 +85,7 @@ def stage_key(context: Context, stage: PlannedStage, upstream: dict[str, str]) -
     values = stage.section.model_dump(mode="json")
     named = sorted({text.removeprefix(STAGE) for text in _texts(values) if text.startswith(STAGE)})
     if stage.name == "evaluate":
-        named += sorted(reference.removeprefix(STAGE) for reference in evaluated_policies(context).values())
+        named += sorted(reference.removeprefix(STAGE) for reference in evaluated(context.config).values())
     files = {str(path): sha256_file(path) for path in _files(stage.section)}
     common = {"seed": context.config.seed, "template": context.config.template, "castor": castor.__version__}
     return fingerprint([values, common, files, {name: upstream.get(name, "absent") for name in named}])
@@ -104,7 +105,7 @@ def close(context: Context, reused: dict[str, bool]) -> None:
 def summarize(context: Context, reused: dict[str, bool]) -> tuple[Summary, dict[str, Any]]:
     """The summary, and the judged responses of every policy."""
     folder = context.folder
-    rows = {name: read_responses(responses_file(folder.path, name)) for name in evaluated_policies(context)}
+    rows = {name: read_responses(responses_file(folder.path, name)) for name in evaluated(context.config)}
     runs = {
         name: read_run(folder.path / name)
         for name in context.config.rlhf

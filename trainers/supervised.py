@@ -149,6 +149,11 @@ def train_worker(config: dict[str, Job]) -> None:
             f"{len(training)} training samples ({samples.too_long} longer than max_length {stage.max_length} tokens "
             f"were left out) are fewer than one batch of {stage.batch_size}: lower batch_size or give more rows"
         )
+    if len(validation) < 2:
+        raise CastorError(
+            f"{len(validation)} validation samples are left (of {len(samples)} samples, {samples.too_long} too long ones "
+            "left out): the stage could not be measured; raise validation_share or give rows of more prompts"
+        )
     steps = stage.max_steps or max(1, math.ceil(stage.epochs * (len(training) // stage.batch_size)))
     model = task.load(job.model, resolve_dtype(stage.engine.dtype))
     engine = TrainEngine(model, stage.engine, steps)

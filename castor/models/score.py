@@ -62,6 +62,8 @@ class ScoreModel(nn.Module):
         folder = Path(folder)
         info = read_score_info(folder)
         model = cls(_load_backbone(str(folder), dtype, trust_remote_code=False), info)
+        if not (folder / HEAD_FILE).is_file():
+            raise CastorError(f"{folder} has no {HEAD_FILE}: the score model is not whole, train it again")
         model.score_head.load_state_dict({k: v.to(dtype) for k, v in load_file(folder / HEAD_FILE).items()})
         return model
 
