@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from castor.checkpoint import verify_folder
 from castor.config.pipeline import Config
@@ -28,7 +29,7 @@ class RunFolder:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.path = config.run_dir
+        self.path = config.run_dir.absolute()  # an actor's working directory is not the driver's
         self.records_file = self.path / "stages.json"
 
     def model_path(self, reference: str) -> str:
@@ -37,7 +38,8 @@ class RunFolder:
         Raises CastorError while the stage is missing.
         """
         if not reference.startswith(STAGE):
-            return reference
+            local = Path(reference).expanduser()
+            return str(local.absolute()) if local.is_dir() else reference
         name = reference.removeprefix(STAGE)
         folder = self.path / name / "policy" if name in self.config.rlhf else self.path / name
         if not (folder / "config.json").is_file():

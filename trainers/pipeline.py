@@ -99,7 +99,8 @@ def close(context: Context, reused: dict[str, bool]) -> None:
     write_report(folder / "report.html", summary, rows)
     context.terminal.line("")
     context.terminal.line(closing_table(summary))
-    context.terminal.line(f"\nreport   {folder / 'report.html'}\nsummary  {folder / 'summary.json'}")
+    shown = context.config.run_dir
+    context.terminal.line(f"\nreport   {shown / 'report.html'}\nsummary  {shown / 'summary.json'}")
 
 
 def summarize(context: Context, reused: dict[str, bool]) -> tuple[Summary, dict[str, Any]]:

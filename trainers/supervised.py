@@ -151,8 +151,8 @@ def train_worker(config: dict[str, Job]) -> None:
         )
     if len(validation) < 2:
         raise CastorError(
-            f"{len(validation)} validation samples are left (of {len(samples)} samples, {samples.too_long} too long ones "
-            "left out): the stage could not be measured; raise validation_share or give rows of more prompts"
+            f"{len(validation)} validation samples are left (of {len(samples)} samples, {samples.too_long} too long "
+            "ones left out): the stage could not be measured; raise validation_share or give rows of more prompts"
         )
     steps = stage.max_steps or max(1, math.ceil(stage.epochs * (len(training) // stage.batch_size)))
     model = task.load(job.model, resolve_dtype(stage.engine.dtype))
