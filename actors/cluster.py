@@ -11,6 +11,8 @@ import ray
 from castor.config.pipeline import RayCluster
 from castor.errors import CastorError
 
+START_ATTEMPTS = 2  # Ray gives its own processes 30 s to come up, hard-coded; a busy machine may miss that once
+
 
 @contextmanager
 def cluster(config: RayCluster) -> Iterator[None]:
@@ -24,28 +26,32 @@ def cluster(config: RayCluster) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=True)
-        else:
-            ray.init(
-                num_cpus=config.num_cpus,
-                object_store_memory=config.object_store_mib << 20,
-                include_dashboard=False,
-                log_to_driver=True,
-            )
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
-        where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
-        first = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-        raise CastorError(
-            f"could not {where}: {first}; is it running, is a port free, is the token the same?"
-        ) from error
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            _connect(address, config)
+            break
+        except Exception as error:  # Ray raises bare exceptions here
+            ray.shutdown()
+            if attempt < START_ATTEMPTS and not address:
+                continue
+            where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
+            first = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+            raise CastorError(
+                f"could not {where}: {first}; is it running, is a port free, is the token the same?"
+            ) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def node_count() -> int:
-    """Nodes of the cluster that are alive."""
-    return sum(node["Alive"] for node in ray.nodes())
+def _connect(address: str | None, config: RayCluster) -> None:
+    if address:
+        ray.init(address=address, log_to_driver=True)
+    else:
+        ray.init(
+            num_cpus=config.num_cpus,
+            object_store_memory=config.object_store_mib << 20,
+            include_dashboard=False,
+            log_to_driver=True,
+        )
