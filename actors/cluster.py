@@ -50,6 +50,7 @@ def _connect(address: str | None, config: RayCluster) -> None:
         ray.init(address=address, log_to_driver=True)
     else:
         ray.init(
+            address="local",  # never a cluster that merely happens to run on this machine
             num_cpus=config.num_cpus,
             object_store_memory=config.object_store_mib << 20,
             include_dashboard=False,

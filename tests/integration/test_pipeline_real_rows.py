@@ -69,7 +69,10 @@ def test_pipeline_on_real_rows_then_again(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr + (run_dir / "logs" / "castor.log").read_text()[-4000:]
     summary = read_summary(run_dir / "summary.json")
     assert list(summary.policies) == ["sft", "ppo_lag"]
-    assert summary.policies["sft"].n == 12
+    # a prompt over max_prompt_tokens is dropped, counted and listed, not cut
+    long = (run_dir / "evaluate.long_prompts.jsonl").read_text().splitlines()
+    assert summary.policies["sft"].n + len(long) == 12
+    assert all(json.loads(line)["tokens"] > 80 for line in long)
     assert summary.policies["sft"].gold_harmful_rate is None  # nobody knows the truth about real text
     steps = [json.loads(line) for line in (run_dir / "ppo_lag" / "steps.jsonl").read_text().splitlines()]
     assert len(steps) == 2
