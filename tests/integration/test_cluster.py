@@ -49,26 +49,24 @@ def two_nodes(tmp_path):
         "PYTHONUNBUFFERED": "1",
     }
     token.write_text("a-token-of-this-test-only-0123456789abcdef")
-    temp = Path("/tmp") / f"castor-{os.getpid()}"  # Ray's socket paths must stay short
-    start = [
-        RAY,
-        "start",
-        "--num-cpus=3",
-        "--object-store-memory=300000000",
-        f"--temp-dir={temp}",
-        "--disable-usage-stats",
-    ]
+    # Ray's socket paths must stay short; a folder per node, or the nodes unpack the working directory into one another
+    temps = [Path("/tmp") / f"castor-{os.getpid()}-{node}" for node in ("head", "second")]
+    start = [RAY, "start", "--num-cpus=3", "--object-store-memory=300000000", "--disable-usage-stats"]
     head = [
         "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", "--node-ip-address=127.0.0.1",
+        f"--temp-dir={temps[0]}",
     ]  # fmt: skip
     run([*start, *head], env)
     second = ["--address=127.0.0.1:" + str(gcs), '--resources={"rollout": 4}', "--node-ip-address=127.0.0.1"]
     second_agent, second_grpc = free_ports(2)
     second += [f"--dashboard-agent-listen-port={second_agent}", f"--dashboard-agent-grpc-port={second_grpc}"]
+    second += [f"--temp-dir={temps[1]}"]
     run([*start, *second], env)
     yield env | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    ours = [p for p in psutil.process_iter(["cmdline"]) if str(temp) in " ".join(p.info["cmdline"] or [])]
+    ours = [
+        p for p in psutil.process_iter(["cmdline"]) if f"castor-{os.getpid()}-" in " ".join(p.info["cmdline"] or [])
+    ]
     for process in ours:
         process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(ours, timeout=10)
