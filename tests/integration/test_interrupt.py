@@ -1,10 +1,12 @@
 """Ctrl-C ends a run within seconds and leaves no process behind; bad input ends it with one sentence."""
 
+import contextlib
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -24,10 +26,18 @@ def wait_for(path, text, process, timeout):
     pytest.fail(f"{text!r} did not appear in {path} within {timeout} s")
 
 
+def drain(terminal):
+    """Read what is shown: a terminal that nobody reads blocks who writes to it."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 65536):
+            pass
+
+
 def test_ctrl_c_ends_everything(tmp_path):
     log = tmp_path / "run" / "logs" / "castor.log"
     command = [sys.executable, "-m", "castor", "pipeline", "configs/demo.yaml", f"run_dir={tmp_path / 'run'}"]
     leader, follower = pty.openpty()  # a terminal, so that the live progress bar is on the screen
+    threading.Thread(target=drain, args=(leader,), daemon=True).start()
     process = subprocess.Popen(
         [*command, *SMALL, "sft.max_steps=100000"], cwd=ROOT, stdout=follower, stderr=subprocess.PIPE, text=True,
         start_new_session=True, env=os.environ | {"TERM": "xterm-256color"},
