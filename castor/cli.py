@@ -32,6 +32,10 @@ DryRun = Annotated[
 EXIT_USER, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
 
 
+class _Interrupted(Exception):
+    """An interrupt on its way out through typer, which would turn a KeyboardInterrupt into exit code 1."""
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done; 2 something to put right; 1 a failure; 130 interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -40,7 +44,7 @@ def main() -> None:
     except CastorError as error:
         print(f"castor: {error}", file=sys.stderr)
         sys.exit(EXIT_USER)
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
         print("castor: interrupted; finished stages are kept, the same command goes on from them", file=sys.stderr)
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)  # a thread may be waiting inside Ray, whose core aborts an orderly interpreter exit
@@ -201,7 +205,9 @@ def _failures_told(terminal: Any, log: Path) -> Iterator[None]:
     """A failure that cannot be put right from its message: the traceback to the log, one sentence to the terminal."""
     try:
         yield
-    except (CastorError, KeyboardInterrupt):
+    except KeyboardInterrupt:
+        raise _Interrupted from None
+    except CastorError:
         raise
     except Exception as error:
         traceback.print_exc()  # stderr is the log here
