@@ -35,7 +35,7 @@ import sys
 from castor.config.serve import Serve
 from serve.app import serve_forever
 serve_forever(Serve(run_dir=sys.argv[1], port=int(sys.argv[2]), max_num_seqs=8, kv_cache_mib=32,
-                    score_batch_tokens=64), print)
+                    score_batch_tokens=64), lambda endpoints: print('health:', endpoints.health_url, flush=True))
 """
 
 
