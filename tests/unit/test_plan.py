@@ -102,9 +102,9 @@ def test_the_demo_starts_these_actors():
 
 
 def test_the_text_holds_the_config_and_fits_its_width():
-    text = describe(demo("ray.num_cpus=2"))
+    text = describe(demo("ray.num_cpus=2", "rlhf.ppo_lag.multipliers.lambda_update_delay_steps=7"))
     config, plan = text.split("Stages, in order")
-    assert "lambda_update_delay_steps: 10" in config
+    assert "lambda_update_delay_steps: 7" in config
     assert max(map(len, plan.splitlines())) <= WIDTH
     assert "has 2; every stage fits (the largest reserves 1.25)" in plan
     assert "GPUs: none are needed." in plan
