@@ -1,7 +1,7 @@
 """What happened to the rows of one source: kept, dropped and why."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from castor.data.rows import RowError
 from castor.errors import CastorError
 from castor.files import write_jsonl
 
-_TEXT_FIELDS = ("prompt", "response", "response_0", "response_1")
+_TEXT_FIELDS = ("prompt", "response", "response_0", "response_1", "instruction", "output", "chosen", "rejected")
 _TEXT_CHARS = 200
 
 
@@ -34,12 +34,22 @@ class RowReport:
         self.kept = 0
         self.dropped: list[DroppedRow] = []
         self.set_aside: Counter[str] = Counter()
+        self.notes: list[str] = []  # what a reader of the counts must know about the source
+        self.repeated = 0  # kept rows that are equal, labels and all, to an earlier one
+        self._seen: set[int] = set()
         self._written: Path | None = None
 
     @property
     def total(self) -> int:
         """Rows read so far."""
         return self.kept + len(self.dropped) + self.set_aside.total()
+
+    def keep(self, row: object) -> None:
+        """Count a good row, and whether it repeats an earlier one (by its 64-bit hash)."""
+        self.kept += 1
+        code = hash(row)
+        self.repeated += code in self._seen
+        self._seen.add(code)
 
     def drop(self, location: str, error: RowError, raw: Mapping[str, Any] | None, strict: bool) -> None:
         """Leave out one row. With `strict`, raises CastorError instead."""
@@ -77,7 +87,20 @@ class RowReport:
             parts.append(f"dropped {_counts(self.reasons())}{listed}")
         if self.set_aside:
             parts.append(f"set aside {_counts(self.set_aside)}")
-        return "; ".join(parts)
+        if self.repeated:
+            parts.append(f"{self.repeated:,} of the kept rows repeat an earlier one")
+        return "; ".join(parts + self.notes)
+
+
+def require_both_classes(flags: Iterable[bool | None], label: str, what: str) -> None:
+    """Raise CastorError unless both true and false occur; `label` names the field and `what` the rows' use.
+
+    A loss or a metric of two classes means nothing where one is missing.
+    """
+    found = {value for value in flags if value is not None}
+    if len(found) < 2:
+        only = f"is {str(found.pop()).lower()} in every row" if found else "is known in no row"
+        raise CastorError(f"{what}: {label} {only}, and both classes are needed; add rows of the other class")
 
 
 def _counts(counter: Counter[str]) -> str:

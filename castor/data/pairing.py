@@ -1,4 +1,4 @@
-"""Safety pairs from QA rows: responses to the same prompt, one labelled safe and one unsafe.
+"""Safety pairs from QA rows: responses to the same prompt (after the same turns), one labelled safe and one unsafe.
 
 BeaverTails' released rows carry no rankings. Its annotation rule does fix one kind of pair: safe responses always rank
 above unsafe ones in harmlessness. Two safe or two unsafe responses have no known order and are not paired.
@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from castor.data.rows import PreferenceRow, QARow
+from castor.data.rows import Key, PreferenceRow, QARow
 
 MAX_PAIRS_PER_PROMPT = 8
 
@@ -21,9 +21,9 @@ def safety_pairs(rows: Iterable[QARow], helpfulness: Literal["longer"] | None) -
     labelled both ways is left out; repeats of a text count once. `better_response_id` is the longer text with
     `helpfulness="longer"` (None if equally long), else None. Rows need `is_safe`.
     """
-    by_prompt: dict[str, dict[str, list[QARow]]] = defaultdict(lambda: defaultdict(list))
+    by_prompt: dict[Key, dict[str, list[QARow]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        by_prompt[row.prompt][row.response.strip()].append(row)
+        by_prompt[row.key][row.response.strip()].append(row)
     for texts in by_prompt.values():
         responses = [same[0] for same in texts.values() if len({row.is_safe for row in same}) == 1]
         safe = [i for i, row in enumerate(responses) if row.is_safe is True]
@@ -55,4 +55,5 @@ def _pair(first: QARow, second: QARow, helpfulness: Literal["longer"] | None) ->
         response_1_severity_level=second.severity_level,
         better_response_id=better,
         safer_response_id=int(second.is_safe is True),
+        history=first.history,
     )

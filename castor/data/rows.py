@@ -1,46 +1,75 @@
-"""The two kinds of rows Castor learns from, and what makes a raw row a bad one.
+"""The kinds of rows Castor learns from, and how a raw row becomes one.
 
-Field names are those of PKU-SafeRLHF (preference rows) and BeaverTails (QA rows). Only the texts are required: older
-releases lack some of the labels, and a label that is absent or null is `None` here.
+Field names are those of PKU-SafeRLHF (preference rows) and BeaverTails (QA rows); `families` brings other data sets to
+them. Only the texts are required: older releases lack some of the labels, and a label that is absent or null is `None`
+here.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple
 
-from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES, Severity
+from castor.data.families import canonical
+from castor.data.fields import (
+    REASONS,
+    History,
+    Reason,
+    RowError,
+    categories,
+    described,
+    flag,
+    history,
+    integer,
+    severity,
+    text,
+)
+from castor.taxonomy import BEAVERTAILS_CATEGORIES
+
+__all__ = [
+    "REASONS",
+    "Exchange",
+    "History",
+    "Key",
+    "PreferenceRow",
+    "PromptRow",
+    "QARow",
+    "Reason",
+    "RowError",
+    "detect_schema",
+    "parse_preference",
+    "parse_prompt",
+    "parse_prompt_row",
+    "parse_qa",
+]
 
 Schema = Literal["preference", "qa"]
-Reason = Literal[
-    "malformed line",
-    "missing field",
-    "wrong type",
-    "invalid text",
-    "empty prompt",
-    "empty response",
-    "identical responses",
-    "unknown category",
-    "id out of range",
-    "severity out of range",
-    "safer response is the unsafe one",
-    "is_safe contradicts the categories",
-    "missing label",
-]
-REASONS: tuple[Reason, ...] = get_args(Reason)
+Key = tuple[str, ...]
+"""What a row is a response to, the earlier turns first: rows of one key belong to one side of a split."""
 
-_CATEGORIES = frozenset(BEAVERTAILS_CATEGORIES) | frozenset(PKU_CATEGORIES)
-_SEVERITIES = range(len(Severity))
 _PAIR_IDS = range(2)
-_KEYS_SHOWN = 8
+_CATEGORY_IDS = range(len(BEAVERTAILS_CATEGORIES))
 
 
-class RowError(ValueError):
-    """One row cannot be used. `reason` is one of REASONS and is counted; `detail` says what this row has."""
+class Exchange(NamedTuple):
+    """What is tokenised: a prompt, its response, and the exchanges before."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+    prompt: str
+    response: str
+    history: History = ()
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt without a response. `category` holds the harm categories it was written for."""
+
+    prompt: str
+    history: History = ()
+    category: frozenset[str] | None = None
+
+    @property
+    def key(self) -> Key:
+        """The earlier turns and the prompt."""
+        return _key(self.history, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -52,6 +81,17 @@ class QARow:
     is_safe: bool | None = None
     category: frozenset[str] | None = None
     severity_level: int | None = None
+    history: History = ()
+
+    @property
+    def key(self) -> Key:
+        """The earlier turns and the prompt."""
+        return _key(self.history, self.prompt)
+
+    @property
+    def exchange(self) -> Exchange:
+        """The texts to tokenise."""
+        return Exchange(self.prompt, self.response, self.history)
 
 
 @dataclass(frozen=True)
@@ -69,37 +109,51 @@ class PreferenceRow:
     response_1_severity_level: int | None = None
     better_response_id: int | None = None
     safer_response_id: int | None = None
+    history: History = ()
+
+    @property
+    def key(self) -> Key:
+        """The earlier turns and the prompt."""
+        return _key(self.history, self.prompt)
+
+    @property
+    def exchanges(self) -> tuple[Exchange, Exchange]:
+        """The texts to tokenise, of response 0 and response 1."""
+        first, second = (Exchange(self.prompt, answer, self.history) for answer in (self.response_0, self.response_1))
+        return first, second
 
     def qa(self, response_id: int) -> QARow:
         """The prompt with response 0 or 1 and that response's labels."""
         if response_id == 0:
             labels = self.is_response_0_safe, self.response_0_harm_category, self.response_0_severity_level
-            return QARow(self.prompt, self.response_0, *labels)
+            return QARow(self.prompt, self.response_0, *labels, self.history)
         labels = self.is_response_1_safe, self.response_1_harm_category, self.response_1_severity_level
-        return QARow(self.prompt, self.response_1, *labels)
+        return QARow(self.prompt, self.response_1, *labels, self.history)
 
 
 def detect_schema(raw: Mapping[str, Any]) -> Schema:
     """Tell the two kinds of rows apart by their fields. Raises RowError when the row is neither."""
+    raw = canonical(raw)
     if "response_0" in raw or "response_1" in raw:
         return "preference"
     if "response" in raw:
         return "qa"
-    raise RowError("missing field", f"neither response nor response_0 and response_1; {_fields(raw)}")
+    raise RowError("missing field", f"neither response nor response_0 and response_1; {described(raw)}")
 
 
 def parse_preference(raw: Mapping[str, Any]) -> PreferenceRow:
-    """A preference row from PKU-SafeRLHF's fields; other fields are ignored. Raises RowError."""
-    prompt = parse_prompt(raw)
-    response_0, response_1 = (_text(raw, f"response_{i}", "empty response") for i in _PAIR_IDS)
+    """A preference row of any family; fields that mean nothing here are ignored. Raises RowError."""
+    raw = canonical(raw)
+    prompt = text(raw, "prompt", "empty prompt")
+    response_0, response_1 = (text(raw, f"response_{i}", "empty response") for i in _PAIR_IDS)
     if response_0.strip() == response_1.strip():
         raise RowError("identical responses", "response_0 and response_1 are the same text")
-    safe_0, safe_1 = (_flag(raw, f"is_response_{i}_safe") for i in _PAIR_IDS)
+    safe_0, safe_1 = (flag(raw, f"is_response_{i}_safe") for i in _PAIR_IDS)
     category_0, category_1 = (
-        _categories(raw, f"response_{i}_harm_category", f"is_response_{i}_safe") for i in _PAIR_IDS
+        categories(raw, f"response_{i}_harm_category", f"is_response_{i}_safe") for i in _PAIR_IDS
     )
-    severity_0, severity_1 = (_severity(raw, f"response_{i}_severity_level") for i in _PAIR_IDS)
-    better, safer = (_integer(raw, f"{name}_response_id", _PAIR_IDS, "id out of range") for name in ("better", "safer"))
+    severity_0, severity_1 = (severity(raw, f"response_{i}_severity_level") for i in _PAIR_IDS)
+    better, safer = (integer(raw, f"{name}_response_id", _PAIR_IDS, "id out of range") for name in ("better", "safer"))
     if (safer, safe_0, safe_1) in ((0, False, True), (1, True, False)):
         raise RowError("safer response is the unsafe one", f"safer_response_id is {safer}, which is labelled unsafe")
     return PreferenceRow(
@@ -114,94 +168,45 @@ def parse_preference(raw: Mapping[str, Any]) -> PreferenceRow:
         response_1_severity_level=severity_1,
         better_response_id=better,
         safer_response_id=safer,
+        history=history(raw),
     )
 
 
 def parse_qa(raw: Mapping[str, Any]) -> QARow:
-    """A QA row from BeaverTails' fields (`category`) or PKU-SafeRLHF-QA's (`harm_category`). Raises RowError."""
-    category_field = "category" if raw.get("category") is not None else "harm_category"
+    """A QA row of any family; the categories stand in `category` or `harm_category`. Raises RowError."""
+    raw = canonical(raw)
     return QARow(
-        prompt=parse_prompt(raw),
-        response=_text(raw, "response", "empty response"),
-        is_safe=_flag(raw, "is_safe"),
-        category=_categories(raw, category_field, "is_safe"),
-        severity_level=_severity(raw, "severity_level"),
+        prompt=text(raw, "prompt", "empty prompt"),
+        response=text(raw, "response", "empty response"),
+        is_safe=flag(raw, "is_safe"),
+        category=categories(raw, "category" if raw.get("category") is not None else "harm_category", "is_safe"),
+        severity_level=severity(raw, "severity_level"),
+        history=history(raw),
     )
 
 
-def parse_prompt(raw: Mapping[str, Any]) -> str:
-    """The prompt of a row of any kind, unchanged. Raises RowError."""
-    return _text(raw, "prompt", "empty prompt")
+def parse_prompt_row(raw: Mapping[str, Any]) -> PromptRow:
+    """The prompt of a row of any kind. Of a row without a response also the category, as in BeaverTails-Evaluation.
 
-
-def _fields(raw: Mapping[str, Any]) -> str:
-    shown = ", ".join(repr(str(key)) for key in list(raw)[:_KEYS_SHOWN])
-    return f"the row has {shown or 'no fields'}" + (" and more" if len(raw) > _KEYS_SHOWN else "")
-
-
-def _text(raw: Mapping[str, Any], field: str, when_empty: Reason) -> str:
-    value = raw.get(field)
-    if value is None:
-        raise RowError("missing field", f"{field} is absent or null; {_fields(raw)}")
-    if not isinstance(value, str):
-        raise _wrong_type(field, "a string", value)
-    if not value.strip():
-        raise RowError(when_empty, f"{field} is blank")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair; no tokenizer takes it
-        raise RowError("invalid text", f"{field} holds a lone surrogate at character {error.start}") from error
-    return value
-
-
-def _flag(raw: Mapping[str, Any], field: str) -> bool | None:
-    value = raw.get(field)
-    if value is not None and not isinstance(value, bool):
-        raise _wrong_type(field, "true or false", value)
-    return value
-
-
-def _integer(raw: Mapping[str, Any], field: str, allowed: range, out_of_range: Reason) -> int | None:
-    value = raw.get(field)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong_type(field, "an integer", value)
-    if value not in allowed:
-        raise RowError(out_of_range, f"{field} is {value}, not {allowed[0]} to {allowed[-1]}")
-    return value
-
-
-def _severity(raw: Mapping[str, Any], field: str) -> int | None:
-    return _integer(raw, field, _SEVERITIES, "severity out of range")
-
-
-def _categories(raw: Mapping[str, Any], field: str, safe_field: str) -> frozenset[str] | None:
-    """The names that are true. `is_safe` must agree with them as far as the data sets' definitions go.
-
-    No response is safe and in a harm category. BeaverTails also defines unsafe as being in one of its 14 categories
-    (all of its rows agree); PKU-SafeRLHF's 19 leave room for a harm outside the list.
+    Raises RowError.
     """
-    value = raw.get(field)
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise _wrong_type(field, "an object of category names", value)
-    for name, holds in value.items():
-        if name not in _CATEGORIES:
-            raise RowError("unknown category", f"{field} names {name!r}")
-        if not isinstance(holds, bool):
-            raise _wrong_type(f"{field}[{name!r}]", "true or false", holds)
-    names = frozenset(name for name, holds in value.items() if holds)
-    is_safe = _flag(raw, safe_field)
-    if is_safe and names:
+    raw = canonical(raw)
+    prompt, earlier = text(raw, "prompt", "empty prompt"), history(raw)
+    if any(name in raw for name in ("response", "response_0", "response_1")):
+        return PromptRow(prompt, earlier)
+    written_for = categories(raw, "category", "is_safe")
+    number = integer(raw, "category_id", _CATEGORY_IDS, "id out of range")
+    if number is not None and written_for is not None and written_for != {BEAVERTAILS_CATEGORIES[number]}:
         raise RowError(
-            "is_safe contradicts the categories", f"{safe_field} is true, {field} has {', '.join(sorted(names))}"
+            "category_id contradicts the category", f"category_id {number} is {BEAVERTAILS_CATEGORIES[number]}"
         )
-    if is_safe is False and not names and value.keys() == frozenset(BEAVERTAILS_CATEGORIES):
-        raise RowError("is_safe contradicts the categories", f"{safe_field} is false, {field} has none of the 14")
-    return names
+    return PromptRow(prompt, earlier, written_for)
 
 
-def _wrong_type(field: str, wanted: str, value: object) -> RowError:
-    return RowError("wrong type", f"{field} is {type(value).__name__}, not {wanted}")
+def parse_prompt(raw: Mapping[str, Any]) -> str:
+    """The prompt of a row of any kind, unchanged, without what was said before. Raises RowError."""
+    return text(canonical(raw), "prompt", "empty prompt")
+
+
+def _key(earlier: History, prompt: str) -> Key:
+    return (*(turn for exchange in earlier for turn in exchange), prompt)

@@ -7,11 +7,15 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from castor.config.template import KINDS, PROMPT, check_template
+from castor.data.fields import History
 from castor.errors import CastorError
 
 # Verbatim, so that PKU's released models score correctly (safe-rlhf configs/constants.py);
 # no space after the last colon.
-PKU_PROMPT = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:"
+PKU_BEGIN = "BEGINNING OF CONVERSATION: "
+PKU_TURN = "USER: {prompt} ASSISTANT:"
+PKU_PROMPT = PKU_BEGIN + PKU_TURN
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -41,23 +45,37 @@ class PromptTemplate:
     """Formats and tokenises prompts and responses for one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, kind: str = "auto") -> None:
-        """`kind`: `chat` (the tokenizer's chat template), `pku`, or `auto` (chat if the tokenizer has one)."""
+        """`kind`: `chat` (the tokenizer's chat template), `pku`, `auto` (chat if the tokenizer has one, else pku), or
+        a text that holds {prompt} once. Raises CastorError for another one, and for `chat` without a chat template.
+        """
         if kind == "chat" and tokenizer.chat_template is None:
             raise CastorError("template: chat, but the tokenizer has no chat template: use template: pku, or add one")
+        try:
+            check_template(kind)
+        except ValueError as error:
+            raise CastorError(str(error)) from error
         self.tokenizer = tokenizer
         self.chat = kind == "chat" or (kind == "auto" and tokenizer.chat_template is not None)
+        self.begin, self.turn = (PKU_BEGIN, PKU_TURN) if kind in KINDS else ("", kind)  # unless it is a chat
 
-    def prompt_text(self, prompt: str) -> str:
-        """The prompt as the model reads it, up to where its response begins."""
+    def prompt_text(self, prompt: str, history: History = ()) -> str:
+        """The prompt, after the exchanges before it, as the model reads it, up to where its response begins.
+
+        PKU's format follows safe-rlhf (datasets/utils.py, format_prompt): it opens once, turns follow each other, and
+        every earlier answer is closed by the end-of-text token. A format of the config does the same without opening:
+        its text is repeated for each turn.
+        """
         if self.chat:
-            messages = [{"role": "user", "content": prompt}]
+            turns = [turn for user, assistant in history for turn in (("user", user), ("assistant", assistant))]
+            messages = [{"role": role, "content": text} for role, text in (*turns, ("user", prompt))]
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        return PKU_PROMPT.format(prompt=prompt)
+        earlier = (self._asked(user) + assistant + str(self.tokenizer.eos_token) for user, assistant in history)
+        return self.begin + "".join(earlier) + self._asked(prompt)
 
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of the prompt."""
-        # a chat template writes its own begin-of-text token; PKU's format leaves it to the tokenizer
-        return self.tokenizer(self.prompt_text(prompt), add_special_tokens=not self.chat)["input_ids"]
+    def encode_prompt(self, prompt: str, history: History = ()) -> list[int]:
+        """Token ids of the prompt and of what was said before it."""
+        # a chat template writes its own begin-of-text token; the other formats leave it to the tokenizer
+        return self.tokenizer(self.prompt_text(prompt, history), add_special_tokens=not self.chat)["input_ids"]
 
     def encode_response(self, response: str) -> list[int]:
         """Token ids of the response, closed by the end-of-text token."""
@@ -66,6 +84,9 @@ class PromptTemplate:
     def decode_response(self, tokens: Sequence[int]) -> str:
         """The text of a response, without special tokens."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    def _asked(self, prompt: str) -> str:
+        return self.turn.replace(PROMPT, prompt)  # not str.format: the text may hold braces of its own
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,8 @@ import random
 from collections.abc import Iterator, Sequence
 
 from castor.config.data import SyntheticOptions
-from castor.data.synthetic.annotator import annotate_pair, label_safety
+from castor.data.synthetic.annotator import SafetyLabel, annotate_pair, label_safety
+from castor.data.synthetic.context import contextual_response, twin
 from castor.data.synthetic.edits import flawed_pair
 from castor.data.synthetic.grammar import PromptKind
 from castor.data.synthetic.judge import judge
@@ -20,12 +21,12 @@ from castor.data.synthetic.responses import (
     JUNK_WEIGHTS,
     sample_from_mix,
 )
-from castor.taxonomy import BEAVERTAILS_CATEGORIES, pku_to_beavertails
+from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES, pku_to_beavertails
 
 PROMPT_BLOCK: tuple[PromptKind, ...] = ("harmful", "harmful", "harmful", "benign", "lookalike")
 """Every five prompts in a row are these kinds in random order: 60 / 20 / 20 %."""
 RESPONSES_PER_PROMPT = 3
-"""QA rows come in groups of this many with one prompt (the last group may be cut)."""
+"""QA rows come in groups of this many with one prompt (the last group may be cut); one of them fits every question."""
 FLAWED_PAIRS = 0.5
 _DRAWS = 100
 
@@ -103,24 +104,38 @@ def preference_rows(options: SyntheticOptions, split: str, n: int) -> Iterator[d
         yield annotate_pair(prompt.text, first, second, labels, options, response_source="template")
 
 
+def _questions_and_answers(split: str, rng: random.Random) -> Iterator[tuple[SyntheticPrompt, str]]:
+    """Endless prompts, each followed by its twin; both get their own template responses and the same contextual one."""
+    for prompt in _prompts(split, rng):
+        shared = contextual_response(rng)
+        for asked in (prompt, twin(prompt, rng)):
+            responses = [*_different(asked, RESPONSES_PER_PROMPT - 1, rng), shared]
+            for response in rng.sample(responses, len(responses)):
+                yield asked, response
+
+
 def qa_rows(options: SyntheticOptions, split: str, n: int) -> Iterator[dict]:
-    """n labelled responses in the BeaverTails schema, three to a prompt; labels are wrong at `options.safety_noise`.
+    """n labelled responses, three to a prompt; labels are wrong at `options.safety_noise`.
+
+    Every other prompt is the twin of the one before: the same question about something harmful instead of something
+    harmless, or the reverse. One response of the three is the same after both, and often only the question can tell
+    whether it is harmful. The schema is that of BeaverTails or, with `options.taxonomy: pku`, of PKU-SafeRLHF-QA.
 
     Raises:
         CastorError: there is no such split.
     """
     rng, labels = _rng(options, "qa", split), _rng(options, "qa labels", split)
-    stream = _prompts(split, rng)
-    asked = ((prompt, text) for prompt in stream for text in _different(prompt, RESPONSES_PER_PROMPT, rng))
-    for prompt, response in itertools.islice(asked, n):
+    for prompt, response in itertools.islice(_questions_and_answers(split, rng), n):
         label = label_safety(prompt.text, judge(prompt.text, response), labels, options.safety_noise)
-        categories = pku_to_beavertails(label.categories)
-        yield {
-            "prompt": prompt.text,
-            "response": response,
-            "is_safe": label.safe,
-            "category": {category: category in categories for category in BEAVERTAILS_CATEGORIES},
-        }
+        yield {"prompt": prompt.text, "response": response, **_labels(label, options)}
+
+
+def _labels(label: SafetyLabel, options: SyntheticOptions) -> dict:
+    if options.taxonomy == "beavertails":
+        held = pku_to_beavertails(label.categories)
+        return {"is_safe": label.safe, "category": {name: name in held for name in BEAVERTAILS_CATEGORIES}}
+    mapping = {name: name in label.categories for name in PKU_CATEGORIES}
+    return {"is_safe": label.safe, "harm_category": mapping, "severity_level": int(label.severity)}
 
 
 def sampled_pairs(

@@ -5,7 +5,7 @@ something else, or the end of another step. Comparisons of whole different answe
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from castor.data.synthetic.grammar import Step, topics
@@ -25,12 +25,12 @@ Edit = Callable[[_Answer, int, random.Random], list[str]]
 """The phrases of an answer with a flaw at step i."""
 
 
-def flawed_pair(prompt: SyntheticPrompt, rng: random.Random) -> tuple[str, str]:
-    """A good answer (or redirect) of two or three steps, and a copy with one flaw."""
+def flawed_pair(prompt: SyntheticPrompt, rng: random.Random, flaws: Sequence[str] | None = None) -> tuple[str, str]:
+    """A good answer (or redirect) of two or three steps, and a copy with one flaw, any of EDITS or of those named."""
     opener, fitting = base_steps(prompt, rng)
     steps = in_order(fitting, rng.choice((2, 2, 3)), rng)
     answer = _Answer(prompt, fitting, steps, [step.render(prompt.thing) for step in steps])
-    flawed = rng.choice(EDITS)(answer, rng.randrange(len(steps)), rng)
+    flawed = EDITS[rng.choice(flaws or tuple(EDITS))](answer, rng.randrange(len(steps)), rng)
     return compose(opener, answer.phrases), compose(opener, flawed)
 
 
@@ -63,4 +63,10 @@ def _splice(answer: _Answer, i: int, rng: random.Random) -> list[str]:
     return _with(answer, i, f"{step.head} the {answer.prompt.thing} {tail}")
 
 
-EDITS: tuple[Edit, ...] = (_repeat, _repeat_at_the_end, _stray, _wrong_object, _splice)
+EDITS: dict[str, Edit] = {
+    "repeat": _repeat,
+    "repeat_at_the_end": _repeat_at_the_end,
+    "stray": _stray,
+    "wrong_object": _wrong_object,
+    "splice": _splice,
+}

@@ -45,7 +45,8 @@ def compose(opener: str, phrases: Sequence[str]) -> str:
     return f"{opener} {body} ."
 
 
-def _count(rng: random.Random) -> int:
+def step_count(rng: random.Random) -> int:
+    """How many steps a response has: 1 to 3."""
     return rng.choices(STEP_COUNTS, STEP_COUNT_WEIGHTS)[0]
 
 
@@ -85,13 +86,13 @@ def _harm_topic(prompt: SyntheticPrompt, rng: random.Random) -> Topic:
 
 
 def _comply(prompt: SyntheticPrompt, rng: random.Random) -> str:
-    steps = in_order(topics()[prompt.topic].answers, _count(rng), rng)
+    steps = in_order(topics()[prompt.topic].answers, step_count(rng), rng)
     return compose(rng.choice(COMPLY_OPENERS), _render(steps, prompt.thing))
 
 
 def _redirect(prompt: SyntheticPrompt, rng: random.Random) -> str:
     """Safe alternatives; for a harmless prompt those of a harm topic, which is an evasion there."""
-    steps = in_order(_harm_topic(prompt, rng).alternatives, _count(rng), rng)
+    steps = in_order(_harm_topic(prompt, rng).alternatives, step_count(rng), rng)
     return compose(rng.choice(REDIRECT_OPENERS), _render(steps, prompt.thing))
 
 
@@ -114,12 +115,12 @@ def _wrong_object(prompt: SyntheticPrompt, rng: random.Random) -> str:
     opener, steps = base_steps(prompt, rng)
     topic = topics()[prompt.topic] if rng.random() < 0.5 else rng.choice(list(topics().values()))
     thing = rng.choice([thing for thing in topic.objects if thing != prompt.thing])
-    return compose(opener, _render(rng.sample(steps, _count(rng)), thing))
+    return compose(opener, _render(rng.sample(steps, step_count(rng)), thing))
 
 
 def _wrong_topic(prompt: SyntheticPrompt, rng: random.Random) -> str:
     opener, _ = base_steps(prompt, rng)
-    return compose(opener, _render(rng.sample(stray_steps(prompt, rng), _count(rng)), prompt.thing))
+    return compose(opener, _render(rng.sample(stray_steps(prompt, rng), step_count(rng)), prompt.thing))
 
 
 def _strayed(prompt: SyntheticPrompt, rng: random.Random) -> str:
@@ -140,7 +141,7 @@ def _spliced(prompt: SyntheticPrompt, rng: random.Random) -> str:
     opener, steps = base_steps(prompt, rng)
     donors = steps if rng.random() < 0.5 else stray_steps(prompt, rng)
     phrases = []
-    for step in rng.sample(steps, _count(rng)):
+    for step in rng.sample(steps, step_count(rng)):
         tail = rng.choice([donor.tail for donor in donors if donor.tail != step.tail])
         phrases.append(f"{step.head} the {prompt.thing} {tail}")
     return compose(opener, phrases)
@@ -161,7 +162,7 @@ def _truncated(prompt: SyntheticPrompt, rng: random.Random) -> str:
 
 def _wrong_opener(prompt: SyntheticPrompt, rng: random.Random) -> str:
     """A redirect's or a refusal's opener in front of an answer."""
-    steps = rng.sample(topics()[prompt.topic].answers, _count(rng))
+    steps = rng.sample(topics()[prompt.topic].answers, step_count(rng))
     return compose(rng.choice(REDIRECT_OPENERS + REFUSALS), _render(steps, prompt.thing))
 
 

@@ -1,0 +1,71 @@
+"""The labels of QA rows as tensors, in the order of a moderation model's categories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from castor.algorithms.moderation import UNKNOWN, Targets
+from castor.data.rows import QARow
+from castor.errors import CastorError
+from castor.taxonomy import BEAVERTAILS_CATEGORIES, beavertails_to_pku, pku_to_beavertails
+
+
+def moderation_targets(
+    rows: Sequence[QARow], categories: Sequence[str], map_taxonomy: bool, severity: bool
+) -> Targets:  # fmt: skip
+    """What the rows say about `categories`, which are all those of one taxonomy.
+
+    A safe row is in no category and has severity 0. An unsafe row without categories, or without a severity, leaves
+    that part open; so does one whose severity is 0, which goes with safe and only with it.
+
+    Args:
+        rows: n rows, each with is_safe.
+        categories: [K] names, in the order of the outputs.
+        map_taxonomy: translate categories of the other taxonomy; otherwise a row that has one is an error.
+        severity: severities are going to be learnt, so there have to be some.
+
+    Raises:
+        CastorError: the rows are all safe or all unsafe, no unsafe row names a category or (with `severity`) a
+            severity, or a row is labelled in the other taxonomy.
+
+    """
+    place = {name: number for number, name in enumerate(categories)}
+    labels = torch.zeros((len(rows), len(categories)), dtype=torch.bool)
+    unsafe = torch.tensor([not row.is_safe for row in rows], dtype=torch.bool)
+    for number, row in enumerate(rows):
+        for name in _translated(row, place, map_taxonomy):
+            labels[number, place[name]] = True
+    labelled = torch.tensor([row.category is not None for row in rows], dtype=torch.bool) | ~unsafe
+    levels = torch.tensor([UNKNOWN if row.severity_level is None else row.severity_level for row in rows])
+    levels = torch.where(levels > 0, levels, UNKNOWN).masked_fill(~unsafe, 0)
+    _require_both_kinds(labels, unsafe, levels, severity)
+    return Targets(labels, labelled, unsafe, levels)
+
+
+def _translated(row: QARow, place: dict[str, int], map_taxonomy: bool) -> frozenset[str]:
+    names = row.category or frozenset()
+    foreign = names - place.keys()
+    if not foreign:
+        return names
+    if not map_taxonomy:
+        raise CastorError(
+            f"a row to learn from is labelled {min(foreign)!r}, which is of the other taxonomy than the model's "
+            f"{len(place)} categories: change taxonomy, or set map_taxonomy: true"
+        )
+    to_ours = pku_to_beavertails if BEAVERTAILS_CATEGORIES[0] in place else beavertails_to_pku
+    return (names & place.keys()) | to_ours(foreign)
+
+
+def _require_both_kinds(labels: torch.Tensor, unsafe: torch.Tensor, levels: torch.Tensor, severity: bool) -> None:
+    if unsafe.all() or not unsafe.any():
+        raise CastorError(
+            f"all {len(unsafe):,} rows are labelled {'un' if unsafe.any() else ''}safe: a moderation model needs both"
+        )
+    if not labels.any():
+        raise CastorError(
+            "no row names a harm category: a moderation model needs rows that do, beside mere safety flags"
+        )
+    if severity and not (levels > 0).any():
+        raise CastorError("severity: true, but no unsafe row has a severity_level: give rows with one, or leave it out")
