@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from castor.errors import CastorError
+from castor.models.backbone import check_loaded, first_line, isolates_sequences, load_config, model_inputs
 from castor.packing import PackedRows
 
 
@@ -18,6 +19,7 @@ class PolicyModel(nn.Module):
     def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
         self.lm = lm
+        self.isolated = isolates_sequences(lm.base_model)
 
     @classmethod
     def load(cls, model: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PolicyModel:
@@ -33,17 +35,21 @@ class PolicyModel(nn.Module):
         lm.config.use_cache = False
         return cls(lm)
 
-    def forward(self, rows: PackedRows, positions: Tensor, temperature: float = 1.0) -> Tensor:
+    def forward(
+        self, rows: PackedRows, positions: Tensor, temperature: float = 1.0, with_entropy: bool = False
+    ) -> Tensor:
         """Log-probability of the token at each of `positions` given all before it.
 
         Args:
             rows: packed sequences.
             positions: [K] int64 flat indices into the tokens of the sequences, none of them a first token.
             temperature: the logits are divided by it, as the sampler does.
+            with_entropy: also return the entropy of the whole distribution, in nats.
 
         Returns:
-            [K] float32.
+            [K] float32; with entropy [2, K], log-probabilities first.
         """
+        rows, inputs = model_inputs(rows, self.isolated)
         width = rows.input_ids.shape[1]
         target = rows.flat[positions]  # where the predicted tokens lie in the flattened rows
         source_row, source_column = (target - 1) // width, (target - 1) % width
@@ -51,38 +57,17 @@ class PolicyModel(nn.Module):
         columns, column_index = torch.unique(source_column, return_inverse=True)
         if len(columns) == 0:  # an empty micro-batch: run everything once, return nothing
             columns = torch.zeros(1, dtype=torch.int64, device=rows.input_ids.device)
-        logits = self.lm(
-            input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, logits_to_keep=columns
-        ).logits
+        logits = self.lm(**inputs, logits_to_keep=columns).logits
         chosen = logits[source_row, column_index].float() / temperature
         tokens = rows.input_ids.view(-1)[target]
-        logprobs = torch.log_softmax(chosen, -1).gather(-1, tokens[:, None]).squeeze(-1)
-        return logprobs + 0.0 * logits.sum() if len(positions) == 0 else logprobs
+        distribution = torch.log_softmax(chosen, -1)
+        result = distribution.gather(-1, tokens[:, None]).squeeze(-1)
+        if with_entropy:
+            result = torch.stack([result, -(distribution.exp() * distribution).sum(-1)])
+        return result + 0.0 * logits.sum() if len(positions) == 0 else result
 
 
 def context_length(model: str, trust_remote_code: bool = False) -> int | None:
     """Longest sequence the model was made for, in tokens; None where its config does not say."""
-    try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise CastorError(f"{model!r} is not a model folder or hub id: {first_line(error)}") from error
+    config = load_config(model, trust_remote_code)
     return getattr(config, "max_position_embeddings", None)
-
-
-def check_loaded(model: str, info: dict) -> None:
-    """Raise CastorError when a checkpoint left parameters uninitialised or held others.
-
-    It is then of another architecture.
-    """
-    missing, mismatched = sorted(info["missing_keys"]), sorted(str(key) for key in info["mismatched_keys"])
-    if missing or mismatched:
-        example = (missing or mismatched)[0]
-        raise CastorError(
-            f"{model!r} holds weights of another architecture: {len(missing)} missing and {len(mismatched)} of "
-            f"another shape, e.g. {example}"
-        )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, for messages of one sentence."""
-    return str(error).strip().split("\n", 1)[0]

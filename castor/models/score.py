@@ -8,24 +8,36 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from castor.checkpoint import atomic_folder
 from castor.errors import CastorError
 from castor.files import write_json
-from castor.models.policy import check_loaded, first_line
+from castor.models.backbone import (
+    find_file,
+    first_line,
+    hidden_width,
+    isolates_sequences,
+    load_backbone,
+    model_inputs,
+)
+from castor.models.normalizer import Normalizer
 from castor.packing import PackedRows
 
 HEAD_FILE, SCORE_FILE = "score_head.safetensors", "castor_score.json"
+ScoreType = Literal["reward", "cost", "critic"]
 
 
 @dataclass(frozen=True)
 class ScoreInfo:
-    """What a score means. A reward is normalised as (x - mean) / std; a cost only as x / std: its zero never moves."""
+    """What a score means, and its normaliser.
 
-    score_type: Literal["reward", "cost"]
+    A reward is normalised as (x - mean) / std; a cost only as x / std: its zero never moves; a critic not at all.
+    """
+
+    score_type: ScoreType
     mean: float = 0.0
     std: float = 1.0
     safe_mean: float | None = None  # costs: mean normalised score of held-out responses it calls safe (score <= 0)
@@ -34,6 +46,8 @@ class ScoreInfo:
     def __post_init__(self) -> None:
         if self.score_type == "cost" and self.mean != 0.0:
             raise ValueError("a cost is never shifted: its normaliser has mean 0")
+        if self.score_type == "critic" and (self.mean, self.std) != (0.0, 1.0):
+            raise ValueError("a critic is not normalised: its normaliser is the identity")
         if not self.std > 0:
             raise ValueError(f"the normaliser's std must be positive, not {self.std}")
 
@@ -41,36 +55,63 @@ class ScoreInfo:
 class ScoreModel(nn.Module):
     """Backbone and head; returns a normalised score at any token."""
 
-    def __init__(self, backbone: PreTrainedModel, info: ScoreInfo) -> None:
+    def __init__(self, backbone: PreTrainedModel, info: ScoreInfo, head_bias: bool = True) -> None:
         super().__init__()
         self.backbone = backbone
-        self.score_head = nn.Linear(backbone.config.hidden_size, 1, bias=True, dtype=backbone.dtype)
-        nn.init.normal_(self.score_head.weight, std=1.0 / (backbone.config.hidden_size + 1) ** 0.5)
-        nn.init.zeros_(self.score_head.bias)
+        width = hidden_width(backbone)
+        self.score_head = nn.Linear(width, 1, bias=head_bias, dtype=backbone.dtype)
+        nn.init.normal_(self.score_head.weight, std=1.0 / (width + 1) ** 0.5)
+        if head_bias:
+            nn.init.zeros_(self.score_head.bias)
         self.info = info
+        self.isolated = isolates_sequences(backbone)
+        self.normalizer: Normalizer | None = None  # statistics in training, where the stage asks for them
 
     @classmethod
     def from_backbone(
-        cls, model: str, info: ScoreInfo, dtype: torch.dtype, trust_remote_code: bool = False
+        cls, model: str, info: ScoreInfo, dtype: torch.dtype, trust_remote_code: bool = False, head_bias: bool = True
     ) -> ScoreModel:
         """A fresh head on the backbone of a folder or hub id (a causal LM's head is left behind)."""
-        return cls(_load_backbone(model, dtype, trust_remote_code), info)
+        return cls(load_backbone(model, dtype, trust_remote_code), info, head_bias)
 
     @classmethod
-    def load(cls, folder: str | Path, dtype: torch.dtype) -> ScoreModel:
-        """A score model that `save` wrote. Raises CastorError when the folder holds none."""
-        folder = Path(folder)
-        info = read_score_info(folder)
-        model = cls(_load_backbone(str(folder), dtype, trust_remote_code=False), info)
-        if not (folder / HEAD_FILE).is_file():
-            raise CastorError(f"{folder} has no {HEAD_FILE}: the score model is not whole, train it again")
-        model.score_head.load_state_dict({k: v.to(dtype) for k, v in load_file(folder / HEAD_FILE).items()})
+    def with_head(cls, backbone: PreTrainedModel, info: ScoreInfo, weight: Tensor, bias: Tensor | None) -> ScoreModel:
+        """A given head [1, hidden] with its bias [1], if it has one, on a backbone."""
+        model = cls(backbone, info, head_bias=bias is not None)
+        head = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        model.score_head.load_state_dict({name: tensor.to(backbone.dtype) for name, tensor in head.items()})
         return model
+
+    @classmethod
+    def load(cls, model: str | Path, dtype: torch.dtype) -> ScoreModel:
+        """A score model that `save_score_model` wrote. Raises CastorError when the folder or hub id holds none.
+
+        `castor.models.load.load_score_model` also reads the other layouts.
+        """
+        name = str(model)
+        info = read_own_info(name)
+        path = find_file(name, HEAD_FILE)
+        if path is None:
+            raise CastorError(f"{model} has no {HEAD_FILE}: the score model is not whole, train it again")
+        head = load_file(path)
+        return cls.with_head(load_backbone(name, dtype), info, head["weight"], head.get("bias"))
+
+    def as_critic(self) -> ScoreModel:
+        """A critic on the same backbone that begins by predicting the scores; the normaliser goes into its head."""
+        weight, offset = self.folded_head()
+        return ScoreModel.with_head(self.backbone, ScoreInfo("critic"), weight, offset)
+
+    @torch.no_grad()
+    def folded_head(self) -> tuple[Tensor, Tensor]:
+        """Weight [1, hidden] and bias [1] in float64 of a linear head that gives the normalised scores by itself."""
+        head = {name: parameter.double() for name, parameter in self.score_head.named_parameters()}
+        bias = head.get("bias", head["weight"].new_zeros(1))
+        return head["weight"] / self.info.std, (bias - self.info.mean) / self.info.std
 
     def forward(self, rows: PackedRows, positions: Tensor) -> Tensor:
         """[K] float32 normalised scores at the given flat token positions [K] int64."""
-        output = self.backbone(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False)
-        hidden = output.last_hidden_state.flatten(0, 1)
+        rows, inputs = model_inputs(rows, self.isolated)
+        hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
         raw = self.score_head(hidden[rows.flat[positions]]).squeeze(-1).float()
         if len(positions) == 0:  # an empty micro-batch still has to reach every parameter in the backward pass
             raw = raw + 0.0 * self.score_head(hidden).sum()
@@ -90,8 +131,6 @@ def save_score_model(
         tokenizer_from: folder or hub id whose tokenizer is copied.
 
     """
-    from safetensors.torch import save_file
-
     from castor.data.template import load_tokenizer
 
     prefix, head = "backbone.", "score_head."
@@ -103,32 +142,12 @@ def save_score_model(
         load_tokenizer(tokenizer_from).save_pretrained(aside)
 
 
-def read_score_info(folder: str | Path) -> ScoreInfo:
-    """What the score model in `folder` measures. Raises CastorError when it holds none."""
-    path = Path(folder) / SCORE_FILE
+def read_own_info(model: str) -> ScoreInfo:
+    """What the score model that Castor saved measures. Raises CastorError when it is none, or damaged."""
+    path = find_file(model, SCORE_FILE)
+    if path is None:
+        raise CastorError(f"{model} holds no score model ({SCORE_FILE} is missing): train one, or fix the path")
     try:
         return ScoreInfo(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise CastorError(
-            f"{folder} holds no score model ({SCORE_FILE} is missing): train one, or fix the path"
-        ) from None
     except (TypeError, ValueError) as error:
         raise CastorError(f"{path} does not describe a score model: {first_line(error)}") from error
-
-
-def _load_backbone(model: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
-    try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-        backbone, info = AutoModel.from_pretrained(
-            model,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CastorError(f"{model!r} cannot be loaded as a backbone: {first_line(error)}") from error
-    check_loaded(model, info)
-    backbone.config.use_cache = False
-    return backbone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from castor.checkpoint import atomic_folder
 from castor.config.supervised import SFT
-from castor.data.rows import QARow
+from castor.data.rows import Exchange, QARow
 from castor.data.samples import PackedSamples, Samples
 from castor.data.template import load_tokenizer
 from castor.models.policy import PolicyModel
@@ -25,9 +25,9 @@ class SFTTask:
     def __init__(self, stage: SFT, rows: Sequence[QARow], model: str) -> None:
         self.stage, self.rows, self.source = stage, rows, model
 
-    def texts(self) -> list[Sequence[tuple[str, str]]]:
+    def texts(self) -> Iterator[Sequence[Exchange]]:
         """See `Task`."""
-        return [[(row.prompt, row.response)] for row in self.rows]
+        return ([row.exchange] for row in self.rows)
 
     def load(self, model: str, dtype: torch.dtype) -> nn.Module:
         """See `Task`."""

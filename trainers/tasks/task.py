@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ Forward = Callable[..., Tensor]
 class Task(Protocol):
     """One kind of supervised stage."""
 
-    def texts(self) -> list[Sequence[tuple[str, str]]]:
-        """Per row, the (prompt, response) sequences of its sample."""
+    def texts(self) -> Iterable[Sequence[Sequence[Any]]]:
+        """Per row, the sequences of its sample: (prompt, response) or (prompt, response, history)."""
         ...
 
     def load(self, model: str, dtype: torch.dtype) -> nn.Module:
@@ -36,7 +36,10 @@ class Task(Protocol):
         ...
 
     def measure(self, outputs: Sequence[Tensor], rows: Sequence[int]) -> dict[str, float]:
-        """Validation metrics from what `observe` returned for batches of samples: those of `rows`, in order."""
+        """Validation metrics from what `observe` returned for batches of samples: those of `rows`, in order.
+
+        Called on rank 0 only.
+        """
         ...
 
     def observe(self, forward: Forward, packed: PackedSamples) -> Tensor:
@@ -44,5 +47,5 @@ class Task(Protocol):
         ...
 
     def save(self, folder: Path, model: nn.Module, weights: dict[str, Tensor], outputs: Sequence[Tensor]) -> None:
-        """Write the trained model from its full weights, whole or not at all."""
+        """Write the trained model from its full weights, whole or not at all. `outputs`: those last measured."""
         ...

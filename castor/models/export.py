@@ -1,0 +1,183 @@
+"""Score models as plain `AutoModelForSequenceClassification` checkpoints of one label, written and read.
+
+transformers' causal sequence classifiers read the logit of the last token that is not padding, through a linear head
+`score` without a bias. A score is weight·h + offset once the normaliser is folded into the head (`folded_head`). The
+offset finds a place where the backbone ends in a layer norm with a bias (GPT-2, OPT, Phi, GPT-NeoX, ...): adding
+offset·weight / |weight|² to that bias adds exactly the offset to every score. An RMS norm (Llama, Qwen, Mistral, Gemma)
+has no bias, and no constant passes through it: there the offset must be zero (train with `head_bias: false`, and a
+reward with its mean left in), or be left out and noted in the config as `castor_offset`, which a reward survives, since
+only differences of rewards matter, and a cost does not, whose zero is the safety boundary.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from castor.checkpoint import atomic_folder
+from castor.errors import CastorError
+from castor.models.backbone import load_backbone, read_tensors
+from castor.models.score import ScoreInfo, ScoreModel, ScoreType
+
+OFFSET_TOLERANCE = 1e-7  # of a score, in its normalised unit: nothing to be represented
+
+
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Is this the config of a sequence classifier?"""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+
+
+def read_classifier_info(model: str, config: PreTrainedConfig) -> ScoreInfo:
+    """What its score means: what the export noted, else a reward, as is the custom. Raises CastorError if no score."""
+    if config.num_labels != 1:
+        raise CastorError(
+            f"{model} is a sequence classifier of {config.num_labels} labels: a score model has one, "
+            "so give a reward or cost model"
+        )
+    settings = cast(Any, config)
+    offset, kind = getattr(settings, "castor_offset", 0.0), getattr(settings, "castor_score_type", "reward")
+    means = (getattr(settings, f"castor_{side}_mean", None) for side in ("safe", "unsafe"))
+    return ScoreInfo(cast(ScoreType, kind), -offset, 1.0, *means)
+
+
+def load_classifier(model: str, config: PreTrainedConfig, dtype: torch.dtype) -> ScoreModel:
+    """A score model of a folder or hub id saved as a sequence classifier of one label."""
+    info = read_classifier_info(model, config)
+    head = read_tensors(model, ("score.",))
+    if "score.weight" not in head:
+        raise CastorError(f"{model} is a sequence classifier without the linear head `score`: it cannot score tokens")
+    backbone = load_backbone(model, dtype, pickled=True)
+    return ScoreModel.with_head(backbone, info, head["score.weight"], head.get("score.bias"))
+
+
+@torch.no_grad()
+def save_classifier(
+    model: ScoreModel,
+    folder: Path,
+    tokenizer_from: str,
+    *,
+    drop_offset: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """Write `folder` so that `AutoModelForSequenceClassification.from_pretrained` gives the same scores.
+
+    Args:
+        model: in float32.
+        folder: written aside and renamed.
+        tokenizer_from: folder or hub id whose tokenizer is copied and whose padding token the classifier skips.
+        drop_offset: where the architecture cannot represent the constant part of a reward, leave it out.
+        dtype: of the weights written; another than float32 rounds the scores.
+
+    Returns:
+        what has to be added to the classifier's logits to get the scores; 0.0 but for a dropped offset.
+
+    Raises:
+        CastorError: the architecture has no sequence classifier, cannot represent the offset, or the tokenizer pads
+            with its end-of-text token, which the classifier would skip.
+
+    """
+    from castor.data.template import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_from)
+    require_own_pad_token(tokenizer, tokenizer_from)
+    weight, offset = model.folded_head()
+    backbone = copy.deepcopy(model.backbone)
+    left = 0.0
+    if float(offset.abs()) > OFFSET_TOLERANCE and not _absorb(backbone, weight, offset):
+        left = float(offset)
+        _require_droppable(model, left, drop_offset)
+    classifier = classifier_around(backbone, weight, tokenizer.pad_token_id)
+    info = model.info
+    classifier.config.update({"castor_score_type": info.score_type, "castor_offset": left})
+    classifier.config.update({"castor_safe_mean": info.safe_mean, "castor_unsafe_mean": info.unsafe_mean})
+    with atomic_folder(folder) as aside:
+        cast(nn.Module, classifier).to(dtype)
+        classifier.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+    return left
+
+
+def require_own_pad_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise CastorError when the tokenizer pads with its EOS token: a classifier would skip the token it must read."""
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise CastorError(
+            f"the tokenizer of {name} pads with its end-of-text token, which every response ends with: a sequence "
+            "classifier would skip it and score another token; give it a pad token of its own, or use --as pku"
+        )
+
+
+def _require_droppable(model: ScoreModel, offset: float, drop_offset: bool) -> None:
+    name, kind = model.backbone.config.model_type, model.info.score_type
+    if kind == "reward" and drop_offset:
+        return
+    remedy = (
+        "add --drop-offset, since only differences of rewards matter"
+        if kind == "reward"
+        else "train it with head_bias: false, since a shift would move the safety boundary"
+    )
+    raise CastorError(
+        f"a {name} sequence classifier has nowhere to put the {kind} model's constant offset of {offset:.4g} (its head "
+        f"and its last norm have no bias): {remedy}, or use --as pku"
+    )
+
+
+def _absorb(backbone: PreTrainedModel, weight: Tensor, offset: Tensor) -> bool:
+    """Let the bias of the backbone's last layer norm add `offset` to weight·h. False where there is no such bias."""
+    last: list[nn.Module] = []
+    hooks = [
+        module.register_forward_hook(lambda module, _, output: last.append(module) if output is not None else None)
+        for module in backbone.modules()
+        if isinstance(module, nn.LayerNorm) and module.bias is not None
+    ]
+    tokens = torch.tensor([[1, 2, 3]], device=backbone.device) % backbone.config.vocab_size
+    before = backbone(input_ids=tokens, use_cache=False).last_hidden_state
+    for hook in hooks:
+        hook.remove()
+    if not last:
+        return False
+    shift = (offset * weight[0] / weight.double().square().sum()).to(backbone.device)
+    bias = cast(nn.LayerNorm, last[-1]).bias
+    if bias.shape != shift.shape:
+        return False
+    kept = bias.clone()
+    bias.add_(shift.to(bias.dtype))
+    moved = backbone(input_ids=tokens, use_cache=False).last_hidden_state - before
+    if torch.allclose(moved.double(), shift.expand_as(moved), rtol=1e-2, atol=1e-5 + 1e-2 * float(shift.abs().max())):
+        return True
+    bias.copy_(kept)  # it was not the last operation: something after it changes the shift
+    return False
+
+
+def classifier_around(backbone: PreTrainedModel, weight: Tensor, pad_token_id: int) -> PreTrainedModel:
+    """The architecture's sequence classifier around the backbone, with a linear head of weight [labels, hidden].
+
+    Raises CastorError when there is none.
+    """
+    config = copy.deepcopy(backbone.config)
+    config.num_labels, config.pad_token_id = len(weight), pad_token_id
+    config.use_cache = False
+    try:
+        with torch.device("meta"):  # its own weights are never used
+            classifier = AutoModelForSequenceClassification.from_config(config, dtype=backbone.dtype)
+    except ValueError as error:
+        raise CastorError(
+            f"transformers has no sequence classifier for {config.model_type}: use --as castor or --as pku"
+        ) from error
+    if not isinstance(getattr(classifier, "score", None), nn.Linear):
+        raise CastorError(f"the sequence classifier of {config.model_type} is no linear head: use --as castor")
+    setattr(classifier, classifier.base_model_prefix, backbone)
+    classifier.score = nn.Linear(weight.shape[1], len(weight), bias=False, dtype=backbone.dtype)
+    classifier.score.weight.copy_(weight)
+    classifier.config = config
+    config.architectures = [type(classifier).__name__]
+    return cast(PreTrainedModel, classifier)

@@ -1,0 +1,113 @@
+"""Low-rank adapters (Hu et al. 2021) inside any model: added, switched off, merged, saved in peft's format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from castor.checkpoint import atomic_folder
+from castor.config.training import LoRA
+from castor.errors import CastorError
+
+ADAPTER = "default"
+WEIGHTS_FILE = "adapter_model.safetensors"
+INNER = ("lm", "backbone")  # what a policy, and a score or moderation model, call the Hugging Face model inside
+
+
+def inner_model(model: nn.Module) -> tuple[str, Any]:
+    """Name and module of the Hugging Face model inside a policy, a score model or a moderation model."""
+    name = next(name for name in INNER if hasattr(model, name))
+    return name, getattr(model, name)
+
+
+def add_adapters(model: nn.Module, config: LoRA) -> None:
+    """Put adapters into the model's language model, in place, and freeze its own weights. Heads stay trainable.
+
+    A fresh adapter changes nothing: B is zero. Raises CastorError when `target_modules` names no linear layer.
+    """
+    _, inner = inner_model(model)
+    try:
+        inject_adapter_in_model(_peft_config(config), inner, ADAPTER)
+    except ValueError as error:
+        raise CastorError(f"lora.target_modules: {_names(inner)} ({str(error).splitlines()[0]})") from error
+    if not all(layer.lora_A for layer in _layers(model).values()):
+        raise CastorError(f"lora.target_modules: only linear layers can have an adapter; {_names(inner)}")
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """While the body runs, the model computes as before `add_adapters`: the reference of the policy it has become."""
+    layers = _layers(model).values()
+    try:
+        for layer in layers:  # not enable_adapters(): it would also switch requires_grad, which DeepSpeed relies on
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+@torch.no_grad()
+def merge(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Full weights by their names without adapters, W + alpha / rank · B A in place of W, each in W's type.
+
+    Args:
+        model: with adapters (only its structure is looked at: under ZeRO-3 its own weights may be shards).
+        weights: full weights by parameter name, the adapters' among them.
+
+    """
+    layers, merged = _layers(model), {}
+    for name, tensor in weights.items():
+        owner, inside, leaf = name.rpartition(".base_layer.")
+        if ".lora_" in name:
+            continue
+        if inside and leaf == "weight":
+            layer = layers[owner]
+            factors = [weights[f"{owner}.lora_{which}.{ADAPTER}.weight"].float() for which in "BA"]
+            delta = layer.scaling[ADAPTER] * (factors[0] @ factors[1])
+            tensor = (tensor.float() + (delta.T if layer.fan_in_fan_out else delta)).to(tensor.dtype)
+        merged[f"{owner}.{leaf}" if inside else name] = tensor
+    return merged
+
+
+def save_adapter(folder: Path, model: nn.Module, weights: Mapping[str, Tensor], config: LoRA, base: str) -> None:
+    """Write the adapter as peft reads it (`PeftModel.from_pretrained`), whole or not at all. `base`: what it is for."""
+    prefix, _ = inner_model(model)
+    adapter = {
+        f"base_model.model.{name.removeprefix(prefix + '.').replace(f'.{ADAPTER}.', '.')}": tensor.contiguous()
+        for name, tensor in weights.items()
+        if ".lora_" in name
+    }
+    with atomic_folder(folder) as aside:
+        save_file(adapter, aside / WEIGHTS_FILE, metadata={"format": "pt"})
+        settings = _peft_config(config, base, sorted({name.rpartition(".")[2] for name in _layers(model)}))
+        settings.save_pretrained(str(aside))
+
+
+def _peft_config(config: LoRA, base: str | None = None, modules: list[str] | None = None) -> LoraConfig:
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # annotated as int, used as a factor
+        lora_dropout=config.dropout,
+        target_modules=modules or config.target_modules or "all-linear",
+        base_model_name_or_path=base,
+    )
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _names(inner: nn.Module) -> str:
+    kinds = (nn.Linear, Conv1D)
+    linear = {name.rpartition(".")[2] for name, module in inner.named_modules() if isinstance(module, kinds)}
+    return f"the linear layers of this model are {', '.join(sorted(linear)) or 'none'}"
