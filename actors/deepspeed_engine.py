@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from actors import engine_state
 from castor.config.training import Engine, Optimizer
+from castor.models.lora import inner_model
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -65,12 +68,14 @@ class TrainEngine:
         self.world_size = dist.get_world_size()
         model = model.to(self.device)
         if config.gradient_checkpointing:
-            _inner(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _, inner = inner_model(model)
+            inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         optimizer = torch.optim.AdamW(
             _parameter_groups(model, config.optimizer.weight_decay),
             lr=config.optimizer.lr,
             betas=config.optimizer.betas,
             eps=config.optimizer.eps,
+            fused=True,
         )
         self.engine, *_ = deepspeed.initialize(
             model=model,
@@ -101,14 +106,16 @@ class TrainEngine:
         self.engine.backward(loss * self.world_size)  # DeepSpeed averages gradients over ranks; we want their sum
 
     def step(self) -> float:
-        """Reduce, clip, update. Returns the gradient norm before clipping; raises FloatingPointError if not finite."""
+        """Reduce, clip, update. Returns the gradient norm before clipping.
+
+        Raises FloatingPointError when the gradient is not finite; weights and optimiser are then as before the step.
+        """
         self.engine.step()
         reported = self.engine.get_global_grad_norm()
-        norm = self._clipped_norm if reported is None else float(reported)
-        assert norm is not None  # what DeepSpeed does not report, `_clip` has noted
-        if not math.isfinite(norm):
+        norm = self._clipped_norm if self._clipped_norm is not None else float(reported)
+        if not (self.engine.was_step_applied() and math.isfinite(norm)):
             raise FloatingPointError(
-                f"the gradient norm is {norm} at step {self.engine.global_steps}: the update was poisoned; "
+                f"the gradient of update {self.engine.global_steps} is not finite, and the update was left out: "
                 "lower the learning rate or look for bad rows"
             )
         return norm
@@ -116,6 +123,9 @@ class TrainEngine:
     def _clip(self) -> None:
         limit = self.config.optimizer.max_grad_norm
         self._clipped_norm = float(torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), limit))
+        if not math.isfinite(self._clipped_norm):
+            for parameter in self.engine.module.parameters():
+                parameter.grad = None  # AdamW passes over parameters without a gradient
 
     @property
     def learning_rate(self) -> float:
@@ -130,6 +140,14 @@ class TrainEngine:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
                 tensor = parameter.detach().to("cpu", copy=True)
             yield name, tensor
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of the training state into `folder`, which exists. See `actors.engine_state`."""
+        engine_state.save(self.engine, folder)
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote, on however many ranks and at whatever ZeRO stage that was."""
+        engine_state.load(self.engine, folder)
 
 
 def _deepspeed_config(config: Engine, world_size: int) -> dict[str, Any]:
@@ -149,8 +167,15 @@ def _deepspeed_config(config: Engine, world_size: int) -> dict[str, Any]:
             "overlap_comm": False,
             "contiguous_gradients": True,
             **({"stage3_param_persistence_threshold": 0} if config.zero_stage == 3 else {}),
+            **_offloaded(config),
         },
     }
+
+
+def _offloaded(config: Engine) -> dict[str, Any]:
+    pinned = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    wanted = {"offload_optimizer": config.offload.optimizer, "offload_param": config.offload.parameters}
+    return {key: pinned for key, device in wanted.items() if device == "cpu"}
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -163,7 +188,3 @@ def _schedule(optimizer: torch.optim.Optimizer, config: Optimizer, total_steps: 
     name = "constant_with_warmup" if config.lr_scheduler_type == "constant" else config.lr_scheduler_type
     warmup = math.ceil(config.lr_warmup_ratio * total_steps)
     return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
-
-
-def _inner(model: nn.Module) -> Any:
-    return getattr(model, "lm", None) or model.backbone

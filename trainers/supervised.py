@@ -1,42 +1,28 @@
-"""The supervised stages (SFT, reward, cost) on Ray Train with DeepSpeed."""
+"""The supervised stages (SFT, reward, cost, moderation) on Ray Train with DeepSpeed: the driver's side."""
 
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import ray
-import torch
 from numpy.typing import NDArray
-from ray.actor import ActorHandle
 
 from actors.group import actor_env
 from actors.progress import Progress, ProgressBoard
-from castor.config.supervised import Supervised
-from castor.data.batches import batches
+from castor.config.supervised import Supervised, Workers
 from castor.errors import CastorError
-from castor.files import read_json, write_json
+from castor.files import read_json
+from trainers.stage_state import claim, training_folder
+from trainers.train_loop import Job, metrics_file, train_worker
 
 POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class Job:
-    """All a worker of the stage needs; `rows` is a list holding a ref to the rows, training rows first."""
-
-    stage: Supervised
-    model: str
-    rows: list[Any]
-    training_rows: int
-    out: Path
-    template: str
-    seed: int
-    board: ActorHandle
+BOARD_TIMEOUT_S = 60
 
 
 def run_supervised(
@@ -47,50 +33,87 @@ def run_supervised(
     out: Path,
     template: str,
     seed: int,
+    key: str,
     on_progress: Callable[[Progress], None],
+    fresh: bool = False,
 ) -> dict[str, float]:
     """Train one supervised stage and save its model in `out`; returns its metrics.
 
-    Rows are split by prompt, so that validation prompts never occur in training. Raises CastorError for what the
-    worker found wrong with the data or the model; another failure is retried `stage.max_failures` times.
+    Rows are split by prompt, so that validation prompts never occur in training. A lost worker restarts the workers
+    from the newest checkpoint, `stage.max_failures` times. Where an earlier call with the same `key`, the fingerprint
+    of all that decides the result, was cut short, this one goes on from its checkpoint, unless it is to start `fresh`.
+
+    Raises CastorError for what a worker found wrong with the data or the model.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    training, validation = split_by_prompt(rows, stage.validation_share, seed)
+    if not len(training):
+        raise CastorError("no training rows are left beside the validation prompts: lower validation_share")
+    out = out.absolute()
+    claim(training_folder(out), key, fresh)
+    board = cast(Any, ProgressBoard).remote()
+    job = Job(stage, model, [ray.put(rows)], training, validation, out, template, seed, board)
+    fit = _InBackground(_trainer(job).fit)
+    ended = False
+    while not ended:
+        ended = fit.done.wait(POLL_S)
+        for progress in ray.get(board.drain.remote(), timeout=BOARD_TIMEOUT_S):
+            on_progress(progress)
+    if fit.error is not None:
+        raise ray.get(board.refusal.remote(), timeout=BOARD_TIMEOUT_S) or fit.error
+    shutil.rmtree(training_folder(out))
+    return read_json(metrics_file(out))
+
+
+def split_by_prompt(rows: Sequence[Any], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of training and validation rows; a prompt (with the turns before it) is in one of them only.
+
+    At least one prompt goes to validation, unless there is no other.
+    """
+    numbers: dict[Any, int] = {}  # prompts in the order in which they are first met
+    prompt_of = np.fromiter((numbers.setdefault(row.key, len(numbers)) for row in rows), dtype=np.int64)
+    held_out = np.zeros(len(numbers), dtype=bool)
+    if len(numbers) > 1:
+        chosen = np.random.default_rng(seed).permutation(len(numbers))[: math.ceil(share * len(numbers))]
+        held_out[chosen] = True
+    return np.flatnonzero(~held_out[prompt_of]), np.flatnonzero(held_out[prompt_of])
+
+
+def _trainer(job: Job) -> Any:
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    training, validation = split_by_prompt(rows, stage.validation_share, seed)
-    if not training:
-        raise CastorError("no training rows are left beside the validation prompts: lower validation_share")
-    board = cast(Any, ProgressBoard).remote()
-    job = Job(
-        stage, model, [ray.put([*training, *validation])], len(training), out.absolute(), template, seed, board
-    )  # fmt: skip
-    resources = stage.resources
-    trainer = TorchTrainer(
+    stage, resources = job.stage, job.stage.resources
+    return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo", timeout_s=math.ceil(stage.timeout_s)),
-        scaling_config=ScalingConfig(
-            num_workers=stage.workers,
-            use_gpu=resources.gpus > 0,
-            resources_per_worker={
-                "CPU": resources.cpus,
-                **({"GPU": resources.gpus} if resources.gpus else {}),
-                **resources.custom,
-            },
-        ),
+        scaling_config=scaling(stage),
         run_config=cast(Any, RunConfig)(  # the annotations are those of Ray Train v1; v2 is what runs
-            name=out.name,
-            storage_path=str(out.parent.absolute() / "ray_train"),
+            name=job.out.name,
+            storage_path=str(job.out.parent / "ray_train"),
             failure_config=FailureConfig(max_failures=stage.max_failures),
             worker_runtime_env={"env_vars": actor_env(resources)},
         ),
     )
-    fit = _InBackground(trainer.fit)
-    while not fit.done.wait(POLL_S):
-        on_progress(ray.get(board.read.remote(), timeout=60))
-    if fit.error is not None:
-        raise _castor_error(fit.error) or fit.error
-    return read_json(metrics_file(out))
+
+
+def scaling(stage: Supervised) -> Any:
+    """Ray Train's ScalingConfig: how many workers, and what each of them reserves."""
+    from ray.train import ScalingConfig
+
+    resources, workers = stage.resources, stage.workers
+    count: dict[str, Any] = {"num_workers": workers}
+    if isinstance(workers, Workers):
+        count = {"num_workers": (workers.min, workers.max), "elastic_resize_monitor_interval_s": workers.resize_s}
+    return cast(Any, ScalingConfig)(  # annotated as the one of Ray Train v1
+        **count,
+        use_gpu=resources.gpus > 0,
+        resources_per_worker={
+            "CPU": resources.cpus,
+            **({"GPU": resources.gpus} if resources.gpus else {}),
+            **resources.custom,
+        },
+    )
 
 
 class _InBackground(threading.Thread):
@@ -110,130 +133,3 @@ class _InBackground(threading.Thread):
             self.error = error
         finally:
             self.done.set()
-
-
-def metrics_file(out: Path) -> Path:
-    """Where the metrics of the stage that wrote `out` are kept."""
-    return out.with_name(f"{out.name}.metrics.json")
-
-
-def split_by_prompt(rows: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Training and validation rows; a prompt is in one of them only. At least one prompt goes to validation."""
-    prompts = sorted({row.prompt for row in rows})
-    count = math.ceil(share * len(prompts)) if len(prompts) > 1 else 0
-    held_out = set(np.random.default_rng(seed).permutation(np.array(prompts, dtype=object))[:count])
-    training = [row for row in rows if row.prompt not in held_out]
-    return training, [row for row in rows if row.prompt in held_out]
-
-
-def train_worker(config: dict[str, Job]) -> None:
-    """One rank of a supervised stage. Ray Train has set up the process group."""
-    job = config["job"]
-    torch.set_num_threads(job.stage.resources.threads)
-    from actors.deepspeed_engine import TrainEngine, resolve_dtype
-    from castor.data.samples import Samples
-    from castor.data.template import PromptTemplate, load_tokenizer
-    from trainers.tasks import make_task
-
-    context, stage = ray.train.get_context(), job.stage
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    _adopt_process_group(rank, world_size)
-    torch.manual_seed(job.seed)
-    task = make_task(stage, ray.get(job.rows[0], timeout=600), job.model)
-    template = PromptTemplate(load_tokenizer(job.model, stage.trust_remote_code), job.template)
-    samples = Samples(template, task.texts(), stage.max_length)
-    kept = np.array(samples.kept)
-    training, validation = np.flatnonzero(kept < job.training_rows), np.flatnonzero(kept >= job.training_rows)
-    if len(training) < stage.batch_size:
-        raise CastorError(
-            f"{len(training)} training samples ({samples.too_long} longer than max_length {stage.max_length} tokens "
-            f"were left out) are fewer than one batch of {stage.batch_size}: lower batch_size or give more rows"
-        )
-    if len(validation) < 2:
-        raise CastorError(
-            f"{len(validation)} validation samples are left (of {len(samples)} samples, {samples.too_long} too long "
-            "ones left out): the stage could not be measured; raise validation_share or give rows of more prompts"
-        )
-    steps = stage.max_steps or max(1, math.ceil(stage.epochs * (len(training) // stage.batch_size)))
-    model = task.load(job.model, resolve_dtype(stage.engine.dtype))
-    engine = TrainEngine(model, stage.engine, steps)
-    trainer = _Trainer(job, task, samples, engine, rank, world_size)
-    stream = batches(len(training), stage.batch_size, job.seed)
-    for step in range(1, steps + 1):
-        loss, norm = trainer.update(training[next(stream)])
-        if rank == 0:
-            job.board.post.remote(Progress(step, steps, {"loss": loss, "grad_norm": norm}))
-    outputs = trainer.observe(validation)
-    metrics = {**task.measure(outputs, kept[validation].tolist()), "training_loss": loss, "steps": steps}
-    weights = {name: tensor for name, tensor in engine.named_tensors() if rank == 0}
-    if rank == 0:
-        metrics |= {"training_samples": len(training), "validation_samples": len(validation)}
-        metrics |= {"too_long": samples.too_long}
-        task.save(job.out, model, weights, outputs)
-        write_json(metrics_file(job.out), metrics)
-    ray.train.report(metrics)
-
-
-class _Trainer:
-    """One rank's micro-batches."""
-
-    def __init__(self, job: Job, task: Any, samples: Any, engine: Any, rank: int, world_size: int) -> None:
-        self.job, self.task, self.samples, self.engine = job, task, samples, engine
-        self.rank, self.world_size = rank, world_size
-        self.lengths = samples.lengths()
-
-    def update(self, batch: NDArray[np.int64]) -> tuple[float, float]:
-        """One optimiser step on the mean loss over `batch` (all ranks). Returns that loss and the gradient norm."""
-        from actors.batch import sum_over_ranks
-
-        total = self.task.weight(self.samples, batch)
-        loss_sum = 0.0
-        for chosen in self._micro_batches(batch):
-            packed = self.samples.pack(chosen, self.job.stage.engine.pack_length).to(self.engine.device)
-            loss = self.task.loss(self.engine.forward, packed, self._rows(chosen)) / total
-            self.engine.accumulate(loss)
-            loss_sum += float(loss.detach())
-        norm = self.engine.step()
-        return sum_over_ranks({"loss": loss_sum})["loss"], norm
-
-    def observe(self, validation: NDArray[np.int64]) -> list[torch.Tensor]:
-        """The task's observations of the validation samples in order, computed by every rank alike."""
-        budget = self.job.stage.engine.micro_batch_tokens
-        size = max(1, budget // max(1, int(self.lengths.max())))
-        pieces = [validation[i : i + size] for i in range(0, len(validation), size)]
-        packs = (self.samples.pack(piece, self.job.stage.engine.pack_length) for piece in pieces)
-        return [self.task.observe(self.engine.infer, packed.to(self.engine.device)).cpu() for packed in packs]
-
-    def _micro_batches(self, batch: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        from castor.packing import micro_batches, partition
-
-        shares = partition(self.lengths[batch], self.world_size)
-        plan = micro_batches(self.lengths[batch], shares, self.job.stage.engine.micro_batch_tokens)
-        return [batch[np.asarray(piece, dtype=np.int64)] for piece in plan[self.rank]]
-
-    def _rows(self, chosen: NDArray[np.int64]) -> list[int]:
-        return [self.samples.kept[i] for i in chosen]
-
-
-def _adopt_process_group(rank: int, world_size: int) -> None:
-    """Let DeepSpeed use the process group that Ray Train has made."""
-    import os
-
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    deepspeed.init_distributed(dist_init_required=False, verbose=False)
-
-
-def _castor_error(error: BaseException | None) -> CastorError | None:
-    """The CastorError a worker raised, from underneath what Ray Train wrapped around it."""
-    while error is not None:
-        if isinstance(error, CastorError):
-            return error
-        for failure in getattr(error, "worker_failures", {}).values():
-            found = _castor_error(failure)
-            if found is not None:
-                return found
-        error = getattr(error, "cause", None) or error.__cause__
-    return None

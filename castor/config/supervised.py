@@ -1,10 +1,42 @@
 """What all supervised stages share, and SFT."""
 
-from pydantic import Field, field_validator
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
 
 from castor.config.base import Section
 from castor.config.data import DataSource
-from castor.config.training import Engine, Resources
+from castor.config.training import Engine, LoRA, Resources
+
+# keys that say how a stage is computed and not what: changing one of them does not make its result another one
+HOW: dict[str, Any] = {
+    **dict.fromkeys(("workers", "max_failures", "timeout_s", "resources"), True),
+    **dict.fromkeys(("checkpoint_every", "checkpoint_minutes", "keep_checkpoints"), True),
+    "engine": {"zero_stage", "offload", "gradient_checkpointing", "micro_batch_tokens", "pack_length"},
+}
+
+
+class Workers(Section):
+    """An elastic number of workers: as many as the cluster has room for, within bounds."""
+
+    min: int = Field(ge=1, description="with fewer than this the stage waits")
+    max: int = Field(ge=1, description="never more than this")
+    resize_s: float = Field(
+        60.0, gt=0, description="how often a running stage looks whether more workers fit; a resize is a restart"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} exceeds max {self.max}: swap them")
+        return self
+
+
+class Best(Section):
+    """Which of the evaluated models is kept."""
+
+    metric: str = Field(description="name of a validation metric, e.g. accuracy or validation_loss")
+    mode: Literal["max", "min"] = Field("max", description="whether more of it is better, or less")
 
 
 class Supervised(Section):
@@ -19,8 +51,20 @@ class Supervised(Section):
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps")
     batch_size: int = Field(32, ge=1, description="rows (or pairs) of one optimiser step, over all workers")
     max_length: int = Field(512, ge=2, description="longest prompt + response in tokens; longer rows are dropped")
-    workers: int = Field(1, ge=1, description="Ray Train workers")
-    max_failures: int = Field(1, ge=0, description="restarts of the worker group before the stage fails")
+    eval_every: int | None = Field(None, ge=1, description="steps between validations; the last step always has one")
+    best: Best | None = Field(None, description="keep the best validated model instead of the last; needs eval_every")
+    patience: int | None = Field(
+        None, ge=1, description="stop after this many validations in a row that were not the best; needs best"
+    )
+    lora: LoRA | None = Field(None, description="train low-rank adapters instead of all weights")
+    max_skipped: int = Field(
+        0, ge=0, description="batches whose loss or gradient is not finite that may be left out before the stage fails"
+    )
+    workers: int | Workers = Field(1, description="Ray Train workers: a number, or {min, max}")
+    max_failures: int = Field(1, ge=0, description="restarts of the worker group, from its checkpoint, before failing")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints")
+    checkpoint_minutes: float | None = Field(10.0, gt=0, description="minutes between checkpoints")
+    keep_checkpoints: int = Field(1, ge=1, description="newest checkpoints that are kept while the stage runs")
     timeout_s: float = Field(
         1800.0, gt=0, description="a worker that is stuck this long in a collective fails the stage"
     )
@@ -32,6 +76,25 @@ class Supervised(Section):
     @classmethod
     def _one_source_or_many(cls, value: object) -> object:
         return [value] if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _keys_that_need_each_other(self) -> Self:
+        if isinstance(self.workers, int) and self.workers < 1:
+            raise ValueError(f"workers is {self.workers}: it must be 1 or more")
+        if self.best is not None and self.eval_every is None:
+            raise ValueError("best needs eval_every: without it the last model is the only one that is measured")
+        if self.patience is not None and self.best is None:
+            raise ValueError("patience needs best: which metric has to improve?")
+        return self
+
+    @property
+    def max_workers(self) -> int:
+        """The number of workers, or the most of an elastic stage."""
+        return self.workers.max if isinstance(self.workers, Workers) else self.workers
+
+    def recipe(self) -> dict[str, Any]:
+        """All that decides the stage's result (up to rounding), as JSON values; `HOW` it is computed is left out."""
+        return self.model_dump(mode="json", exclude=HOW)
 
 
 class SFT(Supervised):

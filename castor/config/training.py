@@ -1,8 +1,8 @@
 """Options shared by everything that trains: the optimiser and the DeepSpeed engine around a model."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from castor.config.base import Section
 
@@ -32,6 +32,24 @@ class Optimizer(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
 
 
+class Offload(Section):
+    """What ZeRO keeps in the node's memory instead of the GPU's. AdamW then runs on the CPU too."""
+
+    optimizer: Literal["none", "cpu"] = Field("none", description="optimiser states and fp32 weights; zero_stage >= 1")
+    parameters: Literal["none", "cpu"] = Field("none", description="weights between their uses; zero_stage 3")
+
+
+class LoRA(Section):
+    """Low-rank adapters (Hu et al. 2021): W + alpha / rank · B A, of which only A and B are trained."""
+
+    rank: int = Field(16, ge=1, description="columns of B and rows of A")
+    alpha: float = Field(32.0, gt=0, description="the adapter is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    target_modules: list[str] | None = Field(
+        None, min_length=1, description="names of the linear layers that get an adapter; default: all but the head"
+    )
+
+
 class Engine(Section):
     """How a model is trained: DeepSpeed stage, precision, size of a micro-batch. The engine config is derived."""
 
@@ -39,6 +57,7 @@ class Engine(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on GPUs, float32 on CPUs (bfloat16 is many times slower on most CPUs)"
     )
+    offload: Offload = Field(default_factory=Offload, description="what is kept out of the GPU's memory")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     micro_batch_tokens: int = Field(8192, ge=1, description="token budget of one forward/backward")
     pack_length: int = Field(
@@ -48,3 +67,12 @@ class Engine(Section):
         "without a varlen attention kernel the cost of attention grows with it",
     )
     optimizer: Optimizer = Field(default_factory=Optimizer, description="the optimiser")
+
+    @model_validator(mode="after")
+    def _offload_needs_sharding(self) -> Self:
+        for what, stage in (("optimizer", 1), ("parameters", 3)):
+            if getattr(self.offload, what) != "none" and self.zero_stage < stage:
+                raise ValueError(
+                    f"offload.{what} needs zero_stage {stage} or higher, and zero_stage is {self.zero_stage}"
+                )
+        return self
