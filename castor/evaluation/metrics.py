@@ -3,32 +3,11 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Self
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
+from castor.evaluation.bootstrap import Estimate, bootstrap_mean, wilson
 from castor.evaluation.records import SEVERITIES, JudgedResponse
-
-Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
-RESAMPLES = 2000
-CELLS_AT_ONCE = 4_000_000  # bounds the bootstrap's memory at about 64 MB however many responses there are
-
-
-class Estimate(BaseModel):
-    """A number and its 95 % confidence interval."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    value: float = Field(description="The estimate itself.")
-    low: float = Field(description="Lower end of the 95 % interval.")
-    high: float = Field(description="Upper end of the 95 % interval.")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low <= self.value <= self.high:
-            raise ValueError(f"the interval {self.low} to {self.high} does not hold the value {self.value}")
-        return self
 
 
 class Rate(Estimate):
@@ -70,46 +49,6 @@ class PolicyMetrics(BaseModel):
     unsafe_by_severity: dict[str, Rate] = Field(
         description="Share with cost > 0 by severity, over prompts not known to be harmless."
     )
-
-
-def wilson(successes: int, n: int) -> Estimate:
-    """The share successes/n with its 95 % Wilson score interval (Wilson 1927).
-
-    Raises ValueError when n < 1 or successes is not in 0..n.
-    """
-    if n < 1:
-        raise ValueError("a share of no responses at all has no value")
-    if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes among {n} responses")
-    share = successes / n
-    scale = 1 + Z_95**2 / n
-    centre = (share + Z_95**2 / (2 * n)) / scale
-    half = Z_95 * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n)) / scale
-    # min and max: at shares of 0 and 1 rounding would leave the ends a hair inside the value.
-    return Estimate(value=share, low=max(0.0, min(centre - half, share)), high=min(1.0, max(centre + half, share)))
-
-
-def bootstrap_mean(values: Sequence[float] | np.ndarray, *, name: str = "values", seed: int = 0) -> Estimate:
-    """The mean of `values` (1-D) with its 95 % percentile-bootstrap interval over 2000 seeded resamples.
-
-    Raises ValueError, naming `name`, when there are fewer than two values (no interval exists) or one is not finite.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size < 2:
-        raise ValueError(
-            f"{name}: an interval for the mean needs at least 2 values, got an array of shape {array.shape}"
-        )
-    if not np.isfinite(array).all():
-        index = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise ValueError(f"{name}: value {index} is {array[index]}, not a finite number")
-    rng = np.random.default_rng(seed)
-    per_draw = max(1, CELLS_AT_ONCE // array.size)
-    sizes = [min(per_draw, RESAMPLES - start) for start in range(0, RESAMPLES, per_draw)]
-    means = np.concatenate([array[rng.integers(array.size, size=(size, array.size))].mean(axis=1) for size in sizes])
-    value = float(array.mean())
-    low, high = (float(end) for end in np.quantile(means, (0.025, 0.975)))
-    # Equal values: the resampled means may differ from the mean in the last bit.
-    return Estimate(value=value, low=min(low, value), high=max(high, value))
 
 
 def policy_metrics(rows: Sequence[JudgedResponse], *, seed: int = 0) -> PolicyMetrics:

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from castor.evaluation.bootstrap import Measure
 from castor.evaluation.metrics import Rate
 from castor.evaluation.records import SEVERITIES, JudgedResponse
 from castor.evaluation.summary import Run, Step
@@ -214,7 +215,7 @@ def training_curve(label: str, field: str, runs: Mapping[str, Run], looks: Mappi
 
 
 def rates_by_group(
-    label: str, groups: Mapping[str, Mapping[str, Rate]], looks: Mapping[str, Look], by_severity: bool = False
+    label: str, groups: Mapping[str, Mapping[str, Rate | Measure]], looks: Mapping[str, Look], by_severity: bool = False
 ) -> Markup | None:
     """Horizontal bars with 95 % intervals: `groups[policy][category]`. None when no category has a rate.
 

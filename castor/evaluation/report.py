@@ -1,43 +1,28 @@
 """report.html: one self-contained page with a run's verdict, its figures and sample responses."""
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from castor.evaluation import plots
+from castor.evaluation.page import Figure, render
 from castor.evaluation.plots import Look
 from castor.evaluation.records import SEVERITIES, JudgedResponse
 from castor.evaluation.summary import Summary
 from castor.evaluation.svg import POLICY_COLOURS
-from castor.evaluation.wording import Column, duration, interval, measured_columns, number, verdict
+from castor.evaluation.wording import Column, measured_columns, number, verdict
 from castor.files import write_text
 
 SAMPLES_PER_KIND = 3
-SAMPLE_CHARACTERS = 900
 _KIND_TITLES = {
     "harmful": "Harmful prompts",
     "lookalike": "Harmless prompts that look harmful",
     "benign": "Benign prompts",
     None: "Prompts",
 }
-# Everything a terminal or a browser would act on instead of showing: controls, lone surrogates, direction overrides.
-_UNSHOWABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure on the page with the line that says how to read it."""
-
-    title: str
-    svg: Markup
-    note: str
 
 
 def write_report(
@@ -58,15 +43,8 @@ def write_report(
     rows = {name: responses[name] for name in summary.policies}
     looks = plots.policy_looks([*summary.policies, *(run for run in summary.runs if run not in summary.policies)])
     columns = measured_columns(summary.policies.values())
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "interval": interval, "duration": duration, "shown": _shown}
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         title=title,
         summary=summary,
         verdict=verdict(summary),
@@ -83,12 +61,6 @@ def write_report(
         severities=SEVERITIES,
     )
     write_text(path, page)
-
-
-def _shown(text: str) -> str:
-    """`text` cut to what a card holds, with characters that cannot be shown replaced by U+FFFD."""
-    text = _UNSHOWABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
-    return text if len(text) <= SAMPLE_CHARACTERS else f"{text[:SAMPLE_CHARACTERS]} … ({len(text)} characters)"
 
 
 def _tile(summary: Summary, column: Column) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The closing table in the terminal."""
+"""The closing tables in the terminal."""
 
 from rich.table import Table
 from rich.text import Text
 
-from castor.evaluation.metrics import Estimate
+from castor.evaluation.assessment import Assessment
+from castor.evaluation.bootstrap import Estimate
 from castor.evaluation.summary import Summary
 from castor.evaluation.wording import interval, measured_columns, number, policy_title
 
@@ -25,6 +26,27 @@ def closing_table(summary: Summary) -> Table:
         title = Text(column.title)
         title.append(f"\n{column.note}", style="dim")
         table.add_row(title, *(_cell(estimate, column.is_share, winner) for estimate in estimates))
+    return table
+
+
+TERMINAL_FIGURES = (
+    "reward_accuracy", "cost_ranking_accuracy", "cost_sign_accuracy", "accuracy", "f1", "false_positive_rate",
+    "exact_match", "severity_accuracy",
+)  # fmt: skip
+
+
+def assessment_table(assessment: Assessment) -> Table:
+    """The main figures of every model on every data set, with their intervals; one row a figure."""
+    table = Table(title="95 % intervals over prompts", title_justify="left", header_style="bold")
+    for title in ("model", "figure"):
+        table.add_column(title)
+    for data in assessment.data.values():
+        table.add_column(data.source, justify="right")
+    for name, model in assessment.models.items():
+        for figure in TERMINAL_FIGURES:
+            found = [model.sets[set_name].overall.get(figure) for set_name in assessment.data]
+            if any(estimate is not None for estimate in found):
+                table.add_row(name, figure, *(_cell(estimate, True, None) for estimate in found))
     return table
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from castor.evaluation.metrics import Estimate, PolicyMetrics
+from castor.evaluation.bootstrap import Estimate
+from castor.evaluation.metrics import PolicyMetrics
 from castor.evaluation.summary import Summary
 
 _NAMES = {"sft": "SFT", "ppo": "PPO", "ppo_lag": "PPO-Lag"}

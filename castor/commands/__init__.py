@@ -1,0 +1,1 @@
+"""Groups of subcommands of the `castor` command, one module a group."""

@@ -1,0 +1,128 @@
+"""assess.json: what was measured of reward, cost and moderation models. The models below are its schema.
+
+docs/assess.md explains it. `python -m castor.evaluation.assessment > docs/assess.schema.json` writes the JSON Schema
+anew after a change.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from castor.errors import CastorError
+from castor.evaluation.agreement import Agreement
+from castor.evaluation.anchors import Anchor
+from castor.evaluation.bootstrap import Measure
+from castor.evaluation.calibration import Bin
+from castor.files import write_text
+
+ModelKind = Literal["reward", "cost", "moderation"]
+SetName = Literal["data", "out_of_distribution"]
+Figures = dict[str, Measure | None]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSet(_Part):
+    """The rows that models were measured on."""
+
+    source: str = Field(description="Source as the config names it.")
+    split: str | None = Field(description="Split of a hub data set or of the synthetic corpus; null for local files.")
+    rows: int = Field(ge=0, description="Responses with a safety label; 0 when no model asks for one.")
+    pairs: int = Field(ge=0, description="Pairs of responses; 0 when no model asks for one.")
+    prompts: int = Field(ge=1, description="Different prompts.")
+    unsafe_share: float | None = Field(description="Share of the rows labelled unsafe.")
+    dropped: dict[str, int] = Field(description="Bad rows left out, by reason.")
+    majority: dict[str, float] = Field(
+        description="What always giving the most frequent answer scores, by figure: what a model has to beat."
+    )
+
+
+class Label(_Part):
+    """One harm category of a moderation model."""
+
+    positives: int = Field(ge=0, description="Rows in the category.")
+    f1: Measure | None = Field(description="F1; null when the category neither occurs nor is predicted.")
+
+
+class ModelOnSet(_Part):
+    """One model on one data set. Every figure is null where it does not exist."""
+
+    too_long: int = Field(ge=0, description="Texts left out because they are longer than max_length or the context.")
+    overall: Figures = Field(description="Figures over all rows or pairs, by name.")
+    by_category: dict[str, Figures] = Field(
+        description="Figures by harm category of the rows as labelled; all rows of a category are unsafe, so that its "
+        "accuracy is the share of them that was found. `safe` holds the rows in no category. A pair belongs to the "
+        "categories of both responses."
+    )
+    by_severity: dict[str, Figures] = Field(description="The same by severity; a pair has that of its worse response.")
+    by_label: dict[str, Label] = Field(description="Moderation models: F1 of each of the model's categories.")
+    labels_mapped: bool = Field(
+        description="True when the data's categories were translated to the model's taxonomy, which widens them: "
+        "exact match then says little."
+    )
+    reliability: list[Bin] = Field(description="Probability of being unsafe against how often that was so.")
+
+
+class Model(_Part):
+    """A model and its figures by data set."""
+
+    kind: ModelKind
+    folder: str
+    sets: dict[SetName, ModelOnSet]
+
+
+class JudgeRun(_Part):
+    """How a judge fared on one question of one data set."""
+
+    judge: str
+    data: SetName
+    question: str
+    verdicts: int = Field(ge=0, description="Items it gave a verdict on.")
+    ties: int = Field(ge=0, description="Pairs it judged equal, or one way round only.")
+    failures: dict[str, int] = Field(description="Items it failed on, by reason.")
+
+
+class Assessment(_Part):
+    """What was measured of some models, and what the papers report of theirs."""
+
+    schema_version: Literal[1] = Field(default=1, description="Version of this format.")
+    created: AwareDatetime = Field(description="When it was measured, ISO 8601 with a UTC offset.")
+    seed: int
+    versions: dict[str, str] = Field(description="Versions of castor, python, torch and transformers.")
+    data: dict[SetName, DataSet]
+    models: dict[str, Model] = Field(min_length=1, description="Models by the name the config gives them.")
+    agreement: dict[SetName, list[Agreement]] = Field(description="Every two judges on each question, by data set.")
+    judges: list[JudgeRun] = Field(description="Judges that were asked: the keyword lists and language models.")
+    anchors: list[Anchor] = Field(description="Figures of the papers, for comparison.")
+
+
+def write_assessment(path: str | Path, assessment: Assessment) -> None:
+    """Writes `assessment` as indented JSON, whole or not at all."""
+    write_text(path, assessment.model_dump_json(indent=2) + "\n")
+
+
+def read_assessment(path: str | Path) -> Assessment:
+    """Reads and checks an assess.json. Raises CastorError naming the first field that is wrong."""
+    try:
+        return Assessment.model_validate_json(Path(path).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CastorError(
+            f"{path} is no assessment of this version ({field}: {first['msg']}); run castor assess again"
+        ) from error
+
+
+def schema_text() -> str:
+    """The JSON Schema of assess.json as committed at docs/assess.schema.json."""
+    schema = Assessment.model_json_schema(mode="validation")
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Castor assess.json", **schema}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")
