@@ -21,9 +21,10 @@ from actors.batch import (
     sum_over_ranks,
 )
 from actors.group import SpmdActor
-from actors.multipliers import Prices
+from actors.multipliers import Prices, effective_kl_coeff
 from actors.weights import WeightUpdate, publish
 from castor.algorithms.advantages import combine
+from castor.algorithms.kl import k3
 from castor.algorithms.losses import clipped_policy_loss
 from castor.algorithms.ragged import token_weights
 from castor.checkpoint import atomic_folder
@@ -63,6 +64,11 @@ class LearnerWorker(SpmdActor):
             limit = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
             self.ptx = PTXStream(self.learner.ptx, ptx_rows, PromptTemplate(tokenizer, template), limit, seed)
 
+    def measure_kl(self, batch: StepBatch) -> tuple[float, int]:
+        """Mean KL of the batch in nats a response (k1: Σ_t log π - log π_ref), and its number of responses."""
+        experience = Experience.concatenate(read(batch.experience))
+        return _kl_per_response(experience, np.concatenate(read(batch.reference))), len(experience)
+
     def step(self, step: int, batch: StepBatch, advantages: dict[str, Any], prices: Prices | None) -> dict[str, float]:
         """One policy update. Collective.
 
@@ -73,7 +79,8 @@ class LearnerWorker(SpmdActor):
             prices: the multipliers of this batch; None without constraints.
 
         Returns:
-            Metrics over all ranks: actor_loss, clip_fraction, entropy_estimate (nats per token), grad_norm, ptx_loss,
+            Metrics over all ranks: actor_loss (of the surrogate alone), clip_fraction, entropy_estimate (nats per
+            token), kl_loss and entropy (nats per token) where they are in the loss, grad_norm, ptx_loss,
             logprob_gap_mean and _max, kl (nats per response, Σ_t log π - log π_ref), response_tokens, tokens,
             response_length, truncated_share, learning_rate.
 
@@ -96,9 +103,10 @@ class LearnerWorker(SpmdActor):
             world_size=self.world_size,
             seed=(self.seed, step),
         )
+        kl_coeff = 0.0 if self.config.advantage.kl_in_reward else effective_kl_coeff(self.config, prices)
         updates: list[dict[str, float]] = []
         for mini in plan:
-            sums = self._accumulate(experience, mini, columns)
+            sums = self._accumulate(experience, mini, columns, kl_coeff)
             if not updates:  # before the first update the learner holds the very weights that sampled
                 gap = self._check_gap(sums["gap"] / mini.tokens, sums.pop("gap_max"))
             norm = self.engine.step()
@@ -108,14 +116,13 @@ class LearnerWorker(SpmdActor):
                     "clip_fraction": sums["clipped"] / mini.tokens,
                     "entropy_estimate": -sums["logprob"] / mini.tokens,
                     "grad_norm": norm,
-                    **({"ptx_loss": sums["ptx_loss"]} if "ptx_loss" in sums else {}),
+                    **{key: sums[key] for key in ("kl_loss", "entropy", "ptx_loss") if key in sums},
                 }
             )
-        log_ratio = experience.logprobs - columns["reference"]
         return {
             **{key: float(np.mean([update[key] for update in updates])) for key in updates[0]},
             **gap,
-            "kl": float(log_ratio.sum() / len(experience)),
+            "kl": _kl_per_response(experience, columns["reference"]),
             "response_tokens": float(experience.response_lengths.sum()),
             "tokens": float(len(experience.tokens)),
             "response_length": float(experience.response_lengths.mean()),
@@ -125,44 +132,74 @@ class LearnerWorker(SpmdActor):
 
     def _combined(self, advantages: dict[str, Any], prices: Prices | None) -> NDArray[np.float32]:
         """[R] float32 combined advantages under the prices of this batch."""
-        names = list(advantages)
-        streams = dict(
-            zip(names, (torch.from_numpy(np.array(a)) for a in read(list(advantages.values()))), strict=True)
-        )
+        names = [name for name in advantages if self.config.trains_policy(name)]
+        arrays = read([advantages[name] for name in names])
+        streams = {name: torch.from_numpy(np.array(array)) for name, array in zip(names, arrays, strict=True)}
         roles = {name: signal.role for name, signal in self.config.signals.items()}
         objectives = {name: stream for name, stream in streams.items() if roles[name] == "objective"}
         constraints = {name: stream for name, stream in streams.items() if roles[name] == "constraint"}
         weights = {name: self.config.signals[name].weight for name in objectives}
-        return combine(objectives, weights, constraints, prices.values if prices else {}).numpy()
+        return combine(
+            objectives,
+            weights,
+            constraints,
+            prices.values if prices else {},
+            objective_share=prices.objective_share if prices else 1.0,
+            plain=self.config.advantage.combination == "plain",
+        ).numpy()
 
     def _accumulate(
-        self, experience: Experience, mini: MiniBatch, columns: dict[str, NDArray[np.float32]]
+        self, experience: Experience, mini: MiniBatch, columns: dict[str, NDArray[np.float32]], kl_coeff: float
     ) -> dict[str, float]:
         """Backward passes of one mini-batch; sums over all ranks (gap_max: the maximum)."""
+        with_kl, with_entropy = kl_coeff > 0, self.learner.entropy_coeff > 0
         sums = dict.fromkeys(("loss", "clipped", "logprob", "gap"), 0.0)
+        if with_kl:
+            sums["kl_loss"] = 0.0
+        if with_entropy:
+            sums["entropy"] = 0.0
         gap_max = 0.0
         for sequences in mini.micro:
             micro = make_micro_batch(experience, sequences, columns, self.learner.engine.pack_length, self.device)
-            logprobs = self.engine.forward(micro.rows, micro.response_positions, self.config.rollout.temperature)
+            output = self.engine.forward(
+                micro.rows, micro.response_positions, self.config.rollout.temperature, with_entropy
+            )
             if not len(sequences):
-                self.engine.accumulate(logprobs.sum() * 0.0)
+                self.engine.accumulate(output.sum() * 0.0)
                 continue
+            logprobs = output[0] if with_entropy else output
             old = micro.columns["logprobs"]
-            per_token = clipped_policy_loss(logprobs, old, micro.columns["advantages"], self.learner.clip_range_ratio)
             weights = token_weights(micro.lengths, self.learner.loss_normalization, mini.sequences, mini.tokens)
-            loss = (weights * per_token).sum()
-            self.engine.accumulate(loss)
+            loss = total = (weights * self._surrogate(logprobs, old, micro.columns["advantages"])).sum()
+            if with_kl:
+                kl_loss = (weights * k3(logprobs, micro.columns["reference"])).sum()
+                total = total + kl_coeff * kl_loss
+                sums["kl_loss"] += float(kl_loss.detach())
+            if with_entropy:
+                entropy = (weights * output[1]).sum()
+                total = total - self.learner.entropy_coeff * entropy
+                sums["entropy"] += float(entropy.detach())
+            self.engine.accumulate(total)
             with torch.no_grad():
                 gap = (logprobs - old).abs()
-                outside = (torch.exp(logprobs - old) - 1.0).abs() > self.learner.clip_range_ratio
                 sums["loss"] += float(loss)
-                sums["clipped"] += float(outside.sum())
+                sums["clipped"] += float(self._outside(logprobs, old).sum())
                 sums["logprob"] += float(logprobs.sum())
                 sums["gap"] += float(gap.sum())
                 gap_max = max(gap_max, float(gap.max()))
         if self.ptx is not None:
             sums["ptx_loss"] = self.ptx.accumulate(self.engine, self.learner.engine, self.rank, self.world_size)
         return {**sum_over_ranks(sums), "gap_max": max_over_ranks(gap_max)}
+
+    def _surrogate(self, logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+        low, high = self.learner.clip_range
+        return clipped_policy_loss(logprobs, old, advantages, low, high, dual_clip=self.learner.dual_clip)
+
+    def _outside(self, logprobs: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+        """[R] whether the ratio has left the clip range."""
+        low, high = self.learner.clip_range
+        moved = torch.exp(logprobs - old) - 1.0
+        return (moved > high) | (-moved > low)
 
     def _check_gap(self, mean: float, maximum: float) -> dict[str, float]:
         if not mean <= self.learner.logprob_gap_alarm:
@@ -188,3 +225,7 @@ class LearnerWorker(SpmdActor):
 
 
 _PREFIX = "lm."  # PolicyModel holds the language model as `lm`; weights travel under their Hugging Face names
+
+
+def _kl_per_response(experience: Experience, reference: NDArray[np.float32]) -> float:
+    return float((experience.logprobs - reference).sum() / len(experience))

@@ -1,17 +1,19 @@
-"""The owner of all multipliers: one λ per constraint, one version per update, state that survives its process."""
+"""The owner of all multipliers and of the KL coefficient: one version per update, state that survives its process."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.batch import read
-from castor.algorithms.multipliers import MultiplierState, initial_state, update
-from castor.config.rlhf import Multipliers
+from castor.algorithms.constraints import Limit
+from castor.algorithms.kl import adapted_coefficient
+from castor.algorithms.multipliers import MultiplierState, initial_state, update, violated
+from castor.config.rlhf import RLHF
 from castor.files import read_json, write_json
 
 
@@ -22,47 +24,91 @@ class Prices:
     version: int
     values: dict[str, float]
     mean_costs: dict[str, float]  # of the window, per constraint
+    objective_share: float = 1.0  # 0 in a cost step of CRPO: the objectives wait
+    kl_coeff: float | None = None  # None: the config's
+    telemetry: dict[str, dict[str, float]] = field(default_factory=dict)  # per constraint: `MultiplierState.telemetry`
+
+    def metrics(self) -> dict[str, float]:
+        """The telemetry as flat metrics, NAME/KEY; kl_coeff where it is adapted."""
+        flat = {f"{name}/{key}": value for name, values in self.telemetry.items() for key, value in values.items()}
+        return flat if self.kl_coeff is None else {**flat, "kl_coeff": self.kl_coeff}
 
 
 class MultiplierOwner:
-    """The only writer of λ. Restarts from the file it writes after every update."""
+    """The only writer of λ and β. Restarts from the file it writes after every update."""
 
-    def __init__(self, config: Multipliers, thresholds: Mapping[str, float], state_file: Path) -> None:
-        self.config, self.thresholds, self.state_file = config, dict(thresholds), state_file
-        self.version, self.states = 0, {name: initial_state(config) for name in thresholds}
+    def __init__(self, config: RLHF, limits: Mapping[str, float], state_file: Path) -> None:
+        """`limits` are the constraints' limits in the unit of their statistics."""
+        self.limits = {name: Limit.of(config.signals[name].constraint, value) for name, value in limits.items()}
+        self.rules = {name: config.multiplier(name) for name in limits}
+        self.advantage, self.state_file = config.advantage, state_file
+        self.version, self.states = 0, {name: initial_state(rule) for name, rule in self.rules.items()}
+        self.kl_coeff = config.advantage.kl_coeff
         if state_file.is_file():
             self.set_state(read_json(state_file))
 
-    def update(self, version: int, costs: Mapping[str, Sequence[Any]]) -> Prices:
+    def update(self, version: int, costs: Mapping[str, Sequence[Any]], kl: tuple[float, int] | None = None) -> Prices:
         """The update that leads to `version`, from refs to each constraint's scores [N_i] float32, in order.
 
+        `kl` is the batch's mean KL in nats a response and its number of responses, where the coefficient is adapted.
         Asking again for the version that is already reached returns it unchanged, so a retry is never a second update.
         Raises ValueError when a version would be skipped, or a cost is not finite.
         """
         if version == self.version + 1:
             for name, refs in costs.items():
                 values = np.concatenate(read(refs)).tolist()
-                self.states[name] = update(self.states[name], values, self.thresholds[name], self.config)
+                self.states[name] = update(self.states[name], values, self.limits[name], self.rules[name])
+            if kl is not None:
+                assert self.advantage.kl_target is not None
+                self.kl_coeff = adapted_coefficient(
+                    self.kl_coeff, kl[0], self.advantage.kl_target, kl[1], self.advantage.kl_horizon
+                )
             self.version = version
             write_json(self.state_file, self.state())
         elif version != self.version:
             raise ValueError(f"multiplier version {version} asked for at version {self.version}: an update was lost")
+        return self._prices()
+
+    def _prices(self) -> Prices:
+        values = {name: state.value for name, state in self.states.items()}
+        turn = self._cost_turn()
+        if turn is not None:
+            values[turn] = 1.0
         return Prices(
-            self.version,
-            {name: state.value for name, state in self.states.items()},
-            {name: state.mean_cost for name, state in self.states.items()},
+            version=self.version,
+            values=values,
+            mean_costs={name: state.mean_cost for name, state in self.states.items()},
+            objective_share=1.0 if turn is None else 0.0,
+            kl_coeff=self.kl_coeff if self.advantage.kl_target is not None else None,
+            telemetry={name: {**state.telemetry(), "lambda": values[name]} for name, state in self.states.items()},
         )
+
+    def _cost_turn(self) -> str | None:
+        """The constraint that this step lowers instead of raising the objectives (rule crpo)."""
+        turns = {
+            name: state.violation
+            for name, state in self.states.items()
+            if state.rule == "crpo"
+            and state.violation is not None
+            and state.updates > self.rules[name].lambda_update_delay_steps
+        }
+        return violated(turns, {name: self.rules[name].tolerance for name in turns})
 
     def state(self) -> dict[str, Any]:
         """Everything an equal continuation needs, as JSON values."""
-        return {"version": self.version, "states": {name: asdict(state) for name, state in self.states.items()}}
+        states = {name: state.to_json() for name, state in self.states.items()}
+        return {"version": self.version, "kl_coeff": self.kl_coeff, "states": states}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned. Raises ValueError when it is of other constraints."""
-        if set(state["states"]) != set(self.thresholds):
-            raise ValueError(f"the stored multipliers are of {sorted(state['states'])}, not {sorted(self.thresholds)}")
-        self.version = int(state["version"])
-        self.states = {
-            name: MultiplierState(s["log_lambda"], tuple(s["window"]), s["updates"])
-            for name, s in state["states"].items()
-        }
+        """Continue from what `state` returned. Raises ValueError when it is of other constraints or other rules."""
+        stored = {name: values["rule"] for name, values in state["states"].items()}
+        wanted = {name: rule.rule for name, rule in self.rules.items()}
+        if stored != wanted:
+            raise ValueError(f"the stored multipliers are of {stored}, not {wanted}")
+        self.version, self.kl_coeff = int(state["version"]), float(state["kl_coeff"])
+        self.states = {name: MultiplierState.from_json(values) for name, values in state["states"].items()}
+
+
+def effective_kl_coeff(config: RLHF, prices: Prices | None) -> float:
+    """β of a batch: the adapted one where the prices hold one, else the config's."""
+    return config.advantage.kl_coeff if prices is None or prices.kl_coeff is None else prices.kl_coeff

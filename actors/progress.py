@@ -9,7 +9,7 @@ import ray
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` steps, and the newest metrics."""
+    """`done` of `total` steps, and the metrics of the newest."""
 
     done: int = 0
     total: int = 0
@@ -18,15 +18,25 @@ class Progress:
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Holds the newest `Progress`; anyone may read it at any time."""
+    """Between a job's workers, which may be restarted, and the driver."""
 
     def __init__(self) -> None:
-        self.progress = Progress()
+        self._new: list[Progress] = []
+        self._refusal: Exception | None = None
 
     def post(self, progress: Progress) -> None:
-        """Replace it."""
-        self.progress = progress
+        """Add an entry."""
+        self._new.append(progress)
 
-    def read(self) -> Progress:
-        """The newest."""
-        return self.progress
+    def drain(self) -> list[Progress]:
+        """Entries since the last call, in order."""
+        new, self._new = self._new, []
+        return new
+
+    def refuse(self, error: Exception) -> None:
+        """Note why the job cannot be done, however often its workers are started again; the first reason counts."""
+        self._refusal = self._refusal or error
+
+    def refusal(self) -> Exception | None:
+        """Why the job cannot be done; None as far as is known."""
+        return self._refusal

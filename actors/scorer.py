@@ -6,20 +6,29 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from castor.config.rlhf import Classifier
 from castor.config.training import Engine
 from castor.experience import Experience
 
 
 class Scorer:
-    """The score model alone, inside whichever actor holds it."""
+    """The score model alone, inside whichever actor holds it: with `classifier`, a cost from a moderation model."""
 
-    def __init__(self, model: str, engine: Engine) -> None:
+    def __init__(self, model: str, engine: Engine, classifier: Classifier | None = None) -> None:
         from actors.deepspeed_engine import device, resolve_dtype
+        from castor.models.classifier_cost import ClassifierCost
+        from castor.models.load import load_score_model
+        from castor.models.moderation import ModerationModel
         from castor.models.score import ScoreModel
 
         self.engine, self.device = engine, device()
-        score_model = ScoreModel.load(model, resolve_dtype(engine.dtype))
-        self.model = score_model.eval().requires_grad_(False).to(self.device)
+        dtype = resolve_dtype(engine.dtype)
+        frozen: ScoreModel | ClassifierCost
+        if classifier is None:
+            frozen = load_score_model(model, dtype)
+        else:
+            frozen = ClassifierCost(ModerationModel.load(model, dtype), classifier, model)
+        self.model = frozen.eval().requires_grad_(False).to(self.device)
 
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores at the last token of each response."""

@@ -1,26 +1,17 @@
-"""A signal: the frozen score model that judges finished responses, and the critic that predicts its return."""
+"""A signal: the frozen score model that judges finished responses, and what the policy learns from its scores."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
 
-from actors.batch import (
-    MiniBatch,
-    StepBatch,
-    gather_tokens,
-    make_micro_batch,
-    plan_mini_batches,
-    read,
-    sum_over_ranks,
-)
+from actors.batch import StepBatch, read
 from actors.group import SpmdActor
+from actors.multipliers import Prices, effective_kl_coeff
 from actors.scorer import Scorer
-from castor.config.rlhf import RLHF, Learner
+from castor.config.rlhf import RLHF
 from castor.experience import Experience
 
 
@@ -28,99 +19,93 @@ from castor.experience import Experience
 class SignalWorker(SpmdActor):
     """One rank of a signal's group. Every rank scores on its own; the critic is trained by all of them together."""
 
-    def load(self, name: str, model: str, config: RLHF, seed: int) -> None:
-        """Load the score model, and the critic from the same weights. Collective."""
-        from actors.deepspeed_engine import TrainEngine, device, resolve_dtype
-        from castor.models.score import ScoreModel
+    def load(self, name: str, model: str, config: RLHF, seed: int, limit: float | None = None) -> None:
+        """Load the score model, and where the estimator needs one the critic. Collective.
 
-        self.name, self.model, self.config, self.seed = name, model, config, seed
+        `limit` is the constraint's, in the unit of its statistic.
+        """
+        self.name, self.config, self.limit = name, config, limit
         self.signal = config.signals[name]
         torch.set_num_threads(self.signal.resources.threads)
-        self.device = device()
-        dtype = resolve_dtype(self.signal.critic.dtype)
-        self.scorer = Scorer(self.model, self.signal.critic)
-        updates = self.config.steps * self.config.learner.update_iters * self.config.learner.mini_batches
-        self.critic = TrainEngine(ScoreModel.load(self.model, dtype), self.signal.critic, updates)
+        self.scorer = Scorer(model, self.signal.engine, self.signal.classifier)
+        self.critic = None
+        if config.has_critic(name):
+            from actors.critic import Critic
+
+            self.critic = Critic(name, model, config, self.signal.engine, seed, self.rank, self.world_size)
 
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores at the last token of each response."""
         return self.scorer.score(experience)
 
-    def advantages(self, batch: StepBatch) -> NDArray[np.float32] | None:
+    def advantages(self, batch: StepBatch, prices: Prices | None = None) -> NDArray[np.float32] | None:
         """[R] float32 advantages of the step's response tokens, from rank 0. Collective.
 
+        `prices` are the batch's, for an adapted KL coefficient. A constraint that is only watched has no advantages.
         Keeps experience, old values and returns for `train_critic`.
         """
-        from castor.algorithms.advantages import gae, penalized_stream
+        from castor.algorithms.advantages import critic_free, gae, whiten
 
-        experience = Experience.concatenate(read(batch.experience))
-        scores = np.concatenate(read(batch.scores[self.name]))
-        columns = {"reference": np.concatenate(read(batch.reference))}
-        config, mine = self.config.advantage, []
-        (whole,) = self._plan(experience, Learner())
-        for sequences in whole.micro:
-            micro = make_micro_batch(experience, sequences, columns, self.signal.critic.pack_length, self.device)
-            values = self.critic.infer(micro.rows, micro.response_positions - 1)
-            if not len(sequences):
-                continue
-            stream = penalized_stream(
-                torch.from_numpy(scores[sequences]).to(self.device),
-                micro.columns["logprobs"],
-                micro.columns["reference"],
-                micro.lengths,
-                role=self.signal.role,
-                kl_coeff=config.kl_coeff,
-                clip_range_score=config.clip_range_score,
+        self.scores = np.concatenate(read(batch.scores[self.name]))
+        if not self.config.trains_policy(self.name) or (self.critic is None and self.rank > 0):
+            return None
+        experience, config = Experience.concatenate(read(batch.experience)), self.config.advantage
+        lengths = torch.from_numpy(experience.response_lengths.astype(np.int64))
+        stream = self._stream(experience, np.concatenate(read(batch.reference)), lengths, prices)
+        if self.critic is None:
+            prompts = torch.from_numpy(experience.uids // self.config.samples_per_prompt)
+            advantages = critic_free(
+                stream, lengths, prompts, estimator=config.estimator, gamma=config.gamma, group_std=config.group_std
             )
-            advantages, returns = gae(stream, values, micro.lengths, gamma=config.gamma, gae_lambda=config.gae_lambda)
-            mine.append((sequences, torch.stack([advantages, values, returns]).cpu().numpy()))
-        advantages, values, returns = gather_tokens(mine, experience.response_lengths)
-        self.experience, self.scores, self.targets = experience, scores, {"values": values, "returns": returns}
-        return advantages if self.rank == 0 else None
+        else:
+            values = self.critic.values(experience)
+            advantages, returns = gae(
+                stream, torch.from_numpy(values), lengths, gamma=config.gamma, gae_lambda=config.gae_lambda
+            )
+            self.fit = experience, values, returns.numpy()
+        if config.whiten:
+            advantages = whiten(advantages)
+        return advantages.numpy() if self.rank == 0 else None
+
+    def _stream(
+        self, experience: Experience, reference: NDArray[np.float32], lengths: torch.Tensor, prices: Prices | None
+    ) -> torch.Tensor:
+        """[R] float32 per-token rewards or costs."""
+        from castor.algorithms.advantages import penalized_stream
+        from castor.algorithms.constraints import policy_costs
+
+        config, scores = self.config.advantage, torch.from_numpy(self.scores)
+        if self.signal.role == "constraint":
+            rectified = self.config.multiplier(self.name).rule == "rectified"
+            if rectified and self.limit is None:
+                raise ValueError(f"constraint {self.name!r} is rectified at its limit, but has been given none")
+            scores = policy_costs(
+                scores,
+                policy_cost=self.signal.constraint.policy_cost,
+                rectified_above=self.limit if rectified else None,
+            )
+        return penalized_stream(
+            scores,
+            torch.from_numpy(experience.logprobs),
+            torch.from_numpy(reference),
+            lengths,
+            role=self.signal.role,
+            kl_coeff=effective_kl_coeff(self.config, prices) * self.config.kl_share(self.name),
+            clip_range_score=config.clip_range_score,
+        )
 
     def train_critic(self, step: int) -> dict[str, float]:
-        """Fit the critic to the returns of the last `advantages` call. Collective.
+        """Fit the critic, where there is one, to the returns of the last `advantages` call. Collective.
 
-        Returns critic_loss (mean over its updates), critic_grad_norm (of the last), value_mean and return_mean (over
-        response tokens), score_mean and score_positive_share (over responses).
+        Returns score_mean and score_positive_share (over responses); with a critic also critic_loss (mean over its
+        updates), critic_grad_norm (of the last), value_mean and return_mean (over response tokens).
         """
-        from castor.algorithms.losses import clipped_value_loss
-        from castor.algorithms.ragged import token_weights
-
-        losses, norm = [], 0.0
-        for mini in self._plan(self.experience, self.config.learner, step):
-            loss_sum = 0.0
-            for sequences in mini.micro:
-                micro = make_micro_batch(
-                    self.experience, sequences, self.targets, self.signal.critic.pack_length, self.device
-                )
-                values = self.critic.forward(micro.rows, micro.response_positions - 1)
-                weights = token_weights(
-                    micro.lengths, self.config.learner.loss_normalization, mini.sequences, mini.tokens
-                )
-                per_token = clipped_value_loss(
-                    values, micro.columns["values"], micro.columns["returns"], self.config.advantage.clip_range_value
-                )
-                loss = (weights * per_token).sum() if len(sequences) else values.sum() * 0.0
-                self.critic.accumulate(loss)
-                loss_sum += float(loss.detach())
-            norm = self.critic.step()
-            losses.append(sum_over_ranks({"loss": loss_sum})["loss"])
-        return {
-            "critic_loss": float(np.mean(losses)),
-            "critic_grad_norm": norm,
+        metrics = {
             "score_mean": float(self.scores.mean()),
             "score_positive_share": float((self.scores > 0).mean()),
-            "value_mean": float(self.targets["values"].mean()),
-            "return_mean": float(self.targets["returns"].mean()),
         }
-
-    def _plan(self, experience: Experience, learner: Learner, step: int = 0) -> Iterator[MiniBatch]:
-        return plan_mini_batches(
-            experience,
-            learner,
-            self.signal.critic,
-            rank=self.rank,
-            world_size=self.world_size,
-            seed=(self.seed, step),
-        )
+        if self.critic is None:
+            return metrics
+        experience, values, returns = self.fit
+        fitted = self.critic.train(experience, values, returns, step)
+        return {**fitted, **metrics, "value_mean": float(values.mean()), "return_mean": float(returns.mean())}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -10,13 +10,18 @@ from typing import TypeVar
 from castor.config.data import DataSource
 from castor.config.pipeline import Config
 from castor.data.hygiene import RowReport
+from castor.data.mixture import Mixture, mix
+from castor.data.rows import PreferenceRow, QARow
+from castor.data.store import RowStore
 from castor.errors import CastorError
 from castor.run import RunFolder
 from castor.terminal import Terminal
 from castor.tracking import Tracker
 
 Row = TypeVar("Row")
+StoredRow = TypeVar("StoredRow", QARow, PreferenceRow)
 Loader = Callable[[DataSource, RowReport, Path | None], list[Row]]
+Stream = Callable[[DataSource, RowReport, Path | None], Iterator[Row]]
 
 
 @dataclass(frozen=True)
@@ -28,17 +33,46 @@ class Context:
     terminal: Terminal
     tracker: Tracker
     join_cluster: Callable[[], None]  # connects to Ray, or starts it; a second call does nothing
+    key: str = ""  # fingerprint of the stage that is running and of its inputs
+    fresh: bool = False  # whether that stage starts over instead of going on from its checkpoint
 
     def load_rows(self, stage: str, sources: Sequence[DataSource], load: Loader[Row]) -> list[Row]:
-        """Good rows of all sources in order. Dropped ones are listed in <stage>.bad_rows*.jsonl and told of."""
-        rows: list[Row] = []
+        """Good rows of all sources, mixed. Dropped ones are listed in <stage>.bad_rows*.jsonl and told of."""
+        parts = [load(source, report, self.folder.path) for source, report in self._reported(stage, sources)]
+        return list(self._mixed(stage, sources, parts))
+
+    def store_rows(
+        self, stage: str, sources: Sequence[DataSource], kind: type[StoredRow], stream: Stream[StoredRow]
+    ) -> Mixture[StoredRow]:
+        """As `load_rows`, but the rows pass through memory one at a time into <stage>.rows*.arrow.
+
+        What is returned reads them from there, also in a process that sees the run folder.
+        """
+        parts = [
+            RowStore.write(
+                self.folder.path / f"{stage}.rows{_suffix(number, sources)}.arrow",
+                kind,
+                stream(source, report, self.folder.path),
+            )
+            for number, (source, report) in enumerate(self._reported(stage, sources))
+        ]
+        return self._mixed(stage, sources, parts)
+
+    def _reported(self, stage: str, sources: Sequence[DataSource]) -> Iterator[tuple[DataSource, RowReport]]:
+        """Each source with the report to fill; what it says is written and told of before the next one begins."""
         for number, source in enumerate(sources):
             report = RowReport()
-            rows += load(source, report, self.folder.path)
-            suffix = f".{number}" if len(sources) > 1 else ""
-            report.write(self.folder.path / f"{stage}.bad_rows{suffix}.jsonl")
-            if report.dropped or report.set_aside:
+            yield source, report
+            report.write(self.folder.path / f"{stage}.bad_rows{_suffix(number, sources)}.jsonl")
+            if report.dropped or report.set_aside or report.repeated or report.notes:
                 self.terminal.line(f"  [yellow]{source.source}[/]: {report.summary()}")
+
+    def _mixed(self, stage: str, sources: Sequence[DataSource], parts: Sequence[Sequence[Row]]) -> Mixture[Row]:
+        rows = mix(sources, parts, self.config.seed)
         if not rows:
             raise CastorError(f"{stage}: no rows are left: see the counts above")
         return rows
+
+
+def _suffix(number: int, sources: Sequence[DataSource]) -> str:
+    return f".{number}" if len(sources) > 1 else ""

@@ -40,7 +40,7 @@ class Groups:
             config: the run.
             policy: folder or hub id of the policy's and the reference's weights.
             signals: folder of each signal's score model.
-            thresholds: limit of each constraint, in normalised cost.
+            thresholds: limit of each constraint, in the unit of its statistic.
             template: prompt format.
             seed: of this run.
             ptx_rows: demonstrations of the PTX loss, where it is on.
@@ -63,15 +63,15 @@ class Groups:
             for name, signal in config.signals.items()
         }
         self.multipliers: Any = None
-        if config.multipliers is not None:
+        if config.has_owner:
             owner = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
-            self.multipliers = owner.remote(config.multipliers, dict(thresholds), state_dir / "multipliers.json")
+            self.multipliers = owner.remote(config, dict(thresholds), state_dir / "multipliers.json")
         for group in (self.learner, *self.signals.values()):
             group.join(learner.timeout_s)
         rows_ref = ray.put(ptx_rows)
         loading = {self.learner.name: self.learner.call("load", policy, config, seed, template, rows_ref)}
         for name, group in self.signals.items():
-            loading[group.name] = group.call("load", name, signals[name], config, seed)
+            loading[group.name] = group.call("load", name, signals[name], config, seed, thresholds.get(name))
         loading[self.reference.name] = self.reference.call("ready")
         for name, refs in loading.items():
             get(refs, START_TIMEOUT_S, f"{name} (loading its model)")

@@ -6,7 +6,8 @@ import datetime
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import castor
 from castor.config.base import Section
 from castor.config.check import evaluated
 from castor.config.data import DataSource
+from castor.config.supervised import Supervised
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import read_responses
 from castor.evaluation.report import write_report
@@ -24,6 +26,7 @@ from castor.run import STAGE
 from trainers import stages
 from trainers.context import Context
 from trainers.evaluate import responses_file, run_evaluate
+from trainers.leaks import report_leaks
 from trainers.rlhf_stage import read_run, run_rlhf
 
 
@@ -47,8 +50,10 @@ def planned_stages(context: Context) -> list[PlannedStage]:
         ("cost", config.cost, stages.run_cost),
     ]
     planned = [PlannedStage(name, section, run) for name, section, run in fixed if section is not None]
+    for name, moderation in config.moderation.items():
+        planned.append(PlannedStage(name, moderation, partial(stages.run_moderation, name=name)))
     for name, section in config.rlhf.items():
-        planned.append(PlannedStage(name, section, lambda context, name=name: run_rlhf(context, name)))  # type: ignore[misc]
+        planned.append(PlannedStage(name, section, partial(run_rlhf, name=name)))
     if config.evaluate is not None:
         planned.append(PlannedStage("evaluate", config.evaluate, run_evaluate))
     return planned
@@ -66,16 +71,18 @@ def run_pipeline(context: Context, fresh: bool) -> None:
             context.folder.verify(stage.name)
             context.terminal.line(f"[green]✓[/] {stage.name:<10} finished before, unchanged")
         else:
-            run_stage(context, stage, keys[stage.name])
+            if list(reused.values()).count(False) == 1:  # the first stage that runs
+                report_leaks(context.config, context.terminal)
+            run_stage(context, stage, keys[stage.name], fresh)
     if context.config.evaluate is not None:
         close(context, reused)
 
 
-def run_stage(context: Context, stage: PlannedStage, key: str) -> None:
-    """Run one stage and record it."""
+def run_stage(context: Context, stage: PlannedStage, key: str, fresh: bool = False) -> None:
+    """Run one stage, from its checkpoint where it has one and is not to start `fresh`, and record it."""
     context.join_cluster()
     with context.folder.recorded(stage.name, key):
-        told = stage.run(context)
+        told = stage.run(replace(context, key=key, fresh=fresh))
     record = context.folder.record(stage.name)
     assert record is not None
     context.terminal.line(f"[green]✓[/] {stage.name:<10} {told}  [dim]{record.seconds:.0f} s[/]")
@@ -83,7 +90,8 @@ def run_stage(context: Context, stage: PlannedStage, key: str) -> None:
 
 def stage_key(context: Context, stage: PlannedStage, upstream: dict[str, str]) -> str:
     """Fingerprint of what decides the stage's result: its section, the seed, its files, the stages it reads."""
-    values = stage.section.model_dump(mode="json")
+    section = stage.section
+    values = section.recipe() if isinstance(section, Supervised) else section.model_dump(mode="json")
     named = sorted({text.removeprefix(STAGE) for text in _texts(values) if text.startswith(STAGE)})
     if stage.name == "evaluate":
         named += sorted(reference.removeprefix(STAGE) for reference in evaluated(context.config).values())

@@ -40,10 +40,11 @@ def train(
         clock.lap("rollout_s")
 
         prices = None
-        if groups.multipliers is not None:  # λ first, then the policy
+        if groups.multipliers is not None:  # λ and an adapted β first, then the policy
             costs = {name: batch.scores[name] for name in config.constraints}
-            prices = groups.multipliers.update.remote(step, costs)
-        advantages = {name: group.call("advantages", batch)[0] for name, group in groups.signals.items()}
+            kl = groups.learner.handles[0].measure_kl.remote(batch) if config.advantage.kl_target else None
+            prices = groups.multipliers.update.remote(step, costs, kl)
+        advantages = {name: group.call("advantages", batch, prices)[0] for name, group in groups.signals.items()}
         learning = groups.learner.call("step", step, batch, advantages, prices)
         fitting = {name: group.call("train_critic", step) for name, group in groups.signals.items()}
         timeout = config.learner.timeout_s
@@ -56,7 +57,7 @@ def train(
         groups.rollout.load_weights(update)
         clock.lap("transfer_s")
         applied = None if prices is None else get(prices, timeout, "the multiplier owner")
-        on_step(StepResult(step, metrics | clock.seconds, applied))
+        on_step(StepResult(step, metrics | (applied.metrics() if applied else {}) | clock.seconds, applied))
 
 
 def sample_requests(

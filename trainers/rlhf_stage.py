@@ -12,7 +12,9 @@ from castor.data.prompt_stream import PromptStream
 from castor.data.template import require_same_tokenizer
 from castor.errors import CastorError
 from castor.files import read_json, write_json, write_jsonl
-from castor.models.score import read_score_info
+from castor.models.classifier_cost import check_classifier
+from castor.models.load import read_score_info
+from castor.models.moderation import read_moderation_info
 from trainers.context import Context
 from trainers.groups import Groups
 from trainers.prompts import check_context, fitting_prompts
@@ -29,21 +31,21 @@ def run_rlhf(context: Context, name: str) -> str:
         _check_score_model(name, key, config.signals[key], model)
         require_same_tokenizer(policy, model, f"the score model of signal {key!r}")
     check_context(name, policy, config.rollout.max_prompt_tokens, config.rollout.max_new_tokens)
-    thresholds = {key: threshold(signal, signals[key]) for key, signal in config.constraints.items()}
+    limits = {key: limit(signal, signals[key]) for key, signal in config.constraints.items()}
     prompts = context.load_rows(name, [config.prompts], load_prompts)
     prompts = fitting_prompts(context, name, prompts, policy, config.rollout.max_prompt_tokens)
     stream = PromptStream(prompts, config.prompts_per_step, seed)
     ptx = config.learner.ptx
     ptx_rows = context.load_rows(f"{name}.ptx", [ptx.data], load_demonstrations) if ptx else None
     (out / "multipliers.json").unlink(missing_ok=True)
-    log = StepLog(context, name, config, thresholds, out)
+    log = StepLog(context, name, config, limits, out)
     with (
         context.terminal.bar(name) as log.bar,
         Groups(
             config,
             policy=policy,
             signals=signals,
-            thresholds=thresholds,
+            thresholds=limits,
             template=context.config.template,
             seed=seed,
             ptx_rows=ptx_rows,
@@ -53,25 +55,34 @@ def run_rlhf(context: Context, name: str) -> str:
         nodes = groups.nodes()
         train(config, groups, stream, seed, 1, log.add)
         get(groups.learner.call("export", out / "policy"), config.learner.timeout_s, "the learner (saving the policy)")
-    write_json(out / "run.json", {"thresholds": thresholds, "nodes": nodes, "steps": log.steps})
+    means = {key: value for key, value in limits.items() if config.signals[key].constraint.statistic == "mean"}
+    write_json(out / "run.json", {"thresholds": means, "limits": limits, "nodes": nodes, "steps": log.steps})
     return log.closing_line()
 
 
-def threshold(signal: Signal, model: str) -> float:
-    """The limit of a constraint in normalised cost. Raises CastorError when the model cannot translate its share."""
+def limit(signal: Signal, model: str) -> float:
+    """The limit of a constraint in the unit of its statistic: normalised cost, or a share.
+
+    Raises CastorError when a share must be translated into a cost and the model cannot.
+    """
     if signal.threshold is not None:
         return signal.threshold
+    assert signal.unsafe_share is not None
+    if signal.constraint.statistic == "share":
+        return signal.unsafe_share
     info = read_score_info(model)
     if info.safe_mean is None or info.unsafe_mean is None:
         raise CastorError(
             f"{model} does not know the mean cost of safe and of unsafe responses, so unsafe_share has no threshold: "
-            "state threshold instead"
+            "state threshold instead, or limit the share itself with constraint.statistic share"
         )
-    assert signal.unsafe_share is not None
     return info.safe_mean + signal.unsafe_share * (info.unsafe_mean - info.safe_mean)
 
 
 def _check_score_model(run: str, name: str, signal: Signal, model: str) -> None:
+    if signal.classifier is not None:
+        check_classifier(read_moderation_info(model), signal.classifier, f"{run}: signal {name!r}: {model}")
+        return
     kind = read_score_info(model).score_type
     wanted = "reward" if signal.role == "objective" else "cost"
     if kind != wanted:
@@ -83,9 +94,9 @@ def _check_score_model(run: str, name: str, signal: Signal, model: str) -> None:
 class StepLog:
     """Every step's numbers: to the terminal, the tracker, and steps.jsonl."""
 
-    def __init__(self, context: Context, name: str, config: RLHF, thresholds: dict[str, float], out: Path) -> None:
+    def __init__(self, context: Context, name: str, config: RLHF, limits: dict[str, float], out: Path) -> None:
         self.context, self.name, self.config, self.out = context, name, config, out
-        self.thresholds = thresholds
+        self.limits = limits
         self.steps: list[dict[str, Any]] = []
         self.bar: Any = None
         context.tracker.declare(name)
@@ -106,8 +117,7 @@ class StepLog:
         }
         self.steps.append(record)
         write_jsonl(self.out / "steps.jsonl", self.steps)
-        prices = {f"lambda/{key}": value for key, value in record["multipliers"].items()}
-        self.context.tracker.log(self.name, result.step, metrics | prices | {"mean_reward": record["mean_reward"]})
+        self.context.tracker.log(self.name, result.step, metrics | {"mean_reward": record["mean_reward"]})
         self.bar.update(result.step, self.config.steps)
         self.context.terminal.line(self._line(record))
 
@@ -117,20 +127,26 @@ class StepLog:
         parts = [f"{self.name} step {record['step']:>3}/{self.config.steps}", f"reward {record['mean_reward']:6.2f}"]
         for key, cost in record["mean_costs"].items():
             label = "" if len(record["mean_costs"]) == 1 else f" {key}"
-            parts.append(f"cost{label} {cost:6.2f} (limit {self.thresholds[key]:.2f})")
+            parts.append(self._against_limit(key, label, cost, metrics[f"{key}/score_positive_share"], width=6))
             parts.append(f"λ{label} {record['multipliers'][key]:.2f}")
         parts.append(f"KL {record['kl']:5.2f}")
         parts.append(f"{metrics['tokens'] / seconds:6,.0f} tok/s")
         return "  ".join(parts)
+
+    def _against_limit(self, key: str, label: str, cost: float, share: float, width: int = 0) -> str:
+        if self.config.signals[key].constraint.statistic == "share":
+            return f"unsafe{label} {share:{width}.1%} (limit {self.limits[key]:.1%})"
+        return f"cost{label} {cost:{width}.2f} (limit {self.limits[key]:.2f})"
 
     def closing_line(self) -> str:
         """What the run came to, over its last ten steps."""
         last = self.steps[-10:]
         reward = sum(step["mean_reward"] for step in last) / len(last)
         parts = [f"reward {reward:.2f}"]
-        for key, limit in self.thresholds.items():
+        for key in self.limits:
             cost = sum(step["mean_costs"][key] for step in last) / len(last)
-            parts.append(f"{key} cost {cost:.2f} (limit {limit:.2f})")
+            share = sum(step["metrics"][f"{key}/score_positive_share"] for step in last) / len(last)
+            parts.append(f"{key} " + self._against_limit(key, "", cost, share))
         return ", ".join(parts) + " over the last ten steps"
 
 

@@ -1,4 +1,4 @@
-"""The supervised part of the pipeline: demo model, SFT, preference data, reward and cost models."""
+"""The supervised part of the pipeline: demo model, SFT, preference data, reward, cost and moderation models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool, request_seed
 from castor.checkpoint import atomic_folder
 from castor.config.supervised import Supervised
-from castor.data.load import PreferenceLabel, load_demonstrations, load_preferences, load_prompts
+from castor.data.load import PreferenceLabel, QALabel, load_demonstrations, load_preferences, load_prompts, load_qa
 from castor.data.synthetic.corpus import sampled_pairs
 from castor.data.synthetic.prompts import find_prompt
 from castor.errors import CastorError
@@ -64,6 +64,19 @@ def run_cost(context: Context) -> str:
     )
 
 
+def run_moderation(context: Context, name: str) -> str:
+    """The moderation model `name`."""
+    stage = context.config.moderation[name]
+    need: tuple[QALabel, ...] = ("is_safe",)
+    rows = context.load_rows(name, stage.data, partial(load_qa, need=need))
+    metrics = _train(context, name, stage, rows)
+    severity = f", severity {metrics['severity_accuracy']:.1%}" if "severity_accuracy" in metrics else ""
+    return (
+        f"accuracy {metrics['accuracy']:.1%}, F1 {metrics['f1']:.1%}, false positives "
+        f"{metrics['false_positive_rate']:.1%}{severity} on {metrics['validation_samples']:.0f} held-out rows"
+    )
+
+
 def run_collect(context: Context) -> str:
     """Preference data: several responses per prompt from the SFT policy, judged by the simulated annotator.
 
@@ -107,10 +120,13 @@ def run_collect(context: Context) -> str:
 def _train(context: Context, name: str, stage: Supervised, rows: list[Any]) -> dict[str, float]:
     config = context.config
     context.tracker.declare(name)
+    note = ""
     with context.terminal.bar(name) as bar:
 
         def show(progress: Progress) -> None:
-            note = "  ".join(f"{key} {value:.3f}" for key, value in progress.metrics.items() if key == "loss")
+            nonlocal note
+            if "loss" in progress.metrics:  # and not a validation
+                note = f"loss {progress.metrics['loss']:.3f}  {progress.metrics['tokens_per_s']:,.0f} tokens/s"
             bar.update(progress.done, progress.total, note)
             if progress.done:
                 context.tracker.log(name, progress.done, progress.metrics)
@@ -122,5 +138,7 @@ def _train(context: Context, name: str, stage: Supervised, rows: list[Any]) -> d
             out=context.folder.path / name,
             template=config.template,
             seed=config.seed,
+            key=context.key,
+            fresh=context.fresh,
             on_progress=show,
         )

@@ -9,6 +9,12 @@ def last_token_index(lengths: Tensor) -> Tensor:
     return torch.cumsum(lengths, 0) - 1
 
 
+def sequence_sums(values: Tensor, lengths: Tensor) -> Tensor:
+    """[N] sum of each sequence of flat values [R]."""
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
+    return values.new_zeros(len(lengths)).index_add(0, owner, values)
+
+
 def to_padded(values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Flat [R] to right-padded [N, L] (zeros) and the mask [N, L] of real tokens."""
     mask = torch.arange(int(lengths.max()), device=values.device)[None] < lengths[:, None]

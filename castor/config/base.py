@@ -1,6 +1,7 @@
 """The base of every config section: unknown keys are errors that name the nearest known key."""
 
 import difflib
+from collections.abc import Set
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -21,3 +22,10 @@ class Section(BaseModel):
                     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}"
                     raise ValueError(f"unknown key {key!r}; {hint}")
         return values
+
+
+def reject_foreign_keys(section: Section, key: str, choice: str, own: Set[str]) -> None:
+    """Raise ValueError when an option that only another `key` reads stands at something else than its default."""
+    for name, field in type(section).model_fields.items():
+        if name not in own and name != key and getattr(section, name) != field.get_default(call_default_factory=True):
+            raise ValueError(f"{key} {choice} has no {name}: remove it (its own keys: {', '.join(sorted(own))})")

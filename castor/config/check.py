@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Literal
 
 from castor.config.base import Section
-from castor.config.data import DataSource
+from castor.config.data import SYNTHETIC, DataSource, is_function, mixture_finding
 from castor.config.pipeline import Collect, Config, DemoModel, Evaluate
-from castor.config.rlhf import RLHF, Rollout
+from castor.config.rlhf import RLHF, Rollout, Signal
 from castor.config.supervised import SFT, Supervised
+from castor.data.formats import is_data_file, is_url
+from castor.data.sets import unknown_name
 from castor.errors import CastorError
 from castor.run import STAGE
 
-Kind = Literal["language model", "reward model", "cost model", "rows"]
+Kind = Literal["language model", "reward model", "cost model", "moderation model", "rows"]
 LANGUAGE_MODEL: frozenset[Kind] = frozenset({"language model"})
-ANY_MODEL: frozenset[Kind] = frozenset({"language model", "reward model", "cost model"})
+ANY_MODEL: frozenset[Kind] = frozenset({"language model", "reward model", "cost model", "moderation model"})
 ROWS: frozenset[Kind] = frozenset({"rows"})
 FIXED_STAGES = ("model", "sft", "collect", "reward", "cost")
-DATA_FILES = (".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def check(config: Config) -> None:
     if config.evaluate is not None and not evaluated(config):
         raise CastorError("evaluate has no policy to compare: add an sft section, an rlhf run, or evaluate.policies")
     findings = [finding for read in reads(config) if (finding := _reference_finding(config, read))]
-    findings = findings or [*_context_findings(config), *_parallel_findings(config)]
+    findings = findings or [*_mixture_findings(config), *_context_findings(config), *_parallel_findings(config)]
     if findings:
         raise CastorError("\n".join(dict.fromkeys(findings)))
 
@@ -54,12 +55,13 @@ def stage_sections(config: Config) -> dict[str, Section]:
     """The sections that are stages of this run, by stage name, in the order in which they run."""
     fixed = {name: section for name in FIXED_STAGES if (section := getattr(config, name)) is not None}
     last = {} if config.evaluate is None else {"evaluate": config.evaluate}
-    return {**fixed, **config.rlhf, **last}
+    return {**fixed, **config.moderation, **config.rlhf, **last}
 
 
 def section_key(config: Config, stage: str) -> str:
-    """Where the section of a stage stands in the config file: `sft`, `rlhf.ppo`."""
-    return f"rlhf.{stage}" if stage in config.rlhf else stage
+    """Where the section of a stage stands in the config file: `sft`, `moderation.qa`, `rlhf.ppo`."""
+    group = "rlhf." if stage in config.rlhf else "moderation." if stage in config.moderation else ""
+    return f"{group}{stage}"
 
 
 def evaluated(config: Config) -> Mapping[str, str]:
@@ -111,8 +113,7 @@ def _section_reads(config: Config, section: Section) -> Iterator[tuple[str, str,
     elif isinstance(section, RLHF):
         yield "policy.model", section.policy.model, LANGUAGE_MODEL
         for name, signal in section.signals.items():
-            kind: Kind = "reward model" if signal.role == "objective" else "cost model"
-            yield f"signals.{name}.model", signal.model, frozenset({kind})
+            yield f"signals.{name}.model", signal.model, frozenset({_kind_of_signal(signal)})
         yield "prompts.source", section.prompts.source, ROWS
         if section.learner.ptx is not None:
             yield "learner.ptx.data.source", section.learner.ptx.data.source, ROWS
@@ -122,6 +123,12 @@ def _section_reads(config: Config, section: Section) -> Iterator[tuple[str, str,
         yield "reward", section.reward, frozenset({"reward model"})
         yield "cost", section.cost, frozenset({"cost model"})
         yield "prompts.source", section.prompts.source, ROWS
+
+
+def _kind_of_signal(signal: Signal) -> Kind:
+    if signal.classifier is not None:
+        return "moderation model"
+    return "reward model" if signal.role == "objective" else "cost model"
 
 
 def _data_reads(sources: list[DataSource]) -> Iterator[tuple[str, str, frozenset[Kind]]]:
@@ -140,29 +147,40 @@ def _reference_finding(config: Config, read: Read) -> str | None:
         return f"{place} names a stage, but the config has no section {name!r}; {hint}"
     if order.index(name) >= order.index(read.stage):
         return f"{place} runs {'later' if name != read.stage else 'in this very stage'}: name an earlier stage"
-    made = _made_by(name)
+    made = _made_by(config, name)
     if made not in read.kinds:
         wanted = "a model" if read.kinds == ANY_MODEL else " or ".join(sorted(read.kinds))
         return f"{place} is not what is read here: needed {wanted}, got {made}"
     return None
 
 
-def _made_by(stage: str) -> str:
+def _made_by(config: Config, stage: str) -> str:
     """A `Kind`, or words for something nobody reads."""
+    if stage in config.moderation:
+        return "moderation model"
     names = {"collect": "rows", "reward": "reward model", "cost": "cost model", "evaluate": "a report"}
     return names.get(stage, "language model")
 
 
 def _path_finding(config: Config, read: Read) -> str | None:
-    """A local path that is not there. Paths in the run's own folder may be made by the run itself."""
-    text, path = read.reference, Path(read.reference).expanduser()
+    """A local path, or a data set, that is not there. Paths in the run's own folder may be made by the run itself."""
+    text, path, rows = read.reference, Path(read.reference).expanduser(), read.kinds == ROWS
+    if path.exists() or (rows and (text == SYNTHETIC or is_url(text) or is_function(text))):
+        return None
     names_a_path = text.startswith((".", "/", "~")) or text.count("/") > 1
-    names_a_file = read.kinds == ROWS and path.name.removesuffix(".gz").removesuffix(".xz").endswith(DATA_FILES)
-    if not (names_a_path or names_a_file) or path.exists():
-        return None
-    if path.absolute().is_relative_to(config.run_dir.absolute()):
-        return None
-    return f"{read.key}: there is no {text}: fix the path"
+    if names_a_path or (rows and is_data_file(text)):
+        made_here = path.absolute().is_relative_to(config.run_dir.absolute())
+        return None if made_here else f"{read.key}: there is no {text}: fix the path"
+    finding = unknown_name(text) if rows else None
+    return finding and f"{read.key}: {finding}"
+
+
+def _mixture_findings(config: Config) -> Iterator[str]:
+    for stage, section in stage_sections(config).items():
+        sources = getattr(section, "data", None)
+        finding = mixture_finding(sources) if isinstance(sources, list) else None
+        if finding is not None:
+            yield f"{section_key(config, stage)}.data: {finding}"
 
 
 def _context_findings(config: Config) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """Where rows come from."""
 
+import re
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -7,6 +9,12 @@ from pydantic import Field, model_validator
 from castor.config.base import Section
 
 SYNTHETIC = "synthetic"
+_FUNCTION = re.compile(r"(?!stage:)[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def is_function(source: str) -> bool:
+    """Whether a source is named `module:function`."""
+    return _FUNCTION.fullmatch(source) is not None
 
 
 class SyntheticOptions(Section):
@@ -15,20 +23,38 @@ class SyntheticOptions(Section):
     seed: int = Field(0, description="seed of the generator; the same seed gives the same rows")
     label_noise: float = Field(0.07, ge=0, lt=0.5, description="share of flipped preference labels (both preferences)")
     safety_noise: float = Field(0.05, ge=0, lt=0.5, description="share of flipped is_safe labels")
+    taxonomy: Literal["beavertails", "pku"] = Field(
+        "beavertails",
+        description="labels of QA rows: the 14 categories of BeaverTails, or PKU-SafeRLHF's 19 with a severity",
+    )
 
 
 class DataSource(Section):
-    """One source of rows: the synthetic corpus, local files, or a data set of the hub.
+    """One source of rows (docs/data.md): made up, a file, a folder, a data set of the hub, or a function of your own.
 
-    `source` is `synthetic`; a path to a .jsonl, .json or .parquet file (also .gz or .xz); `stage:collect` for the rows
-    that stage of the same run wrote; or a hub id such as `PKU-Alignment/PKU-SafeRLHF`.
+    `source` is `synthetic`; `stage:collect` for the rows that stage of the same run wrote; a .jsonl, .json, .parquet or
+    .csv file (also .gz, .xz or .zst), by its path or by a URL such as s3://bucket/rows.jsonl; a folder written by
+    `datasets`' save_to_disk; a data set of the papers by its name, such as `PKU-SafeRLHF`, read at a pinned revision;
+    any other hub id; or `module:function`, called with this DataSource for an iterable of rows.
+
+    Several sources in a list follow each other, unless they have weights: then rows are taken from each until the
+    numbers of rows stand as the weights do (castor/data/mixture.py).
     """
 
-    source: str = Field(SYNTHETIC, description="synthetic, stage:NAME, a file, or a hub id")
-    split: str = Field("train", description="synthetic: train, validation or test; hub: the split's name")
-    revision: str | None = Field(None, description="hub only: branch, tag or commit")
+    source: str = Field(SYNTHETIC, description="synthetic, stage:NAME, a file or URL, a folder, a set's name or hub id")
+    split: str = Field("train", description="synthetic: train, validation or test; hub, saved folder: the split's name")
+    revision: str | None = Field(None, description="hub only: branch, tag or commit; default: the set's pinned one")
     name: str | None = Field(None, description="hub only: the configuration of the data set")
     limit: int | None = Field(None, ge=1, description="keep the first N good rows; the synthetic corpus makes N")
+    proportion: float = Field(1.0, gt=0, le=1, description="share of the source's good rows to keep, drawn at random")
+    weight: float | None = Field(
+        None,
+        gt=0,
+        description="rows taken of this source, relative to the other sources' weights; all or none have one",
+    )
+    replacement: bool = Field(
+        False, description="with a weight: repeat rows where the source has too few; else the other sources give fewer"
+    )
     strict: bool = Field(False, description="a bad row is an error instead of being dropped and counted")
     helpfulness: Literal["longer"] | None = Field(
         None,
@@ -43,4 +69,14 @@ class DataSource(Section):
             raise ValueError(f"the synthetic corpus has the splits train, validation and test, not {self.split!r}")
         if self.source == SYNTHETIC and (self.revision or self.name):
             raise ValueError("revision and name belong to hub data sets, not to the synthetic corpus")
+        if self.replacement and self.weight is None:
+            raise ValueError("replacement repeats rows to reach a weight; give the source a weight, or leave it out")
         return self
+
+
+def mixture_finding(sources: Sequence[DataSource]) -> str | None:
+    """What to say of a list in which some sources have a weight and others have none; else None."""
+    without = [source.source for source in sources if source.weight is None]
+    if without and len(without) < len(sources):
+        return f"{without[0]} has no weight, but other sources beside it have: give all a weight, or none"
+    return None

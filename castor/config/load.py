@@ -19,10 +19,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     A value is parsed as YAML; `a.b=null` removes a section. Raises CastorError with one line per finding.
     """
+    return load_file(Config, path, overrides)
+
+
+def load_file(kind: type[Validated], path: Path, overrides: Sequence[str] = ()) -> Validated:
+    """A section that has a file of its own, read as `load_config` reads a config."""
     values = _read(path)
     for override in overrides:
         _apply(values, override)
-    return _validated(Config, values, f"{path}: ")
+    return _validated(kind, values, f"{path}: ")
 
 
 def load_section(kind: type[Validated], values: dict[str, Any], overrides: Sequence[str]) -> Validated:

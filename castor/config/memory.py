@@ -7,7 +7,7 @@ from pathlib import Path
 
 from castor.config.pipeline import DemoModel
 from castor.config.rlhf import Rollout
-from castor.config.training import Engine, Resources
+from castor.config.training import Engine, LoRA, Resources
 
 GIB = 1 << 30
 # resident memory of a process that has imported the libraries and loaded nothing: estimates
@@ -44,6 +44,7 @@ class Memory:
     optimizer: float = 0
     working: float = 0
     kv_cache: float = 0
+    offloaded: float = 0  # always in the node's memory
     on_gpu: bool = False
     gpu_share: float | None = None
 
@@ -55,7 +56,7 @@ class Memory:
     @property
     def host(self) -> float:
         """Bytes of the node's memory."""
-        return self.process + (0 if self.on_gpu else self.model)
+        return self.process + self.offloaded + (0 if self.on_gpu else self.model)
 
     @property
     def gpu(self) -> float:
@@ -102,27 +103,47 @@ def bytes_per_number(dtype: str, on_gpu: bool) -> int:
 
 
 def trained(
-    shape: Shape, engine: Engine, ranks: int, resources: Resources, *, score: bool, frozen_copy: bool = False
+    shape: Shape,
+    engine: Engine,
+    ranks: int,
+    resources: Resources,
+    *,
+    score: bool,
+    frozen_copy: bool = False,
+    lora: LoRA | None = None,
 ) -> Memory:
     """One rank that trains a language model, or a score model (`score`), perhaps beside a frozen copy of it.
 
-    ZeRO 1 shards the optimiser's states over the ranks, 2 the gradients too, 3 the weights too.
+    ZeRO 1 shards the optimiser's states over the ranks, 2 the gradients too, 3 the weights too. With `lora` only the
+    adapters have gradients and optimiser states.
     """
     on_gpu = resources.gpus > 0
     size, stage = bytes_per_number(engine.dtype, on_gpu), engine.zero_stage
     count = shape.score if score else shape.parameters
+    learned = count if lora is None else _adapted(shape, lora)
     # in float32, stages 1 and 2 keep their partition of the weights a second time; 0 and 3 update them in place
     master = MASTER if size == 2 or stage in (1, 2) else 0
-    bucket = 0 if stage == 0 else BUCKET if on_gpu else min(BUCKET, count)  # on a CPU only touched pages are real
+    bucket = 0 if stage == 0 else BUCKET if on_gpu else min(BUCKET, learned)  # on a CPU only touched pages are real
+    weights = count * size / (ranks if stage == 3 else 1)
+    optimizer = learned * (MOMENTS + master) / (ranks if stage >= 1 else 1)
+    away = {"parameters": weights, "optimizer": optimizer} if on_gpu else {}  # without a GPU it all lies in one memory
+    away = {what: amount for what, amount in away.items() if getattr(engine.offload, what) == "cpu"}
     return Memory(
         process=TORCH_PROCESS,
-        weights=count * size / (ranks if stage == 3 else 1),
+        weights=weights - away.get("parameters", 0),
         frozen=count * size if frozen_copy else 0,
-        gradients=count * size / (ranks if stage >= 2 else 1),
-        optimizer=count * (MOMENTS + master) / (ranks if stage >= 1 else 1),
+        gradients=learned * size / (ranks if stage >= 2 else 1),
+        optimizer=optimizer - away.get("optimizer", 0),
         working=bucket * size + _activations(shape, engine, size, score=score, training=True),
+        offloaded=sum(away.values()),
         on_gpu=on_gpu,
     )
+
+
+def _adapted(shape: Shape, lora: LoRA) -> int:
+    """About how many parameters adapters have: those of four square projections and a gated MLP in every layer."""
+    widths = 4 * 2 * shape.hidden + 3 * (shape.hidden + shape.intermediate)
+    return lora.rank * widths * shape.layers
 
 
 def frozen(shape: Shape, engine: Engine, resources: Resources, *, score: bool) -> Memory:

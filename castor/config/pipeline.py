@@ -8,9 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from castor.config.base import Section
 from castor.config.data import DataSource
+from castor.config.moderation import Moderation
 from castor.config.preference import Cost, Reward
 from castor.config.rlhf import RLHF, Rollout
 from castor.config.supervised import SFT
+from castor.config.template import PromptFormat
 from castor.config.training import Resources
 
 
@@ -93,25 +95,31 @@ class Config(Section):
 
     run_dir: Path = Field(Path("runs/run"), description="where everything this run makes is kept")
     seed: int = Field(0, ge=0, description="every random choice follows from it")
-    template: Literal["auto", "chat", "pku"] = Field(
+    template: PromptFormat = Field(
         "auto",
-        description="prompt format: the tokenizer's chat template, or PKU's fixed one; auto: chat if there is one",
+        description="prompt format: the tokenizer's chat template, PKU's fixed one (auto: chat if there is one), or a "
+        "text that holds {prompt}; in a conversation that text is repeated for each turn",
     )
     model: DemoModel | None = Field(None, description="make a small model on the spot")
     sft: SFT | None = Field(None, description="supervised fine-tuning")
     collect: Collect | None = Field(None, description="preference data from the SFT policy")
     reward: Reward | None = Field(None, description="reward model")
     cost: Cost | None = Field(None, description="cost model")
+    moderation: dict[str, Moderation] = Field(default_factory=dict, description="moderation models, by name")
     rlhf: dict[str, RLHF] = Field(default_factory=dict, description="RLHF runs, by name")
     evaluate: Evaluate | None = Field(None, description="comparison of the policies")
     ray: RayCluster = Field(default_factory=RayCluster, description="where Ray runs")
     wandb: WandB = Field(default_factory=WandB, description="experiment tracking")
 
-    @field_validator("rlhf")
-    @classmethod
-    def _names_are_folders(cls, runs: dict[str, RLHF]) -> dict[str, RLHF]:
-        taken = {"model", "sft", "collect", "reward", "cost", "evaluate", "logs", "wandb"}
-        for name in runs:
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in taken:
-                raise ValueError(f"rlhf run {name!r} cannot name a folder of the run: use letters, digits, _ and -")
-        return runs
+    @model_validator(mode="after")
+    def _names_are_folders(self) -> "Config":
+        taken = {"model", "sft", "collect", "reward", "cost", "evaluate", "logs", "wandb", "ray_train"}
+        for kind, names in (("moderation model", self.moderation), ("rlhf run", self.rlhf)):
+            for name in names:
+                if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in taken:
+                    raise ValueError(
+                        f"{kind} {name!r} cannot name a folder of the run: use letters, digits, _ and -, and no name "
+                        "that a stage has"
+                    )
+            taken |= names.keys()
+        return self

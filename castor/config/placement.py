@@ -10,7 +10,7 @@ from castor.config.check import evaluated, origin, stage_sections
 from castor.config.memory import HELPER_PROCESS, Memory, Shape, bytes_per_number, frozen, measure, sampled, trained
 from castor.config.pipeline import Collect, Config, DemoModel, Evaluate, RayCluster
 from castor.config.rlhf import RLHF, Rollout
-from castor.config.supervised import SFT, Supervised
+from castor.config.supervised import SFT, Supervised, Workers
 from castor.config.training import Engine, Resources
 
 SCORER_ENGINE = Engine(pack_length=128)  # of the scorers of `evaluate`, which has no engine section
@@ -95,10 +95,13 @@ def _supervised(stage: Supervised, shape: Shape | None) -> list[Actors]:
     return [
         Actors(
             name="RayTrainWorker",
-            count=stage.workers,
+            count=stage.max_workers,
             resources=resources,
-            work=f"{_trains(stage.engine, resources)}{_ranks(stage.workers)}",
-            memory=_of(shape, lambda s: trained(s, stage.engine, stage.workers, resources, score=score)),
+            work=f"{_trains(stage.engine, resources)}{_ranks(stage.max_workers)}{_elastic(stage)}{_adapters(stage)}",
+            memory=_of(
+                shape,
+                lambda s: trained(s, stage.engine, _fewest(stage), resources, score=score, lora=stage.lora),
+            ),
             parameters=_count(shape, score=score),
         ),
         _helper("TrainController", "Ray Train: restarts the workers"),
@@ -128,26 +131,35 @@ def _rlhf(run: RLHF, sizes: Sizes) -> list[Actors]:
             parameters=_count(policy, score=False),
         ),
     ]
-    for name, signal in run.signals.items():
-        memory = _of(
-            sizes(signal.model),
-            lambda s, signal=signal: trained(  # type: ignore[misc]  # mypy cannot type a default that binds the loop's value
-                s, signal.critic, signal.ranks, signal.resources, score=True, frozen_copy=True
-            ),
-        )
-        actors.append(
-            Actors(
-                name=_numbered(f"signal-{name}", signal.ranks),
-                count=signal.ranks,
-                resources=signal.resources,
-                work=f"{signal.role} and its critic, {_trains(signal.critic, signal.resources)}{_ranks(signal.ranks)}",
-                memory=memory,
-                parameters=_count(sizes(signal.model), score=True),
-            )
-        )
-    if run.multipliers is not None:
-        actors.append(_helper("MultiplierOwner", f"{len(run.constraints)} λ, rule {run.multipliers.rule}"))
+    actors += [_signal(run, name, sizes) for name in run.signals]
+    if run.has_owner:
+        actors.append(_helper("MultiplierOwner", _owned(run)))
     return actors
+
+
+def _signal(run: RLHF, name: str, sizes: Sizes) -> Actors:
+    signal, engine, shape = run.signals[name], run.signals[name].engine, sizes(run.signals[name].model)
+    if run.has_critic(name):
+        work = f"{signal.role} and its critic, {_trains(engine, signal.resources)}{_ranks(signal.ranks)}"
+        memory = _of(shape, lambda s: trained(s, engine, signal.ranks, signal.resources, score=True, frozen_copy=True))
+    else:
+        work = f"{signal.role}, frozen, {_dtype(engine, signal.resources)}{_ranks(signal.ranks)}"
+        memory = _of(shape, lambda s: frozen(s, engine, signal.resources, score=True))
+    return Actors(
+        name=_numbered(f"signal-{name}", signal.ranks),
+        count=signal.ranks,
+        resources=signal.resources,
+        work=work,
+        memory=memory,
+        parameters=_count(shape, score=True),
+    )
+
+
+def _owned(run: RLHF) -> str:
+    """What the multiplier owner keeps, in words."""
+    rules = [run.multiplier(name).rule for name in run.constraints]
+    parts = [f"{len(rules)} λ, rule {', '.join(dict.fromkeys(rules))}"] if rules else []
+    return " and ".join([*parts, *(["the KL coefficient"] if run.advantage.kl_target else [])])
 
 
 def _evaluate(config: Config, stage: Evaluate, sizes: Sizes) -> list[Actors]:
@@ -206,6 +218,19 @@ def _dtype(engine: Engine, resources: Resources) -> str:
 
 def _ranks(count: int) -> str:
     return "" if count == 1 else f", ranks 0-{count - 1}"
+
+
+def _fewest(stage: Supervised) -> int:
+    """The fewer workers there are, the more each of them holds."""
+    return stage.workers.min if isinstance(stage.workers, Workers) else stage.workers
+
+
+def _elastic(stage: Supervised) -> str:
+    return f", elastic from {stage.workers.min}" if isinstance(stage.workers, Workers) else ""
+
+
+def _adapters(stage: Supervised) -> str:
+    return f", LoRA of rank {stage.lora.rank}" if stage.lora else ""
 
 
 def _numbered(name: str, count: int) -> str:

@@ -1,8 +1,8 @@
 """The preference models: reward and cost."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from castor.config.supervised import Supervised
 
@@ -11,12 +11,40 @@ class Preference(Supervised):
     """What reward and cost model share."""
 
     model: str = Field("stage:sft", description="backbone to start from: stage:NAME, a folder, or a hub id")
-    regularization: float = Field(0.001, ge=0, description="weight of the mean squared end score")
-    normalize: bool = Field(
-        True,
-        description="after training, fix the normaliser on the held-out rows: (x - mean) / std for a reward, "
-        "x / std for a cost, whose zero is the safety boundary and never moves",
+    loss_type: Literal["sequence-wise", "token-wise"] = Field(
+        "sequence-wise",
+        description="compare the end scores, or the scores at every position from the first token that differs on",
     )
+    regularization: float = Field(0.001, ge=0, description="weight of the mean squared score")
+    head_bias: bool = Field(
+        True,
+        description="the score head has a bias; without one a cost model can be exported as a plain sequence "
+        "classifier of any architecture",
+    )
+    normalize: Literal["held_out", "running", "ema", "none"] = Field(
+        "held_out",
+        description="where the normaliser of the finished model, (x - mean) / std for a reward and x / std for a cost, "
+        "comes from: the held-out rows after training (true), the training rows seen (running) or an exponential "
+        "moving average over training batches (ema); none (false) leaves scores as they are",
+    )
+    normalizer_momentum: float = Field(0.9, ge=0, lt=1, description="ema: share of the old statistics kept per batch")
+    normalize_score_during_training: bool = Field(
+        False, description="running and ema: the loss sees normalised scores too"
+    )
+
+    @field_validator("normalize", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        return ("held_out" if value else "none") if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _statistics_while_training(self) -> "Preference":
+        if self.normalize_score_during_training and self.normalize not in ("running", "ema"):
+            raise ValueError(
+                f"normalize_score_during_training needs statistics while training, and normalize: {self.normalize} "
+                "keeps none: set normalize to running or ema"
+            )
+        return self
 
 
 class Reward(Preference):
@@ -24,8 +52,9 @@ class Reward(Preference):
 
 
 class Cost(Preference):
-    """Harm: Bradley-Terry on `safer_response_id`, and the sign of the end score on the safety flags."""
+    """Harm: Bradley-Terry on `safer_response_id`, and the sign of the score on the safety flags."""
 
     loss: Literal["pairwise+sign", "sign"] = Field(
         "pairwise+sign", description="Safe RLHF eq. 6, or only its classification terms (PKU-SafeRLHF sec. 4.2)"
     )
+    sign_weight: float = Field(1.0, gt=0, description="weight of the two sign terms; 1 in the papers")

@@ -1,12 +1,16 @@
 """One RLHF run. Which method it is follows from the signals it lists and the multiplier rule it names."""
 
+import difflib
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from castor.config.advantage import Advantage
 from castor.config.base import Section
 from castor.config.data import DataSource
+from castor.config.multipliers import Constraint, Multipliers
 from castor.config.training import Engine, Optimizer, Resources
+from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
 
 
 class Reference(Section):
@@ -24,11 +28,41 @@ class Policy(Section):
     reference: Reference = Field(default_factory=Reference, description="the frozen starting point")
 
 
+class Classifier(Section):
+    """A cost from a moderation model (BeaverTails table 2, PPOL-classifier). Zero is the threshold of its decision."""
+
+    reduce: Literal["max", "mean", "expected_severity"] | list[str] = Field(
+        "max",
+        description="maximum or mean over the probabilities of all categories, the expected severity (0 to 3), or a "
+        "list of categories: the largest excess of one of them over its own threshold",
+    )
+    margin: Literal["probability", "logit"] = Field(
+        "probability", description="cost = probability - threshold, or the same difference of their log-odds"
+    )
+
+    @field_validator("reduce")
+    @classmethod
+    def _categories_exist(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, str):
+            return value
+        known = (*BEAVERTAILS_CATEGORIES, *PKU_CATEGORIES)
+        for name in value:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"{name!r} is no harm category; the nearest one is {near!r}")
+        if not value:
+            raise ValueError("an empty list of categories gives no cost: name at least one")
+        return value
+
+
 class Signal(Section):
     """One judge of a finished response: a frozen score model and a critic that predicts its return."""
 
     role: Literal["objective", "constraint"] = Field(description="maximise it, or keep its mean at or under a limit")
-    model: str = Field(description="score model: stage:NAME or a folder")
+    model: str = Field(description="score model (with classifier: moderation model): stage:NAME or a folder")
+    classifier: Classifier | None = Field(
+        None, description="constraints only: take the cost from a moderation model instead of a cost model"
+    )
     weight: float = Field(1.0, gt=0, description="objectives only: weight in the sum of objectives")
     threshold: float | None = Field(None, description="constraints only: mean cost must stay at or under it (-d)")
     unsafe_share: float | None = Field(
@@ -36,11 +70,17 @@ class Signal(Section):
         gt=0,
         lt=1,
         description="constraints only, instead of threshold: the mean cost of a policy with this share of unsafe "
-        "responses, safe_mean + share * (unsafe_mean - safe_mean), with the means stored in the cost model's folder",
+        "responses, safe_mean + share * (unsafe_mean - safe_mean), with the means stored in the cost model's folder; "
+        "with constraint.statistic share the limit of the share itself",
     )
-    critic: Engine = Field(
+    constraint: Constraint = Field(default_factory=Constraint, description="constraints only: what must keep the limit")
+    multiplier: Multipliers | None = Field(
+        None, description="constraints only: a rule of its own, in place of the run's multipliers as a whole"
+    )
+    critic: Engine | None = Field(
         default_factory=lambda: Engine(optimizer=Optimizer(lr=5e-6, lr_scheduler_type="constant")),
-        description="how the critic, which starts from the score model, is trained",
+        description="how the critic, which starts from the score model or the moderation model's backbone, is trained; "
+        "its batch sizes and type also hold for scoring. Only estimator gae makes critics; null: none",
     )
     ranks: int = Field(
         1, ge=1, description="actors in the group; they share the scoring, and are the critic's world size"
@@ -50,48 +90,29 @@ class Signal(Section):
     @model_validator(mode="after")
     def _role_and_limits_agree(self) -> "Signal":
         limits = [name for name in ("threshold", "unsafe_share") if getattr(self, name) is not None]
-        if self.role == "objective" and limits:
-            raise ValueError(f"an objective has no {limits[0]}: remove it, or make the signal a constraint")
+        if self.role == "objective":
+            foreign = [*limits, *(["constraint"] if self.constraint != Constraint() else [])]
+            foreign += ["multiplier"] if self.multiplier is not None else []
+            if foreign:
+                raise ValueError(f"an objective has no {foreign[0]}: remove it, or make the signal a constraint")
         if self.role == "constraint" and len(limits) != 1:
             raise ValueError("a constraint needs exactly one limit: threshold or unsafe_share")
+        by_share = self.constraint.statistic == "share"
+        if by_share and self.threshold is not None:
+            raise ValueError("a share of unsafe responses is limited by unsafe_share: give it instead of threshold")
+        if self.classifier is not None and self.threshold is None and not (self.unsafe_share and by_share):
+            raise ValueError(
+                "classifier gives a cost whose limit is a threshold, or an unsafe_share with constraint.statistic "
+                "share: make it a constraint with one of them"
+            )
         if self.role == "constraint" and self.weight != 1.0:
             raise ValueError("a constraint has no weight: its multiplier is its price")
         return self
 
-
-class Multipliers(Section):
-    """The rule that prices the constraints, one multiplier per constraint. PKU's names."""
-
-    rule: Literal["sgd_log"] = Field("sgd_log", description="gradient ascent on log λ (Safe RLHF eq. 31)")
-    lambda_init: float = Field(1.0, gt=0, description="λ at the start")
-    lambda_lr: float = Field(0.1, gt=0, description="step size on log λ")
-    lambda_max: float | None = Field(5.0, gt=0, description="upper limit of λ")
-    lambda_update_delay_steps: int = Field(0, ge=0, description="steps before the first update of λ")
-    episode_cost_window_size: int = Field(
-        128, ge=1, description="responses over which the mean cost is taken, over all ranks"
-    )
-
-    @model_validator(mode="after")
-    def _limits_are_ordered(self) -> "Multipliers":
-        if self.lambda_max is not None and self.lambda_max < self.lambda_init:
-            raise ValueError(
-                f"lambda_max ({self.lambda_max:g}) is below lambda_init ({self.lambda_init:g}): "
-                "raise one or lower the other"
-            )
-        return self
-
-
-class Advantage(Section):
-    """From scores to advantages."""
-
-    estimator: Literal["gae"] = Field("gae", description="one critic per signal, generalised advantage estimation")
-    gamma: float = Field(1.0, gt=0, le=1, description="discount")
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of GAE")
-    kl_coeff: float = Field(0.02, ge=0, description="weight of the per-token KL penalty, in full on every stream")
-    clip_range_score: float = Field(
-        50.0, gt=0, description="per-token rewards and costs are clamped to ± this, KL included"
-    )
-    clip_range_value: float = Field(5.0, gt=0, description="clip range of the critics' loss")
+    @property
+    def engine(self) -> Engine:
+        """How the frozen model is run: as its critic is, or would be."""
+        return self.critic or Engine()
 
 
 class Rollout(Section):
@@ -131,7 +152,19 @@ class Learner(Section):
     engine: Engine = Field(
         default_factory=lambda: Engine(optimizer=Optimizer(lr=1e-5)), description="DeepSpeed and optimiser"
     )
-    clip_range_ratio: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio")
+    clip_range_ratio: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio, both ways")
+    clip_range_low: float | None = Field(
+        None, gt=0, lt=1, description="another range below 1 (asymmetric clip); null: clip_range_ratio"
+    )
+    clip_range_high: float | None = Field(None, gt=0, description="another range above 1; null: clip_range_ratio")
+    dual_clip: float | None = Field(
+        None,
+        gt=1,
+        description="negative advantages: the loss is at most this times |A| (Ye et al. 2020); null: no limit",
+    )
+    entropy_coeff: float = Field(
+        0.0, ge=0, description="weight of an entropy bonus, exact over the vocabulary (one more softmax a token)"
+    )
     update_iters: int = Field(1, ge=1, description="passes over the experience of a step")
     mini_batches: int = Field(1, ge=1, description="optimiser steps in one pass")
     loss_normalization: Literal["sequence", "token"] = Field(
@@ -149,6 +182,12 @@ class Learner(Section):
     )
     resources: Resources = Field(default_factory=Resources, description="of one rank")
 
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """How far the probability ratio may fall below 1, and rise above it."""
+        both = self.clip_range_ratio
+        return self.clip_range_low or both, self.clip_range_high or both
+
 
 class RLHF(Section):
     """One run of the RLHF loop."""
@@ -159,7 +198,9 @@ class RLHF(Section):
     samples_per_prompt: int = Field(1, ge=1, description="responses sampled to each prompt")
     policy: Policy = Field(default_factory=Policy, description="policy and reference")
     signals: dict[str, Signal] = Field(min_length=1, description="the judges, by name")
-    multipliers: Multipliers | None = Field(None, description="required with constraints, and only then")
+    multipliers: Multipliers | None = Field(
+        None, description="the rule of every constraint without its own; required with constraints, and only then"
+    )
     advantage: Advantage = Field(default_factory=Advantage, description="from scores to advantages")
     rollout: Rollout = Field(default_factory=Rollout, description="sampling")
     learner: Learner = Field(default_factory=Learner, description="the policy's update")
@@ -169,15 +210,84 @@ class RLHF(Section):
         """The signals that are constraints, in the config's order."""
         return {name: signal for name, signal in self.signals.items() if signal.role == "constraint"}
 
+    def multiplier(self, name: str) -> Multipliers:
+        """The rule that prices the constraint `name`."""
+        rule = self.signals[name].multiplier or self.multipliers
+        assert rule is not None  # `_constraints_are_priced`
+        return rule
+
+    @property
+    def has_owner(self) -> bool:
+        """Whether anything is adapted between steps: multipliers, or the KL coefficient."""
+        return bool(self.constraints) or self.advantage.kl_target is not None
+
+    def trains_policy(self, name: str) -> bool:
+        """Whether the signal enters the loss: all but constraints that are only watched (rule none)."""
+        return name not in self.constraints or self.multiplier(name).rule != "none"
+
+    def has_critic(self, name: str) -> bool:
+        """Whether a critic is made and trained for the signal."""
+        return self.advantage.estimator == "gae" and self.trains_policy(name)
+
+    def kl_share(self, name: str) -> float:
+        """The part of the KL coefficient in this signal's stream, so that the combined advantage has it once.
+
+        Σ w_j / Σ w = 1 for the objectives and 1 for each constraint make (1 + Σ λ) / (1 + Σ λ) when normalized; a plain
+        combination is not divided, so there the constraints carry none.
+        """
+        if not self.advantage.kl_in_reward:
+            return 0.0
+        if name in self.constraints:
+            return 1.0 if self.advantage.combination == "normalized" else 0.0
+        return 1.0 / sum(signal.weight for key, signal in self.signals.items() if key not in self.constraints)
+
     @model_validator(mode="after")
-    def _parts_agree(self) -> "RLHF":
+    def _constraints_are_priced(self) -> "RLHF":
         if len(self.constraints) == len(self.signals):
             raise ValueError("no objective among the signals: give at least one the role 'objective'")
-        if self.constraints and self.multipliers is None:
-            raise ValueError(f"constraint {next(iter(self.constraints))!r} has no price: add a multipliers section")
+        for name, signal in self.constraints.items():
+            if signal.multiplier is None and self.multipliers is None:
+                raise ValueError(f"constraint {name!r} has no price: add a multipliers section")
+            self._check_rule(name, signal)
         if self.multipliers is not None and not self.constraints:
             raise ValueError("multipliers without a constraint: set multipliers to null, or add a constraint")
-        responses = self.prompts_per_step * self.samples_per_prompt
+        rules = {self.multiplier(name).rule for name in self.constraints}
+        if "crpo" in rules and rules - {"crpo", "none"}:
+            raise ValueError(
+                f"rule crpo takes turns and cannot share a step with rule {min(rules - {'crpo', 'none'})}: "
+                "give it to every constraint, or to none"
+            )
+        if "crpo" in rules and self.advantage.combination == "plain":
+            raise ValueError("rule crpo has no prices to combine: remove advantage.combination")
+        return self
+
+    def _check_rule(self, name: str, signal: Signal) -> None:
+        rule, wanted = self.multiplier(name), signal.constraint
+        if rule.rule == "rectified" and wanted != Constraint():
+            raise ValueError(
+                f"constraint {name!r}: rule rectified brings its own statistic and policy cost, {{C - threshold}}+: "
+                "remove the signal's constraint section, or use another rule"
+            )
+        if wanted.confidence is not None and min(rule.episode_cost_window_size, self._responses) < 2:
+            raise ValueError(f"constraint {name!r}: a single cost has no confidence bound: take at least 2 responses")
+
+    @property
+    def _responses(self) -> int:
+        return self.prompts_per_step * self.samples_per_prompt
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "RLHF":
+        if self.advantage.by_group and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"estimator {self.advantage.estimator} compares the samples of a prompt: set samples_per_prompt to 2 "
+                "or more"
+            )
+        for name, signal in self.signals.items():
+            if signal.critic is None and self.has_critic(name):
+                raise ValueError(
+                    f"signal {name!r} has no critic, which estimator gae needs: give it one, or another estimator"
+                )
+        responses = self._responses
         pieces = self.learner.ranks * self.learner.mini_batches
         if responses % pieces:
             raise ValueError(

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from castor.config.base import Section
 from castor.config.pipeline import RayCluster
+from castor.config.template import PromptFormat
 from castor.config.training import Resources
 
 
@@ -17,7 +18,7 @@ class Serve(Section):
     policy: str | None = Field(
         None, description="sft, or the name of an RLHF run; default: ppo_lag, else the only RLHF run, else sft"
     )
-    template: Literal["auto", "chat", "pku"] = Field(
+    template: PromptFormat = Field(
         "auto", description="prompt format the models were trained with; auto: the chat template if there is one"
     )
     trust_remote_code: bool = Field(False, description="run model code shipped with the policy's checkpoint")

@@ -1,0 +1,79 @@
+"""The critic of a signal: a trainable copy of its score model that predicts the return at every response token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actors.batch import MiniBatch, gather_tokens, make_micro_batch, plan_mini_batches, sum_over_ranks
+from castor.config.rlhf import RLHF, Learner
+from castor.config.training import Engine
+from castor.experience import Experience
+
+
+class Critic:
+    """One rank of a critic. All methods are collective."""
+
+    def __init__(self, name: str, model: str, config: RLHF, engine: Engine, seed: int, rank: int, world: int) -> None:
+        """From the weights of the score model; that of a classifier's cost is its backbone with a fresh scalar head,
+        the same one on every rank.
+        """
+        from actors.deepspeed_engine import TrainEngine, device, resolve_dtype
+        from castor.models.load import load_critic
+        from castor.models.score import ScoreInfo, ScoreModel
+
+        self.config, self.engine_config, self.seed, self.rank, self.world = config, engine, seed, rank, world
+        self.device, dtype = device(), resolve_dtype(engine.dtype)
+        if config.signals[name].classifier is None:
+            critic = load_critic(model, dtype)
+        else:
+            torch.manual_seed(seed)
+            critic = ScoreModel.from_backbone(model, ScoreInfo("critic"), dtype)
+        updates = config.steps * config.learner.update_iters * config.learner.mini_batches
+        self.engine = TrainEngine(critic, engine, updates)
+
+    def values(self, experience: Experience) -> NDArray[np.float32]:
+        """[R] float32 predicted return before each response token, on every rank."""
+        mine = []
+        (whole,) = self._plan(experience, Learner())
+        for sequences in whole.micro:
+            micro = make_micro_batch(experience, sequences, {}, self.engine_config.pack_length, self.device)
+            values = self.engine.infer(micro.rows, micro.response_positions - 1)
+            if len(sequences):
+                mine.append((sequences, values[None].cpu().numpy()))
+        return gather_tokens(mine, experience.response_lengths)[0]
+
+    def train(
+        self, experience: Experience, values: NDArray[np.float32], returns: NDArray[np.float32], step: int
+    ) -> dict[str, float]:
+        """Fit to `returns` [R]; `values` [R] are those before the step. Mini-batches are the learner's.
+
+        Returns critic_loss (mean over its updates) and critic_grad_norm (of the last).
+        """
+        from castor.algorithms.losses import clipped_value_loss
+        from castor.algorithms.ragged import token_weights
+
+        learner, clip = self.config.learner, self.config.advantage.clip_range_value
+        columns = {"values": values, "returns": returns}
+        losses, norm = [], 0.0
+        for mini in self._plan(experience, learner, step):
+            loss_sum = 0.0
+            for sequences in mini.micro:
+                micro = make_micro_batch(experience, sequences, columns, self.engine_config.pack_length, self.device)
+                predicted = self.engine.forward(micro.rows, micro.response_positions - 1)
+                weights = token_weights(micro.lengths, learner.loss_normalization, mini.sequences, mini.tokens)
+                per_token = clipped_value_loss(predicted, micro.columns["values"], micro.columns["returns"], clip)
+                loss = (weights * per_token).sum() if len(sequences) else predicted.sum() * 0.0
+                self.engine.accumulate(loss)
+                loss_sum += float(loss.detach())
+            norm = self.engine.step()
+            losses.append(sum_over_ranks({"loss": loss_sum})["loss"])
+        return {"critic_loss": float(np.mean(losses)), "critic_grad_norm": norm}
+
+    def _plan(self, experience: Experience, learner: Learner, step: int = 0) -> Iterator[MiniBatch]:
+        return plan_mini_batches(
+            experience, learner, self.engine_config, rank=self.rank, world_size=self.world, seed=(self.seed, step)
+        )
