@@ -14,6 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from castor.commands.assess import assess
+from castor.commands.data import app as data_app
+from castor.commands.export import export
 from castor.errors import CastorError
 
 app = typer.Typer(
@@ -22,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Safe RLHF for large language models on a Ray cluster.",
 )
+app.add_typer(data_app, name="data")
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/demo.yaml")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, e.g. seed=1 rlhf.ppo_lag.steps=20")
@@ -29,6 +33,8 @@ Overrides = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="print the config, the placement and the memory; start nothing")
 ]
+Fresh = Annotated[bool, typer.Option("--fresh", help="do not go on from the checkpoint of a run that was cut short")]
+Runs = Annotated[list[str] | None, typer.Option("--run", help="only this one (may be repeated); default: all of them")]
 
 EXIT_USER, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
 
@@ -73,8 +79,8 @@ def pipeline(
 
 
 def _stage_command(name: str, summary: str) -> None:
-    def command(config: ConfigFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-        _run(config, overrides, dry_run, lambda context: _one_stage(context, name))
+    def command(config: ConfigFile, overrides: Overrides = None, fresh: Fresh = False, dry_run: DryRun = False) -> None:
+        _run(config, overrides, dry_run, lambda context: _one_stage(context, name, fresh))
 
     command.__doc__ = summary
     app.command(name)(command)
@@ -87,24 +93,24 @@ _stage_command("cost", "Train the cost model.")
 
 
 @app.command()
-def rlhf(
+def moderation(
     config: ConfigFile,
     overrides: Overrides = None,
-    run: Annotated[
-        list[str] | None, typer.Option("--run", help="only this run (may be repeated); default: all")
-    ] = None,
+    run: Runs = None,
+    fresh: Fresh = False,
     dry_run: DryRun = False,
 ) -> None:
+    """Train the moderation models of CONFIG."""
+    _run(config, overrides, dry_run, lambda context: _named_stages(context, config, "moderation", run, fresh))
+
+
+@app.command()
+def rlhf(config: ConfigFile, overrides: Overrides = None, run: Runs = None, dry_run: DryRun = False) -> None:
     """The RLHF runs of CONFIG."""
+    _run(config, overrides, dry_run, lambda context: _named_stages(context, config, "rlhf", run))
 
-    def work(context: Any) -> None:
-        known = list(context.config.rlhf)
-        for name in run or known:
-            if name not in known:
-                raise CastorError(f"{config} has no rlhf run {name!r}: it has {', '.join(known) or 'none'}")
-            _one_stage(context, name)
 
-    _run(config, overrides, dry_run, work)
+app.command()(assess)
 
 
 @app.command()
@@ -148,7 +154,19 @@ def serve(
         serve_forever(config, announce)
 
 
-def _one_stage(context: Any, name: str) -> None:
+app.command()(export)
+
+
+def _named_stages(context: Any, path: Path, section: str, names: list[str] | None, fresh: bool = False) -> None:
+    """Run the stages `names` of a section that holds stages by name, or all of them."""
+    known = list(getattr(context.config, section))
+    for name in names or known:
+        if name not in known:
+            raise CastorError(f"{path} has no {section} run {name!r}: it has {', '.join(known) or 'none'}")
+        _one_stage(context, name, fresh)
+
+
+def _one_stage(context: Any, name: str, fresh: bool = False) -> None:
     """Run one stage whatever was finished before; the record keeps the key the pipeline would give it."""
     from trainers.pipeline import planned_stages, run_stage, stage_key
 
@@ -156,7 +174,7 @@ def _one_stage(context: Any, name: str) -> None:
     for stage in planned_stages(context):
         keys[stage.name] = stage_key(context, stage, keys)
         if stage.name == name:
-            run_stage(context, stage, keys[name])
+            run_stage(context, stage, keys[name], fresh)
             return
     raise CastorError(f"the config has no section for {name!r}: add one, see configs/demo.yaml")
 

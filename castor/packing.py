@@ -67,7 +67,8 @@ def _pieces(lengths: list[int], budget: int) -> int:
 class PackedRows:
     """Sequences packed into B rows of L tokens; positions restart with every sequence.
 
-    With `attention_mask=None` and no cache, transformers derives the block-diagonal mask from the positions.
+    With `attention_mask=None` and no cache, transformers derives the block-diagonal mask from the positions, for most
+    architectures (castor.models.backbone.isolates_sequences tells).
     The tail of a row is filled with single-token sequences (token 0, position 0) that nothing reads.
     """
 
@@ -78,6 +79,22 @@ class PackedRows:
     def to(self, device: torch.device) -> PackedRows:
         """A copy on `device`."""
         return PackedRows(self.input_ids.to(device), self.position_ids.to(device), self.flat.to(device))
+
+    def one_per_row(self) -> tuple[PackedRows, Tensor]:
+        """The same sequences, each at the start of a row of its own, and the mask [N, L] int64 of real tokens.
+
+        For models that cannot keep packed sequences apart: costs padding, changes no number.
+        """
+        if len(self.flat) == 0:
+            return self, torch.ones_like(self.input_ids)
+        offset = self.position_ids.view(-1)[self.flat]
+        sequence = (offset == 0).cumsum(0) - 1
+        count, width = int(sequence[-1]) + 1, int(offset.max()) + 1
+        flat = sequence * width + offset
+        input_ids, mask = self.input_ids.new_zeros(2, count * width)
+        input_ids[flat], mask[flat] = self.input_ids.view(-1)[self.flat], 1
+        position_ids = torch.arange(width, device=flat.device).expand(count, width)
+        return PackedRows(input_ids.view(count, width), position_ids, flat), mask.view(count, width)
 
 
 def pack_rows(tokens: NDArray[np.integer], lengths: NDArray[np.integer], pack_length: int) -> PackedRows:

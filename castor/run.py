@@ -47,16 +47,15 @@ class RunFolder:
         return str(folder)
 
     def _command(self, name: str) -> str:
-        return (
-            f"rlhf CONFIG --run {name}"
-            if name in self.config.rlhf
-            else f"{'pipeline' if name == 'model' else name} CONFIG"
-        )
+        for command, names in (("rlhf", self.config.rlhf), ("moderation", self.config.moderation)):
+            if name in names:
+                return f"{command} CONFIG --run {name}"
+        return f"{'pipeline' if name == 'model' else name} CONFIG"
 
     def verify(self, stage: str) -> None:
         """Raise CastorError when the model that a finished stage left is damaged or gone."""
         folder = self.path / stage / "policy" if stage in self.config.rlhf else self.path / stage
-        if stage in self.config.rlhf or stage in ("model", "sft", "reward", "cost"):
+        if stage in ("model", "sft", "reward", "cost", *self.config.moderation, *self.config.rlhf):
             verify_folder(folder)
 
     def record(self, stage: str) -> StageRecord | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,25 +100,30 @@ def policy_app(name: str, folder: Path, max_model_len: int, config: Serve) -> Ap
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase, kind: str) -> str | None:
-    """The Jinja template of `/v1/chat/completions`: None for the tokenizer's own, else PKU's dialogue format.
+    """The Jinja template of `/v1/chat/completions`: None for the tokenizer's own, else PKU's format or the config's.
 
-    It renders a conversation to the text the policy was trained on (safe-rlhf datasets/utils.py, format_prompt): turns
-    follow each other, and an answer is closed by the end-of-text token.
+    It renders a conversation to the text the policy was trained on, as `PromptTemplate.prompt_text`: turns follow each
+    other, and an answer is closed by the end-of-text token.
     """
-    from castor.data.template import PKU_PROMPT, PromptTemplate
+    from castor.config.template import PROMPT
+    from castor.data.template import PromptTemplate
 
-    if PromptTemplate(tokenizer, kind).chat:
+    template = PromptTemplate(tokenizer, kind)
+    if template.chat:
         return None
-    opening, _, closing = PKU_PROMPT.partition("{prompt}")
-    begin = opening.removesuffix("USER: ")
+    opening, _, closing = template.turn.partition(PROMPT)
     # what a template renders is tokenised without special tokens, so it writes the begin-of-text token itself
     first = "".join(tokenizer.convert_ids_to_tokens(tokenizer("").input_ids[:1]))
     return (
-        first
-        + begin
+        _literal(first + template.begin)
         + "{% for message in messages %}"
-        + ("{% if message.role == 'user' %}USER: {{ message.content }}" + closing)
+        + ("{% if message.role == 'user' %}" + _literal(opening) + "{{ message.content }}" + _literal(closing))
         + "{% elif message.role == 'assistant' %}{{ message.content }}{{ eos_token }}"
         + "{% else %}{{ raise_exception('this model knows user and assistant messages only') }}"
         + "{% endif %}{% endfor %}"
     )
+
+
+def _literal(text: str) -> str:
+    """Jinja that renders `text` as it stands, whatever braces it holds."""
+    return "{{ " + json.dumps(text) + " }}"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from actors.deepspeed_engine import device, resolve_dtype
 from castor.config.serve import Serve
 from castor.data.template import PromptTemplate, load_tokenizer
+from castor.models.load import load_score_model
 from castor.models.policy import context_length
 from castor.models.score import ScoreModel
 from castor.packing import micro_batches, pack_rows
@@ -32,7 +33,7 @@ class Scorer:
     @classmethod
     def load(cls, kind: str, folder: Path, config: Serve) -> Scorer:
         """From the folder of a finished stage, on this process's device."""
-        model = ScoreModel.load(folder, resolve_dtype(config.dtype)).eval().requires_grad_(False).to(device())
+        model = load_score_model(folder, resolve_dtype(config.dtype)).eval().requires_grad_(False).to(device())
         if model.info.score_type != kind:
             raise ValueError(f"{folder} holds a {model.info.score_type} model, not a {kind} model")
         template = PromptTemplate(load_tokenizer(str(folder)), config.template)

@@ -22,7 +22,7 @@ from castor.packing import pack_rows
 LR = 1e-2
 
 
-def rlhf_config(ranks, zero_stage, **learner):
+def rlhf_config(ranks, zero_stage, run=None, **learner):
     engine = Engine(
         zero_stage=zero_stage,
         micro_batch_tokens=120,
@@ -36,8 +36,8 @@ def rlhf_config(ranks, zero_stage, **learner):
             "help": Signal(role="objective", model="unused", critic=engine),
             "harm": Signal(role="constraint", model="unused", threshold=0.0, critic=engine),
         },
-        multipliers=Multipliers(),
         learner=Learner(ranks=ranks, engine=engine, logprob_gap_alarm=1e9, **learner),
+        **{"multipliers": Multipliers(), **(run or {})},
     )
 
 
@@ -74,7 +74,11 @@ def as_batch(experience, reference):
     )
 
 
-def plain_step(model, experience, advantages, lam, mini_batches=1):
+def ppo_loss(policy, rows, positions, old, advantages, reference):
+    return clipped_policy_loss(policy(rows, positions), old, advantages, 0.2)
+
+
+def plain_step(model, experience, advantages, lam, reference=None, loss_of=ppo_loss):
     """The same update in ten lines of PyTorch: whole sequences one by one, no packing, no DeepSpeed."""
     policy = PolicyModel.load(model, torch.float32)
     decay = [p for p in policy.parameters() if p.ndim >= 2]
@@ -90,7 +94,9 @@ def plain_step(model, experience, advantages, lam, mini_batches=1):
         positions = torch.arange(int(one.prompt_lengths[0]), int(one.lengths[0]))
         span = slice(int(ends[i] - experience.response_lengths[i]), int(ends[i]))
         old = torch.from_numpy(one.logprobs.copy())
-        per_token = clipped_policy_loss(policy(rows, positions), old, combined[span], 0.2)
+        per_token = loss_of(
+            policy, rows, positions, old, combined[span], None if reference is None else reference[span]
+        )
         loss = loss + per_token.mean() / len(experience)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
@@ -144,6 +150,30 @@ def test_mini_batches_and_passes_update_more_than_once(learners, tiny_models, st
     assert metrics["clip_fraction"] > 0  # later updates see a policy that has moved away from the rollout's
 
 
+def test_every_term_of_the_loss_is_in_the_step(learners, tiny_models, step_data):
+    """Asymmetric and dual clip, KL and entropy in the loss: the norm of the gradient is that of their written sum."""
+    experience, reference, advantages = step_data
+
+    def every_term(policy, rows, positions, old, advantage, logp_ref):
+        new, entropy = policy(rows, positions, 1.0, True)
+        ratio = torch.exp(new - old)
+        loss = -torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.3) * advantage)
+        loss = torch.where(advantage < 0, torch.minimum(loss, -1.2 * advantage), loss)
+        return loss + 0.4 * (torch.exp(logp_ref - new) - (logp_ref - new) - 1) - 0.05 * entropy
+
+    plain = plain_step(tiny_models.policy, experience, advantages, 0.7, torch.from_numpy(reference), loss_of=every_term)
+    config = rlhf_config(
+        len(learners.handles), 2, {"advantage": {"kl_placement": "loss", "kl_coeff": 0.4}},
+        clip_range_low=0.1, clip_range_high=0.3, dual_clip=1.2, entropy_coeff=0.05,
+    )  # fmt: skip
+    metrics, _ = learner_step(learners, tiny_models.policy, config, as_batch(experience, reference), advantages, 0.7)
+    total = metrics["actor_loss"] + 0.4 * metrics["kl_loss"] - 0.05 * metrics["entropy"]
+    assert total == pytest.approx(plain[0], abs=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(plain[1], rel=1e-3)
+    kl, responses = get(learners.handles[0].measure_kl.remote(as_batch(experience, reference)), 120, "measure_kl")
+    assert (kl, responses) == (pytest.approx(metrics["kl"]), 12)
+
+
 def test_stale_engines_trip_the_alarm(learners, tiny_models, step_data):
     experience, reference, advantages = step_data
     config = rlhf_config(len(learners.handles), 2)
@@ -174,8 +204,57 @@ def test_a_signal_scores_estimates_and_fits(ray_session, tiny_models, step_data)
     np.testing.assert_allclose(advantages[1], advantages[2], atol=1e-5)
 
 
+def test_a_signal_without_a_critic_compares_the_samples_of_a_prompt(ray_session, tiny_models, step_data):
+    experience, reference, _ = step_data
+    watched = Signal(role="constraint", model="unused", threshold=0.0, multiplier=Multipliers(rule="none"))
+    config = rlhf_config(1, 2, {"samples_per_prompt": 2, "advantage": {"estimator": "leave_one_out", "kl_coeff": 0.0}})
+    config = config.model_copy(update={"signals": {**config.signals, "watched": watched}})
+    batch = as_batch(experience, reference)
+    batch.scores["watched"] = batch.scores["harm"]
+    for name in ("harm", "watched"):
+        group = ActorGroup.start("signal", SignalWorker, 1, Resources())
+        try:
+            group.join(120)
+            get(group.call("load", name, tiny_models.cost, config, 0, 0.0), 300, "load")
+            advantages = get(group.call("advantages", batch), 120, "advantages")[0]
+            metrics = get(group.call("train_critic", 1), 120, "train_critic")[0]
+        finally:
+            group.stop()
+        assert set(metrics) == {"score_mean", "score_positive_share"}
+        if name == "watched":
+            assert advantages is None
+            continue
+        costs = np.concatenate([np.linspace(-1, 1, 7), np.linspace(-2, 2, 5)]).reshape(6, 2)  # uids 2i and 2i + 1
+        expected = np.repeat((costs - costs[:, ::-1]).ravel(), experience.response_lengths)
+        np.testing.assert_allclose(advantages, expected, atol=1e-5)
+
+
+def test_the_owner_takes_crpo_turns_and_adapts_the_kl_coefficient(ray_session, tmp_path):
+    rule = Multipliers(rule="crpo", tolerance=0.1, episode_cost_window_size=2)
+    config = rlhf_config(
+        1, 2, {"multipliers": rule, "advantage": {"kl_target": 6.0, "kl_coeff": 0.1, "kl_horizon": 2560}}
+    )
+    owner = MultiplierOwner(config, {"harm": 0.0}, tmp_path / "multipliers.json")
+
+    def step(version, costs, kl):
+        return owner.update(version, {"harm": [ray.put(np.array(costs, np.float32))]}, (kl, 256))
+
+    reward_step, cost_step = step(1, [0.0, 0.1], 12.0), step(2, [1.0, 1.0], 12.0)
+    assert (reward_step.objective_share, reward_step.values) == (1.0, {"harm": 0.0})  # within the tolerance
+    assert (cost_step.objective_share, cost_step.values) == (0.0, {"harm": 1.0})
+    assert reward_step.kl_coeff == pytest.approx(0.102)
+    assert cost_step.metrics()["kl_coeff"] == pytest.approx(0.1 * 1.02**2)
+    assert cost_step.metrics()["harm/regret"] == pytest.approx(1.05)
+    again = MultiplierOwner(config, {"harm": 0.0}, tmp_path / "multipliers.json")
+    assert again.state() == owner.state()
+    other = config.model_copy(update={"multipliers": Multipliers()})
+    with pytest.raises(ValueError, match="stored multipliers are of"):
+        MultiplierOwner(other, {"harm": 0.0}, tmp_path / "multipliers.json")
+
+
 def test_the_multiplier_owner_survives_its_process_and_never_updates_twice(ray_session, tmp_path):
-    config = Multipliers(lambda_init=0.5, lambda_lr=0.3, lambda_max=9.0, episode_cost_window_size=8)
+    rule = Multipliers(lambda_init=0.5, lambda_lr=0.3, lambda_max=9.0, episode_cost_window_size=8)
+    config = rlhf_config(1, 2).model_copy(update={"multipliers": rule})
     actor = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
     owner = actor.remote(config, {"harm": 0.2}, tmp_path / "multipliers.json")
     costs = {"harm": [ray.put(np.array([1.0, 2.0], np.float32)), ray.put(np.array([0.5], np.float32))]}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from castor.algorithms.advantages import combine, gae, penalized_stream
 from castor.algorithms.losses import clipped_policy_loss, clipped_value_loss
-from castor.algorithms.preference import cost_loss, reward_loss
+from castor.algorithms.preference import compared_positions, cost_loss, mean_per_pair, reward_loss, sign_loss
 from castor.algorithms.ragged import last_token_index, to_padded, token_weights
 from castor.packing import partition
 
@@ -207,28 +207,121 @@ def test_the_policy_loss_stops_pushing_outside_the_clip_range():
 
 
 def log_sigmoid(x):
-    return -math.log1p(math.exp(-x))
+    return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
+
+
+def naive_reward(first, second, regularization):
+    return -log_sigmoid(first - second) + regularization * (first**2 + second**2) / 2
+
+
+def naive_cost(first, second, first_safe, second_safe, regularization, sign_weight, pairwise):
+    signs = log_sigmoid(-first if first_safe else first) + log_sigmoid(-second if second_safe else second)
+    loss = -sign_weight * signs + regularization * (first**2 + second**2) / 2
+    return loss - log_sigmoid(second - first) if pairwise else loss
+
+
+def slope(naive, values, index, step=1e-5):
+    """Central difference of a function of a list of floats."""
+    up, down = list(values), list(values)
+    up[index] += step
+    down[index] -= step
+    return (naive(up) - naive(down)) / (2 * step)
 
 
 @settings(deadline=None)
-@given(seeds, st.floats(0, 1), st.booleans())
-def test_preference_losses_equal_the_formulas(seed, regularization, pairwise):
+@given(seeds, st.floats(0, 1), st.floats(0.1, 3), st.booleans())
+def test_preference_losses_equal_the_formulas(seed, regularization, sign_weight, pairwise):
+    """Values to 1e-12 and gradients to 1e-6 of loops over float64."""
     rng = generator(seed)
-    first, second = normal(6, rng, 3.0), normal(6, rng, 3.0)
+    first, second = (normal(6, rng, 3.0).requires_grad_() for _ in range(2))
     first_safe, second_safe = (torch.randint(0, 2, (6,), generator=rng).bool() for _ in range(2))
-    reward, cost = [], []
-    for a, b, a_safe, b_safe in zip(
-        first.tolist(), second.tolist(), first_safe.tolist(), second_safe.tolist(), strict=True
-    ):
-        square = regularization * (a**2 + b**2) / 2
-        reward.append(-log_sigmoid(a - b) + square)
-        signs = log_sigmoid(-a if a_safe else a) + log_sigmoid(-b if b_safe else b)
-        cost.append(-signs - (log_sigmoid(b - a) if pairwise else 0.0) + square)
-    actual = cost_loss(first, second, first_safe, second_safe, regularization, pairwise=pairwise)
-    torch.testing.assert_close(
-        reward_loss(first, second, regularization), torch.tensor(reward, dtype=torch.float64), rtol=0, atol=1e-12
-    )
-    torch.testing.assert_close(actual, torch.tensor(cost, dtype=torch.float64), rtol=0, atol=1e-12)
+    flags = list(zip(first_safe.tolist(), second_safe.tolist(), strict=True))
+
+    def naive_rewards(values):
+        return [naive_reward(*pair, regularization) for pair in zip(values[:6], values[6:], strict=True)]
+
+    def naive_costs(values):
+        pairs = zip(values[:6], values[6:], flags, strict=True)
+        return [naive_cost(a, b, *safe, regularization, sign_weight, pairwise) for a, b, safe in pairs]
+
+    cost = cost_loss(first, second, first_safe, second_safe, regularization, sign_weight=sign_weight, pairwise=pairwise)
+    values = [*first.tolist(), *second.tolist()]
+    for actual, naive in ((reward_loss(first, second, regularization), naive_rewards), (cost, naive_costs)):
+        expected = torch.tensor(naive(values), dtype=torch.float64)
+        torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=1e-12)
+        gradient = torch.cat(torch.autograd.grad(actual.sum(), (first, second)))
+        slopes = [slope(lambda v, naive=naive: sum(naive(v)), values, i) for i in range(12)]
+        torch.testing.assert_close(gradient, torch.tensor(slopes, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def naive_token_wise(scores, tokens, per_position):
+    """A pair's loss from the scores of its two sequences, written as in the reference but without padding tokens."""
+    longest = max(len(tokens[0]), len(tokens[1]))
+    padded = [t + [None] * (longest - len(t)) for t in tokens]
+    differing = [i for i in range(longest) if padded[0][i] != padded[1][i]]
+    begin = differing[0] if differing else longest - 1
+    last = [len(t) - 1 for t in tokens]
+    terms = [per_position(scores[0][min(i, last[0])], scores[1][min(i, last[1])]) for i in range(begin, longest)]
+    return sum(terms) / len(terms)
+
+
+token_lists = st.lists(st.integers(0, 2), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(token_lists, token_lists), min_size=1, max_size=4), seeds, st.floats(0, 1), st.booleans())
+def test_token_wise_losses_equal_the_formulas(pairs, seed, regularization, pairwise):
+    rng = generator(seed)
+    sequences_of = [sequence for pair in pairs for sequence in pair]
+    lengths = torch.tensor([len(sequence) for sequence in sequences_of])
+    tokens = torch.tensor([token for sequence in sequences_of for token in sequence])
+    scores = normal(len(tokens), rng, 2.0).requires_grad_()
+    flags = torch.randint(0, 2, (len(pairs), 2), generator=rng).bool()
+    first_at, second_at, counts = compared_positions(tokens, lengths)
+    first, second = scores[first_at], scores[second_at]
+    each = flags.repeat_interleave(counts, 0).unbind(1)
+    reward = mean_per_pair(reward_loss(first, second, regularization), counts)
+    cost = mean_per_pair(cost_loss(first, second, *each, regularization, sign_weight=0.7, pairwise=pairwise), counts)
+
+    def naive(values, kind):
+        flat, losses = torch.tensor(values, dtype=torch.float64), []
+        split = [part.tolist() for part in flat.split(lengths.tolist())]
+        for i, pair in enumerate(pairs):
+            safe = flags[i].tolist()
+
+            def per_position(a, b, safe=safe):
+                if kind == "reward":
+                    return naive_reward(a, b, regularization)
+                return naive_cost(a, b, *safe, regularization, 0.7, pairwise)
+
+            losses.append(naive_token_wise(split[2 * i : 2 * i + 2], [list(part) for part in pair], per_position))
+        return losses
+
+    for actual, kind in ((reward, "reward"), (cost, "cost")):
+        expected = torch.tensor(naive(scores.tolist(), kind), dtype=torch.float64)
+        torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=1e-12)
+        (gradient,) = torch.autograd.grad(actual.sum(), scores, retain_graph=True)
+        index = int(torch.randint(0, len(tokens), (1,), generator=rng))
+        expected_slope = slope(lambda values, kind=kind: sum(naive(values, kind)), scores.tolist(), index)
+        assert float(gradient[index]) == pytest.approx(expected_slope, abs=1e-6)
+
+
+def test_worked_compared_positions():
+    """From the first difference on; the shorter one's end is compared again; equal pairs at their end; none at all."""
+    tokens = torch.tensor([1, 2, 3, 9, 1, 2, 9, 5, 9, 5, 9, 4, 9, 9, 4, 9])
+    first, second, counts = compared_positions(tokens, torch.tensor([4, 3, 2, 2, 3, 2]))
+    assert first.tolist() == [2, 3, 8, 13]
+    assert second.tolist() == [6, 6, 10, 15]
+    assert counts.tolist() == [2, 1, 1]
+    nothing = compared_positions(tokens[:0], torch.empty(0, dtype=torch.int64))
+    assert [part.tolist() for part in nothing] == [[], [], []]
+    assert mean_per_pair(torch.empty(0), nothing[2]).shape == (0,)
+
+
+def test_losses_stay_finite_for_large_scores():
+    big = torch.tensor([1e4, -1e4])
+    assert reward_loss(big, -big, 0.0).tolist() == [0.0, 2e4]
+    assert sign_loss(big, torch.tensor([True, True])).tolist() == [1e4, 0.0]
 
 
 def test_zero_is_the_boundary_of_the_cost():

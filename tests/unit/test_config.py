@@ -102,7 +102,7 @@ def sections_in(annotation):
         ("sft.data=[]", "sft.data: "),
         ("sft.validation_share=0", "sft.validation_share: .*greater than 0"),
         ("model.heads=5", "hidden_size 192 is not an even multiple of heads 5"),
-        ("template=llama", "template: .*'auto', 'chat' or 'pku'"),
+        ("template=llama", "template 'llama' is neither auto, chat, pku nor a text"),
     ],
 )  # fmt: skip
 def test_options_are_checked_in_words_that_name_the_place(path, override, finding):

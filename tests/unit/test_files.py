@@ -6,19 +6,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from castor.data.files import is_data_file, read_records
+from castor.data.files import read_records
+from castor.data.formats import is_data_file
 from castor.data.hub import read_hub
-from castor.data.rows import RowError
+from castor.data.rows import QARow, RowError, parse_qa
 from castor.errors import CastorError
 from castor.files import atomic_write, fingerprint, sha256_file, write_json, write_jsonl, write_text
 
 ROWS = [{"prompt": f"p{i} é", "response": "a", "category": {"x,y": bool(i % 2)}} for i in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pa.compress(content, codec="zstd", asbytes=True),
+}
 
 
 def parquet_bytes(rows):
@@ -92,6 +99,12 @@ def test_cut_files_are_errors_that_name_the_place(tmp_path):
     assert "cut short or damaged" in damaged(tmp_path, "rows.jsonl.gz", gzip.compress(many)[:-40])
     assert "cut short or damaged" in damaged(tmp_path, "rows.jsonl.xz", lzma.compress(many)[:-40])
     assert "cut short or damaged" in damaged(tmp_path, "plain.jsonl.gz", LINES)
+    assert "cannot be read to its end" in damaged(tmp_path, "rows.jsonl.zst", COMPRESS[".zst"](many)[:-40])
+    assert "cannot be read to its end" in damaged(tmp_path, "plain.jsonl.zst", LINES)
+    assert "rows.csv is not CSV after line 1 (unexpected end of data)" in damaged(
+        tmp_path, "rows.csv", b'prompt,response\np,"cut sho'
+    )
+    assert "rows.csv is not UTF-8" in damaged(tmp_path, "rows.csv", b"prompt\n\xff\n")
     assert "rows.json:1 is not JSON" in damaged(tmp_path, "rows.json", json.dumps(ROWS).encode()[:-5])
     assert "rows.json:2 is not UTF-8" in damaged(tmp_path, "rows.json", b'[{"prompt":\n "\xff"}]')
     assert "cannot be read as Parquet" in damaged(tmp_path, "rows.parquet", parquet_bytes(ROWS)[:-20])
@@ -112,12 +125,51 @@ def test_json_without_rows_is_an_error(tmp_path):
 def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(CastorError, match=r"there is no file .*gone\.jsonl"):
         list(read_records(tmp_path / "gone.jsonl"))
-    (tmp_path / "rows.csv").write_text("prompt")
-    with pytest.raises(CastorError, match=r"rows\.csv is of an unknown kind; give a \.jsonl, \.json, \.parquet file"):
-        list(read_records(tmp_path / "rows.csv"))
+    (tmp_path / "rows.tsv").write_text("prompt")
+    with pytest.raises(CastorError, match=r"rows\.tsv is of an unknown kind; give a \.jsonl, \.json, \.parquet, \.csv"):
+        list(read_records(tmp_path / "rows.tsv"))
     assert is_data_file("a.b/C.JSONL.gz")
     assert not is_data_file("PKU-Alignment/PKU-SafeRLHF")
     assert not is_data_file("rows.gz")
+    assert is_data_file("s3://bucket/rows.csv.zst?versionId=1")
+    assert not is_data_file("https://host/rows?file=a.jsonl")
+
+
+def test_csv_cells_are_texts_and_label_columns_json(tmp_path):
+    (tmp_path / "rows.csv").write_text(
+        "\ufeffprompt,response,is_safe,category,severity_level,history\n"
+        '"two\nlines",1,True,,0,\n'
+        'p,true,False,"{""self_harm"": true}",3,"[[""u"", ""v""]]"\n'
+        "p,a,nan,self_harm,,\n"
+        "p,a\n"
+    )
+    records = list(read_records(tmp_path / "rows.csv"))
+    labels = {"is_safe": True, "category": None, "severity_level": 0, "history": None}
+    assert records[0].raw == {"prompt": "two\nlines", "response": "1"} | labels
+    assert parse_qa(records[1].raw) == QARow("p", "true", False, frozenset({"self_harm"}), 3, (("u", "v"),))
+    with pytest.raises(RowError, match="NaN value: is_safe is NaN"):
+        parse_qa(records[2].raw)
+    assert (records[3].raw.reason, records[3].location) == ("malformed line", f"{tmp_path / 'rows.csv'}:6")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.parquet", "rows.csv.zst"])
+def test_urls_are_read_like_files(name):
+    content = {"rows.jsonl.gz": gzip.compress(LINES), "rows.parquet": parquet_bytes(ROWS)}
+    content["rows.csv.zst"] = COMPRESS[".zst"](b"prompt,response\np0 \xc3\xa9,a\n")
+    with fsspec.open(f"memory://castor/{name}", "wb") as file:
+        file.write(content[name])
+    records = list(read_records(f"memory://castor/{name}"))
+    assert records[0].raw["prompt"] == "p0 é"
+    assert records[0].location.startswith(f"memory://castor/{name}:")
+
+
+def test_urls_that_cannot_be_opened(tmp_path):
+    with pytest.raises(CastorError, match=r"there is nothing at memory://castor/gone\.jsonl"):
+        list(read_records("memory://castor/gone.jsonl"))
+    with pytest.raises(CastorError, match=r"nonsense://a\.jsonl cannot be opened: Protocol not known"):
+        list(read_records("nonsense://a.jsonl"))
+    (tmp_path / "rows.jsonl").write_bytes(LINES)
+    assert raws(f"file://{tmp_path}/rows.jsonl") == ROWS
 
 
 def test_hub_reads_a_local_folder(tmp_path, monkeypatch):

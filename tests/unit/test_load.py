@@ -7,7 +7,7 @@ import pytest
 
 from castor.config.data import DataSource
 from castor.data.files import read_records
-from castor.data.hygiene import RowReport
+from castor.data.hygiene import RowReport, require_both_classes
 from castor.data.load import load_demonstrations, load_preferences, load_prompts, load_qa
 from castor.data.pairing import MAX_PAIRS_PER_PROMPT, safety_pairs
 from castor.data.rows import QARow, RowError, parse_qa
@@ -111,8 +111,8 @@ def test_nothing_left_says_why(tmp_path):
         load_preferences(source_of(tmp_path, [pair(0, safer_response_id=None)]), RowReport(), None, need=("safer",))
     with pytest.raises(CastorError, match="no usable rows for this use: kept 0 of 0 rows"):
         load_prompts(source_of(tmp_path, []), RowReport(), None)
-    with pytest.raises(CastorError, match="the row has 'instruction', 'output'"):
-        load_demonstrations(source_of(tmp_path, [{"instruction": "i", "output": "o"}]), RowReport(), None)
+    with pytest.raises(CastorError, match="the row has 'question', 'answer'"):
+        load_demonstrations(source_of(tmp_path, [{"question": "i", "answer": "o"}]), RowReport(), None)
 
 
 def test_hardly_any_row_left_is_an_error(tmp_path):
@@ -214,6 +214,40 @@ def test_a_folder_is_loaded_like_a_hub_set(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "set" / "test.jsonl", [pair(0), pair(1)])
     source = DataSource(source=str(tmp_path / "set"), split="test")
     assert [row.prompt for row in load_preferences(source, RowReport(), None)] == ["p0", "p1"]
+
+
+def chat(*turns):
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]}
+
+
+def test_conversations_are_paired_and_grouped_by_everything_said_before(tmp_path):
+    rows = [chat("a", "b", "p", "yes") | {"is_safe": False}, chat("a", "c", "p", "no") | {"is_safe": True}]
+    with pytest.raises(CastorError, match="set aside 2 QA rows in no safety pair"):
+        load_preferences(source_of(tmp_path, rows), RowReport(), None)
+    rows.append(chat("a", "b", "p", "no") | {"is_safe": True})
+    (pair_row,) = load_preferences(source_of(tmp_path, rows), RowReport(), None)
+    assert (pair_row.history, pair_row.safer_response_id) == ((("a", "b"),), 1)
+
+
+def test_prompts_in_the_middle_of_a_conversation_are_set_aside(tmp_path):
+    report = RowReport()
+    assert load_prompts(source_of(tmp_path, [chat("a", "b", "p"), chat("q")]), report, None) == ["q"]
+    assert report.summary() == "kept 1 of 2 rows; set aside 1 multi-turn prompts"
+
+
+def test_repeated_rows_are_kept_and_counted(tmp_path):
+    report = RowReport()
+    assert len(load_qa(source_of(tmp_path, [qa("p", "a", True)] * 3 + [qa("p", "a", False)]), report, None)) == 4
+    assert report.summary() == "kept 4 of 4 rows; 2 of the kept rows repeat an earlier one"
+
+
+def test_both_classes_are_required_by_name():
+    require_both_classes([True, None, False], "is_safe", "cost")
+    with pytest.raises(CastorError, match="cost: is_safe is true in every row, and both classes are needed"):
+        require_both_classes([True, True], "is_safe", "cost")
+    with pytest.raises(CastorError, match="is_safe is known in no row"):
+        require_both_classes([None], "is_safe", "cost")
 
 
 @needs_real_rows

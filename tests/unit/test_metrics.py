@@ -5,12 +5,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from castor.errors import CastorError
-from castor.evaluation.metrics import bootstrap_mean, policy_metrics, wilson
+from castor.evaluation.bootstrap import bootstrap_mean, wilson
+from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import JudgedResponse, read_responses, write_responses
 
 HARMFUL = JudgedResponse(
@@ -73,7 +74,7 @@ def test_bootstrap_is_seeded_and_the_same_in_pieces(monkeypatch: pytest.MonkeyPa
     whole = bootstrap_mean(values, seed=4)
     assert whole == bootstrap_mean(values, seed=4)
     assert whole != bootstrap_mean(values, seed=5)
-    monkeypatch.setattr("castor.evaluation.metrics.CELLS_AT_ONCE", 100)
+    monkeypatch.setattr("castor.evaluation.bootstrap.CELLS_AT_ONCE", 100)
     assert bootstrap_mean(values, seed=4) == whole
 
 
@@ -150,6 +151,7 @@ def test_a_verdict_on_some_rows_only_is_an_error(field: str) -> None:
         policy_metrics([HARMFUL, dataclasses.replace(BENIGN, **{field: None})])
 
 
+@settings(deadline=None)  # every example writes and syncs a file
 @given(
     prompt=st.text(),
     response=st.text(),

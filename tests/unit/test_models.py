@@ -16,8 +16,9 @@ from castor.config.pipeline import DemoModel
 from castor.data.synthetic.corpus import demonstrations, preference_rows
 from castor.data.template import PromptTemplate, load_tokenizer, require_same_tokenizer
 from castor.errors import CastorError
+from castor.models.load import load_score_model, read_score_info
 from castor.models.policy import PolicyModel, context_length
-from castor.models.score import ScoreInfo, ScoreModel, read_score_info, save_score_model
+from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import EOS, make_demo_model, train_tokenizer
 from castor.packing import pack_rows
 
@@ -105,7 +106,10 @@ def test_a_cost_is_never_shifted_and_a_normaliser_divides_by_something(kwargs):
 def test_a_policy_is_no_score_model(policy_folder, tmp_path):
     with pytest.raises(CastorError, match=r"holds no score model \(castor_score.json is missing\)"):
         ScoreModel.load(policy_folder, torch.float32)
-    with pytest.raises(CastorError, match="no score model"):
+    for refuse in (lambda: load_score_model(policy_folder, torch.float32), lambda: read_score_info(policy_folder)):
+        with pytest.raises(CastorError, match=r"holds no score model .*, but a LlamaForCausalLM"):
+            refuse()
+    with pytest.raises(CastorError, match="there is no model at"):
         read_score_info(tmp_path / "nowhere")
 
 
@@ -143,7 +147,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
     for load in (PolicyModel.load, lambda m, d: ScoreModel.from_backbone(m, ScoreInfo("reward"), d)):
         with pytest.raises(CastorError, match="cannot be loaded"):
             load(str(tmp_path), torch.float32)
-    with pytest.raises(CastorError, match="not a model folder"):
+    with pytest.raises(CastorError, match="no model folder"):
         context_length(str(tmp_path))
 
 

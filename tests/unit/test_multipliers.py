@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from castor.algorithms.multipliers import MultiplierState, initial_state, update
-from castor.config.rlhf import Multipliers
+from castor.algorithms.constraints import Limit
+from castor.algorithms.multipliers import initial_state, update
+from castor.config.multipliers import Multipliers
 
 costs_of_a_step = st.lists(st.floats(-8, 8), min_size=1, max_size=9)
 
@@ -57,7 +58,7 @@ def test_every_step_equals_sgd_on_log_lambda(steps, threshold, init, lr, maximum
     assert state.value == pytest.approx(init, rel=1e-15)
     for costs in steps:
         expected = reference.step(costs)
-        state = update(state, costs, threshold, config)
+        state = update(state, costs, Limit(threshold), config)
         assert state.value == pytest.approx(expected, rel=1e-12, abs=1e-300)
         assert state.window == tuple(reference.window)
         assert state.mean_cost == pytest.approx(sum(reference.window) / len(reference.window), abs=1e-12)
@@ -66,9 +67,9 @@ def test_every_step_equals_sgd_on_log_lambda(steps, threshold, init, lr, maximum
 def test_a_worked_step():
     # window mean 1.5, threshold -0.5, λ = 2, lr 0.1: log λ grows by 0.1 · 2 · 2 = 0.4
     config = Multipliers(lambda_init=2.0, lambda_lr=0.1, lambda_max=None, episode_cost_window_size=2)
-    state = update(initial_state(config), [100.0, 1.0, 2.0], -0.5, config)
+    state = update(initial_state(config), [100.0, 1.0, 2.0], Limit(-0.5), config)
     assert state.window == (1.0, 2.0)
-    assert state.log_lambda == pytest.approx(math.log(2.0) + 0.4, abs=1e-15)
+    assert math.log(state.value) == pytest.approx(math.log(2.0) + 0.4, abs=1e-15)
     assert state.updates == 1
 
 
@@ -76,47 +77,47 @@ def test_a_worked_step():
 def test_it_rises_while_the_mean_cost_exceeds_the_threshold_and_falls_below(threshold, distance):
     config = Multipliers(lambda_max=None)
     start = initial_state(config)
-    assert update(start, [threshold + distance], threshold, config).value > start.value
-    assert update(start, [threshold - distance], threshold, config).value < start.value
-    assert update(start, [0.0], 0.0, config).value == start.value
+    assert update(start, [threshold + distance], Limit(threshold), config).value > start.value
+    assert update(start, [threshold - distance], Limit(threshold), config).value < start.value
+    assert update(start, [0.0], Limit(0.0), config).value == start.value
 
 
 def test_the_threshold_is_minus_d():
     """With d = 0.5 a mean cost of -0.2 still violates J_C = E[C] + d <= 0."""
     config = Multipliers()
-    assert update(initial_state(config), [-0.2], -0.5, config).value > 1.0
-    assert update(initial_state(config), [-0.2], 0.0, config).value < 1.0
+    assert update(initial_state(config), [-0.2], Limit(-0.5), config).value > 1.0
+    assert update(initial_state(config), [-0.2], Limit(0.0), config).value < 1.0
 
 
 def test_the_maximum_holds_and_can_be_left_again():
     config = Multipliers(lambda_init=1.0, lambda_lr=1.0, lambda_max=5.0, episode_cost_window_size=1)
     state = initial_state(config)
     for _ in range(5):
-        state = update(state, [50.0], 0.0, config)
+        state = update(state, [50.0], Limit(0.0), config)
     assert state.value == pytest.approx(5.0)
-    assert update(state, [-0.1], 0.0, config).value < 4.0
+    assert update(state, [-0.1], Limit(0.0), config).value < 4.0
 
 
 def test_delayed_updates_only_fill_the_window():
     config = Multipliers(lambda_update_delay_steps=2, episode_cost_window_size=3)
     state = initial_state(config)
     for number in range(2):
-        state = update(state, [1.0, 3.0], 0.0, config)
+        state = update(state, [1.0, 3.0], Limit(0.0), config)
         assert (state.value, state.updates) == (1.0, number + 1)
-    state = update(state, [], 0.0, config)
+    state = update(state, [], Limit(0.0), config)
     assert state.window == (3.0, 1.0, 3.0)
-    assert state.log_lambda == pytest.approx(0.1 * 7 / 3)
+    assert math.log(state.value) == pytest.approx(0.1 * 7 / 3)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_cost_that_is_not_finite_stops_the_step(bad):
     config = Multipliers()
     with pytest.raises(ValueError, match="not finite"):
-        update(initial_state(config), [0.0, bad], 0.0, config)
+        update(initial_state(config), [0.0, bad], Limit(0.0), config)
 
 
 def test_an_empty_window_has_no_mean():
     with pytest.raises(ValueError, match="empty"):
-        _ = MultiplierState(0.0).mean_cost
+        _ = initial_state(Multipliers()).mean_cost
     with pytest.raises(ValueError, match="empty"):
-        update(MultiplierState(0.0), [], 0.0, Multipliers())
+        update(initial_state(Multipliers()), [], Limit(0.0), Multipliers())

@@ -1,6 +1,15 @@
 import pytest
 
-from castor.data.rows import PreferenceRow, QARow, RowError, detect_schema, parse_preference, parse_qa
+from castor.data.rows import (
+    PreferenceRow,
+    PromptRow,
+    QARow,
+    RowError,
+    detect_schema,
+    parse_preference,
+    parse_prompt_row,
+    parse_qa,
+)
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
 
 NO_HARM = dict.fromkeys(PKU_CATEGORIES, False)
@@ -94,7 +103,18 @@ def test_qa_of_a_preference_row():
         ({"response_0": "half \ud83d"}, "invalid text"),
         ({"response_0": "Break it. "}, "identical responses"),
         ({"is_response_0_safe": 1}, "wrong type"),
-        ({"response_0_harm_category": ["Drugs"]}, "wrong type"),
+        ({"response_0_harm_category": ["Drugs"]}, "is_safe contradicts the categories"),
+        ({"response_0_harm_category": [True] * 18}, "label vector of the wrong width"),
+        ({"response_0_harm_category": [True, "Drugs"]}, "wrong type"),
+        ({"response_0_harm_category": 3}, "wrong type"),
+        ({"response_0_harm_category": ["drugs"]}, "unknown category"),
+        ({"response_0_harm_category": {"Drugs": float("nan")}}, "NaN value"),
+        ({"prompt": float("nan")}, "NaN value"),
+        ({"is_response_1_safe": float("nan")}, "NaN value"),
+        ({"response_1_severity_level": float("nan")}, "NaN value"),
+        ({"history": "earlier"}, "wrong type"),
+        ({"history": [["one"]]}, "wrong type"),
+        ({"history": [["u", " "]]}, "empty response"),
         ({"response_1_harm_category": {"Drugs": None}}, "wrong type"),
         ({"response_1_harm_category": {"drugs": True}}, "unknown category"),
         ({"better_response_id": 2}, "id out of range"),
@@ -137,5 +157,39 @@ def test_detect_schema():
     assert detect_schema(preference()) == "preference"
     assert detect_schema({"prompt": "p", "response_1": "b"}) == "preference"
     assert detect_schema(qa()) == "qa"
-    with pytest.raises(RowError, match="'instruction', 'output'"):
-        detect_schema({"instruction": "i", "output": "o"})
+    with pytest.raises(RowError, match="'question', 'answer'"):
+        detect_schema({"question": "i", "answer": "o"})
+
+
+@pytest.mark.parametrize(
+    ("spelling", "names"),
+    [
+        (["self_harm", "animal_abuse"], {"self_harm", "animal_abuse"}),
+        ("controversial_topics,politics", {"controversial_topics,politics"}),
+        ([index == 10 for index in range(14)], {"self_harm"}),
+        ([index in (6, 18) for index in range(19)], {"Drugs", "Animal Abuse"}),
+        ([], frozenset()),
+    ],
+)
+def test_categories_may_be_names_or_a_label_vector(spelling, names):
+    assert parse_qa(qa(is_safe=None, category=spelling)).category == names
+
+
+def test_a_label_vector_of_all_14_false_contradicts_unsafe():
+    assert reason_of(parse_qa, qa(is_safe=False, category=[False] * 14)) == "is_safe contradicts the categories"
+    assert parse_qa(qa(is_safe=False, category=[False] * 19)).category == frozenset()
+
+
+def test_history_makes_the_key_and_the_exchange():
+    row = parse_preference(preference(history=[["hi", "hello"]]))
+    assert row.key == ("hi", "hello", "How do I open a locked door?") == row.qa(0).key
+    assert row.exchanges[1] == (row.prompt, "Break it.", (("hi", "hello"),)) == row.qa(1).exchange
+    assert QARow("p", "a").exchange == ("p", "a", ())
+
+
+def test_prompt_rows_carry_the_category_they_were_written_for():
+    raw = {"prompt": "p", "category": "self_harm", "category_id": 10}
+    assert parse_prompt_row(raw) == PromptRow("p", (), frozenset({"self_harm"}))
+    assert reason_of(parse_prompt_row, raw | {"category_id": 9}) == "category_id contradicts the category"
+    assert reason_of(parse_prompt_row, raw | {"category_id": 14}) == "id out of range"
+    assert parse_prompt_row(qa()) == PromptRow("q")

@@ -128,6 +128,9 @@ def test_pku_chat_template_gives_the_tokens_of_training() -> None:
     messages = [{"role": role, "content": content} for role, content in turns]
     text = tokenizer.apply_chat_template(messages, chat_template=jinja, tokenize=False)
     assert text == "<bos>BEGINNING OF CONVERSATION: USER: a ASSISTANT:b<eos>USER: c ASSISTANT:"
+    own = '{{"Q"}}: {prompt}\nA:'
+    text = tokenizer.apply_chat_template(messages, chat_template=chat_template(tokenizer, own), tokenize=False)
+    assert text == "<bos>" + PromptTemplate(tokenizer, own).prompt_text("c", (("a", "b"),))
 
 
 @pytest.mark.parametrize(

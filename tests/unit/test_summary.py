@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from castor.errors import CastorError
-from castor.evaluation.metrics import Estimate, PolicyMetrics, Rate
+from castor.evaluation.bootstrap import Estimate
+from castor.evaluation.metrics import PolicyMetrics, Rate
 from castor.evaluation.summary import (
     Run,
     Stage,

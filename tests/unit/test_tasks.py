@@ -8,7 +8,7 @@ from castor.config.data import DataSource, SyntheticOptions
 from castor.config.pipeline import DemoModel
 from castor.config.preference import Cost, Reward
 from castor.config.supervised import SFT
-from castor.data.rows import PreferenceRow, QARow, parse_preference
+from castor.data.rows import Exchange, PreferenceRow, QARow, parse_preference
 from castor.data.samples import Samples
 from castor.data.synthetic.corpus import demonstrations, preference_rows
 from castor.data.template import PromptTemplate, load_tokenizer
@@ -27,9 +27,9 @@ PREFERENCES = [parse_preference(row) for row in preference_rows(SyntheticOptions
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    make_demo_model(
-        DemoModel(**SMALL), (text for row in DEMONSTRATIONS for text in (row.prompt, row.response)), 0, path
-    )
+    text = [text for row in DEMONSTRATIONS for text in (row.prompt, row.response)]
+    text += [text for row in PREFERENCES for exchange in row.exchanges for text in exchange[:2]]
+    make_demo_model(DemoModel(**SMALL), text, 0, path)
     return str(path)
 
 
@@ -73,10 +73,10 @@ def test_positions_of_targets_and_ends(template):
 def test_long_samples_are_left_out_and_counted(template):
     texts = [[("a", "b")], [("a", "b c d e f g h")], [("a", "b c")]]
     samples = Samples(template, texts, max_length=6)
-    assert (samples.kept, samples.too_long, len(samples)) == ([0, 2], 1, 2)
+    assert (samples.kept.tolist(), samples.too_long, len(samples)) == ([0, 2], 1, 2)
     assert samples.lengths().tolist() == [5, 6]
     pairs = Samples(template, [[("a", "b"), ("a", "b c d e f g h")], [("a", "b"), ("a", "c")]], max_length=6)
-    assert (pairs.kept, pairs.lengths().tolist()) == ([1], [10])
+    assert (pairs.kept.tolist(), pairs.lengths().tolist()) == ([1], [10])
 
 
 def test_an_empty_batch_packs_to_nothing(template):
@@ -120,14 +120,9 @@ def row(better=0, safer=0, safe=(True, False)):
 
 def test_the_preferred_response_comes_first():
     rows = [row(better=0, safer=1, safe=(False, True)), row(better=1, safer=0)]
-    assert make_task(Reward(data=DATA), rows, "m").texts() == [
-        [("p", "zero"), ("p", "one")],
-        [("p", "one"), ("p", "zero")],
-    ]
-    assert make_task(Cost(data=DATA), rows, "m").texts() == [
-        [("p", "one"), ("p", "zero")],
-        [("p", "zero"), ("p", "one")],
-    ]
+    zero, one = Exchange("p", "zero"), Exchange("p", "one")
+    assert list(make_task(Reward(data=DATA), rows, "m").texts()) == [(zero, one), (one, zero)]
+    assert list(make_task(Cost(data=DATA), rows, "m").texts()) == [(one, zero), (zero, one)]
 
 
 def test_an_unlabelled_row_is_an_error():
@@ -156,6 +151,9 @@ def test_worked_preference_losses():
     sign = make_task(Cost(data=DATA, regularization=0.1, loss="sign"), rows, "m")
     expected -= nlog_sigmoid(1.5) + nlog_sigmoid(4.0)
     assert float(sign.loss(forward, packed, samples_of_rows)) == pytest.approx(expected, abs=1e-9)
+    heavy = make_task(Cost(data=DATA, regularization=0.1, loss="sign", sign_weight=3.0), rows, "m")
+    signs = expected - 0.1 * (0.25 + 4.0 + 1.0 + 9.0) / 2
+    assert float(heavy.loss(forward, packed, samples_of_rows)) == pytest.approx(expected + 2 * signs, abs=1e-9)
     reward = make_task(Reward(data=DATA, regularization=0.1), rows, "m")
     expected = nlog_sigmoid(-1.5) + nlog_sigmoid(-4.0) + 0.1 * (0.25 + 4.0 + 1.0 + 9.0) / 2
     assert float(reward.loss(forward, packed, samples_of_rows)) == pytest.approx(expected, abs=1e-9)
@@ -239,3 +237,127 @@ def test_a_policy_is_saved_as_a_hugging_face_folder(folder, tmp_path):
     saved = PolicyModel.load(str(tmp_path / "sft"), torch.float32).state_dict()
     assert all(torch.equal(saved[name], tensor) for name, tensor in weights.items())
     assert load_tokenizer(str(tmp_path / "sft")).chat_template
+
+
+def single_dimension(number):
+    """Rows with the fields of PKU-SafeRLHF-single-dimension: one preference, no safety label at all."""
+    fields = ("prompt", "response_0", "response_1", "better_response_id")
+    rows = ({name: row[name] for name in fields} for row in preference_rows(SyntheticOptions(), "train", number))
+    return [parse_preference(row | {"prompt_source": "s", "response_0_sha256": "00"}) for row in rows]
+
+
+@pytest.mark.parametrize("loss_type", ["sequence-wise", "token-wise"])
+def test_a_reward_model_learns_from_a_single_preference(folder, template, loss_type):
+    """From `better_response_id` alone; a cost model refuses such rows."""
+    rows = single_dimension(12)
+    assert {(row.safer_response_id, row.is_response_0_safe) for row in rows} == {(None, None)}
+    task = make_task(Reward(data=DATA, loss_type=loss_type), rows, folder)
+    samples = Samples(template, task.texts(), max_length=128)
+    torch.manual_seed(0)
+    model = task.load(folder, torch.float32)
+    packed, chosen = samples.pack(everything(samples), 256), everything(samples).tolist()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(25):
+        losses.append(task.loss(model, packed, chosen))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert float(losses[-1].detach()) < 0.5 * float(losses[0].detach())
+    with torch.no_grad():
+        assert task.measure([task.observe(model, packed)], chosen)["accuracy"] > 0.9
+    with pytest.raises(ValueError, match="without the label a cost model needs"):
+        make_task(Cost(data=DATA), rows, folder)
+
+
+@pytest.mark.parametrize("kind", [Reward, Cost])
+def test_the_token_wise_loss_of_a_model_compares_every_position(folder, template, kind):
+    """Packed, against each sequence alone and the loss written out over positions."""
+    task = make_task(kind(data=DATA, loss_type="token-wise", regularization=0.1), PREFERENCES, folder)
+    samples = Samples(template, task.texts(), max_length=128)
+    torch.manual_seed(0)
+    model = task.load(folder, torch.float32).eval()
+    chosen, expected = everything(samples), 0.0
+    with torch.no_grad():
+        actual = float(task.loss(model, samples.pack(chosen, 64), chosen.tolist()))
+        for index in chosen:
+            packed = samples.pack(chosen[index : index + 1], 1)
+            lengths = packed.lengths.tolist()
+            flat = model(packed.rows, torch.arange(sum(lengths)))
+            a, b = (part.tolist() for part in flat.split(lengths))
+            tokens = packed.rows.input_ids.view(-1)[packed.rows.flat].split(lengths)
+            begin = next(i for i, pair in enumerate(zip(*tokens, strict=False)) if pair[0] != pair[1])
+            signs = [-1.0 if safe else 1.0 for safe in task._safe_flags([index])[0]]
+            terms = []
+            for i in range(begin, max(lengths)):
+                first, second = a[min(i, lengths[0] - 1)], b[min(i, lengths[1] - 1)]
+                term = 0.05 * (first**2 + second**2)
+                term += nlog_sigmoid(first - second) if kind is Reward else nlog_sigmoid(second - first)
+                if kind is Cost:
+                    term += nlog_sigmoid(signs[0] * first) + nlog_sigmoid(signs[1] * second)
+                terms.append(term)
+            expected += sum(terms) / len(terms)
+    assert actual == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Reward, Cost])
+@pytest.mark.parametrize("normalize", ["running", "ema"])
+@pytest.mark.parametrize("during", [False, True])
+def test_statistics_of_the_training_scores_become_the_normaliser(folder, template, tmp_path, kind, normalize, during):
+    stage = kind(data=DATA, normalize=normalize, normalize_score_during_training=during, normalizer_momentum=0.5)
+    task = make_task(stage, PREFERENCES, folder)
+    plain = make_task(kind(data=DATA, normalize="none"), PREFERENCES, folder)
+    samples = Samples(template, task.texts(), max_length=128)
+    torch.manual_seed(0)
+    model = task.load(folder, torch.float32).eval()
+    packed, chosen = samples.pack(everything(samples), 64), everything(samples).tolist()
+    loss = task.loss(model, packed, chosen)
+    with torch.no_grad():
+        raw = task.observe(model, packed)
+        task.loss(model, packed, chosen)  # without gradients nothing is learned
+    mean, var = float(raw.mean()), float(raw.var())
+    if normalize == "ema":
+        mean, var = 0.5 * mean, 0.5 + 0.5 * var
+    shift = mean if kind is Reward else 0.0
+    seen = (raw - shift) / var**0.5 if during else raw
+    expected = plain.loss(Fixed(seen.flatten().tolist()), packed, chosen)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    task.save(tmp_path / "score", model, dict(model.state_dict()), [raw])
+    saved = ScoreModel.load(tmp_path / "score", torch.float32)
+    assert (saved.info.mean, saved.info.std) == pytest.approx((shift, var**0.5), rel=1e-5)
+    if kind is Cost:
+        normal = raw / var**0.5
+        sides = ((saved.info.safe_mean, normal[normal <= 0]), (saved.info.unsafe_mean, normal[normal > 0]))
+        for mean, side in sides:
+            assert mean == (pytest.approx(float(side.mean()), rel=1e-4) if len(side) else None)
+
+
+def test_an_empty_micro_batch_has_no_loss_and_no_statistics(folder, template):
+    for stage in (Reward(data=DATA, normalize="ema"), Cost(data=DATA, loss_type="token-wise", normalize="running")):
+        task = make_task(stage, PREFERENCES, folder)
+        samples = Samples(template, task.texts(), max_length=128)
+        model = task.load(folder, torch.float32)
+        loss = task.loss(model, samples.pack(np.empty(0, dtype=np.int64), 16), [])
+        loss.backward()
+        assert float(loss.detach()) == 0.0
+        assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+        assert task.normalizer is not None
+        assert int(task.normalizer.count) == 0
+
+
+def test_options_of_the_normaliser():
+    assert [Reward(data=DATA, normalize=value).normalize for value in (True, False)] == ["held_out", "none"]
+    for normalize in ("held_out", "none"):
+        with pytest.raises(ValueError, match="set normalize to running or ema"):
+            Cost(data=DATA, normalize=normalize, normalize_score_during_training=True)
+
+
+def test_a_head_without_a_bias_is_trained_and_saved(folder, template, tmp_path):
+    task = make_task(Cost(data=DATA, head_bias=False), PREFERENCES, folder)
+    model = task.load(folder, torch.float32)
+    assert model.score_head.bias is None
+    samples = Samples(template, task.texts(), max_length=128)
+    with torch.no_grad():
+        raw = task.observe(model.eval(), samples.pack(everything(samples), 64))
+    task.save(tmp_path / "score", model, dict(model.state_dict()), [raw])
+    assert ScoreModel.load(tmp_path / "score", torch.float32).score_head.bias is None

@@ -1,0 +1,124 @@
+"""The DeepSpeed engine alone, in this process: its state on disk, its guard against poisoned gradients, offload."""
+
+import os
+import socket
+
+import pytest
+import torch
+from torch import nn
+
+from castor.config.training import Engine, Optimizer
+
+STEPS = 10
+
+
+class Toy(nn.Module):
+    """Two layers and a buffer that counts forward passes."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second = nn.Linear(7, 9), nn.Linear(9, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.second(torch.tanh(self.first(x))).squeeze(-1).float()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group():
+    before = dict(os.environ)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from actors.deepspeed_engine import init_process_group
+
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        port = sock.getsockname()[1]
+    init_process_group(0, 1, "127.0.0.1", port, 60)
+    yield
+    torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def make(zero_stage, dtype="float32", **options):
+    from actors.deepspeed_engine import TrainEngine, resolve_dtype
+
+    optimizer = Optimizer(lr=0.05, lr_scheduler_type="cosine", lr_warmup_ratio=0.2, weight_decay=0.1)
+    config = Engine(zero_stage=zero_stage, dtype=dtype, optimizer=optimizer, **options)
+    return TrainEngine(Toy().to(resolve_dtype(dtype)), config, STEPS)
+
+
+def train(engine, first, last):
+    losses = []
+    for step in range(first, last):
+        generator = torch.Generator().manual_seed(step)
+        dtype = next(engine.engine.module.parameters()).dtype
+        for _ in range(2):
+            x = torch.randn(6, 7, generator=generator)
+            loss = ((engine.forward(x.to(dtype)) - x.sum(1)) ** 2).sum() / 12
+            engine.accumulate(loss)
+        losses.append((float(loss.detach()), engine.step(), engine.learning_rate))
+    return losses
+
+
+MODES = [(stage, dtype) for stage in range(4) for dtype in ("float32", "bfloat16")]
+
+
+@pytest.mark.parametrize(("stage", "dtype"), MODES)
+def test_a_saved_engine_goes_on_bit_for_bit(tmp_path, stage, dtype):
+    engine = make(stage, dtype)
+    train(engine, 0, 3)
+    engine.save(tmp_path)
+    expected = train(engine, 3, 6)
+    again = make(stage, dtype)
+    again.load(tmp_path)
+    assert train(again, 3, 6) == expected
+    for (name, ours), (_, theirs) in zip(engine.named_tensors(), again.named_tensors(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert again.engine.module.calls == engine.engine.module.calls == 12
+
+
+@pytest.mark.parametrize("target", range(4))
+@pytest.mark.parametrize("source", [0, 2, 3])
+def test_the_state_fits_every_stage(tmp_path, source, target):
+    engine = make(source)
+    train(engine, 0, 3)
+    engine.save(tmp_path)
+    other = make(target)
+    other.load(tmp_path)
+    flat = [value for row in train(other, 3, 6) for value in row]
+    assert flat == pytest.approx([value for row in train(engine, 3, 6) for value in row], rel=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "dtype"), MODES)
+def test_a_poisoned_gradient_changes_nothing(stage, dtype):
+    engine, clean = make(stage, dtype), make(stage, dtype)
+    train(engine, 0, 2)
+    before = dict(engine.named_tensors())
+    engine.accumulate(engine.forward(torch.full((2, 7), float("nan"), dtype=before["first.weight"].dtype)).sum())
+    with pytest.raises(FloatingPointError, match="was left out"):
+        engine.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.named_tensors())
+    train(clean, 0, 2)
+    assert [row[:2] for row in train(engine, 2, 3)] == [row[:2] for row in train(clean, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(1, ("cpu", "none")), (2, ("cpu", "none")), (3, ("cpu", "none")), (3, ("cpu", "cpu"))]
+)
+def test_offload_computes_the_same(tmp_path, stage, offload):
+    options = {"offload": {"optimizer": offload[0], "parameters": offload[1]}}
+    engine = make(stage, **options)
+    plain = [value for row in train(make(stage), 0, 3) for value in row]
+    assert [value for row in train(engine, 0, 3) for value in row] == pytest.approx(plain, rel=1e-5)
+    engine.save(tmp_path)
+    again = make(stage, **options)
+    again.load(tmp_path)
+    assert train(again, 3, 5) == train(engine, 3, 5)
+
+
+def test_offload_needs_a_stage_that_shards():
+    with pytest.raises(ValueError, match="parameters needs zero_stage 3"):
+        Engine(zero_stage=2, offload={"parameters": "cpu"})

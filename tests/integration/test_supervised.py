@@ -1,0 +1,150 @@
+"""Supervised stages on Ray Train: lost workers, stops, other worker counts, best models, adapters, poisoned rows."""
+
+import itertools
+import math
+import os
+import signal
+
+import psutil
+import pytest
+import torch
+
+from castor.config.data import DataSource, SyntheticOptions
+from castor.config.supervised import SFT, Best
+from castor.config.training import Engine, LoRA, Optimizer
+from castor.data.rows import QARow
+from castor.data.synthetic.corpus import demonstrations
+from castor.errors import CastorError
+from castor.files import read_json
+from castor.models.policy import PolicyModel
+
+ROWS = [QARow(row["prompt"], row["response"]) for row in demonstrations(SyntheticOptions(), "train", 160)]
+
+
+def stage(**options):
+    optimizer = Optimizer(lr=3e-3, lr_warmup_ratio=0.1)
+    engine = Engine(zero_stage=2, micro_batch_tokens=400, pack_length=64, optimizer=optimizer)
+    defaults = {"max_steps": 120, "batch_size": 8, "validation_share": 0.2, "max_length": 128, "engine": engine}
+    return SFT(data=[DataSource()], **{**defaults, **options})
+
+
+def run(config, model, out, watch=lambda progress: None, rows=ROWS, **options):
+    from trainers.supervised import run_supervised
+
+    told = []
+
+    def note(progress):
+        told.append(progress)
+        watch(progress)
+
+    arguments = {"template": "auto", "seed": 5, "key": "the same", "on_progress": note} | options
+    return run_supervised(config, model=model, rows=rows, out=out, **arguments), told
+
+
+def losses(told):
+    return [(progress.done, progress.metrics["loss"]) for progress in told if "loss" in progress.metrics]
+
+
+class Killer:
+    """Kills a worker process of this test when the stage has come to each of the given steps."""
+
+    def __init__(self, *steps):
+        self.steps, self.seen = list(steps), []
+
+    def __call__(self, progress):
+        self.seen.append(progress)
+        if self.steps and progress.done >= self.steps[0]:
+            workers = [
+                p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+            ]
+            os.kill(workers[-1].pid, signal.SIGKILL)
+            self.steps.pop(0)
+
+
+def test_a_lost_worker_a_stop_and_a_resume_on_fewer_workers(ray_session, tiny_models, tmp_path):
+    options = {"checkpoint_every": 10, "eval_every": 40, "workers": 2}
+    expected, told = run(stage(**options), tiny_models.policy, tmp_path / "whole")
+    undisturbed = dict(losses(told))
+    assert list(undisturbed) == list(range(1, 121))
+
+    killer = Killer(12, 50)
+    with pytest.raises(Exception, match=r"(?i)worker|actor"):
+        run(stage(**options, max_failures=1), tiny_models.policy, tmp_path / "sft", killer)
+    assert not killer.steps
+    seen = losses(killer.seen)
+    assert all(loss == undisturbed[step] for step, loss in seen)  # bit for bit, before the loss and after it
+    restarts = [later for (earlier, _), (later, _) in itertools.pairwise(seen) if later <= earlier]
+    assert len(restarts) == 1
+    assert restarts[0] > 10  # from a checkpoint
+    assert not (tmp_path / "sft").exists()
+
+    metrics, told = run(stage(**options | {"workers": 1}), tiny_models.policy, tmp_path / "sft")
+    resumed = losses(told)
+    assert resumed[0][0] > 50
+    assert [loss for _, loss in resumed] == pytest.approx([undisturbed[step] for step, _ in resumed], rel=1e-3)
+    assert metrics.keys() == expected.keys()
+    for name in ("validation_loss", "training_loss", "steps", "training_samples"):
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-3), name
+    assert [entry["step"] for entry in metrics["history"]] == [40, 80, 120]
+    assert not (tmp_path / "sft.training").exists()
+
+
+POISON = 60  # the row whose prompt is of words the tokenizer does not know
+
+
+@pytest.fixture
+def poisoned(tiny_models, tmp_path):
+    """A copy of the model whose embedding of the unknown token is NaN; rows with one that has it, and a seed."""
+    from castor.data.template import load_tokenizer
+    from trainers.supervised import split_by_prompt
+
+    policy, tokenizer = PolicyModel.load(tiny_models.policy, torch.float32), load_tokenizer(tiny_models.policy)
+    known = [
+        row for row in ROWS if tokenizer.unk_token_id not in tokenizer(f"{row.prompt} {row.response}")["input_ids"]
+    ]
+    with torch.no_grad():
+        policy.lm.get_input_embeddings().weight[tokenizer.unk_token_id] = math.nan
+    policy.lm.save_pretrained(tmp_path / "poisoned")
+    tokenizer.save_pretrained(tmp_path / "poisoned")
+    rows = [*known[:POISON], QARow("zzz zzz", "yes"), *known[POISON:]]
+    seed = next(seed for seed in range(50) if POISON in split_by_prompt(rows, 0.2, seed)[0])
+    return str(tmp_path / "poisoned"), rows, seed
+
+
+def test_a_poisoned_row_is_named(ray_session, poisoned, tmp_path):
+    model, rows, seed = poisoned
+    with pytest.raises(CastorError, match=r"sft: the loss is not finite at step \d+ for the rows 60 \(counted from 0"):
+        run(stage(max_steps=20, max_failures=1), model, tmp_path / "sft", rows=rows, seed=seed)
+
+
+def test_the_best_model_is_kept_adapters_are_merged_and_poisoned_batches_left_out(ray_session, poisoned, tmp_path):
+    """A learning rate so high that the model soon becomes worse: the stage stops early and keeps the best."""
+    model, rows, seed = poisoned
+    optimizer = Optimizer(lr=1.0, lr_scheduler_type="constant", lr_warmup_ratio=0.3)
+    config = stage(
+        engine=Engine(zero_stage=3, micro_batch_tokens=400, pack_length=64, optimizer=optimizer),
+        eval_every=8,
+        best=Best(metric="validation_loss", mode="min"),
+        patience=2,
+        lora=LoRA(rank=4, dropout=0.1),
+        max_skipped=20,
+    )
+    metrics, _ = run(config, model, tmp_path / "sft", rows=rows, seed=seed)
+    history = metrics["history"]
+    best = min(history, key=lambda entry: entry["validation_loss"])
+    assert metrics["kept_step"] == best["step"] == history[-3]["step"]
+    assert metrics["steps"] == history[-1]["step"] < 120
+    assert metrics["validation_loss"] == best["validation_loss"]
+    assert metrics["skipped_batches"] >= 1
+    assert read_json(tmp_path / "sft.metrics.json") == metrics
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(5, 45)[None]  # not the poisoned token
+    base = AutoModelForCausalLM.from_pretrained(model).eval()
+    plain = base(ids).logits
+    merged = PolicyModel.load(str(tmp_path / "sft"), torch.float32).lm.eval()(ids).logits
+    adapted = PeftModel.from_pretrained(base, tmp_path / "sft.adapter").eval()(ids).logits
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
+    assert (merged - plain).abs().max() > 0.01
