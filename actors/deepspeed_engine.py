@@ -18,6 +18,8 @@ from actors import engine_state
 from castor.config.training import Engine, Optimizer
 from castor.models.lora import inner_model
 
+LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own default
+
 
 def resolve_dtype(name: str) -> torch.dtype:
     """`auto` is bfloat16 on a GPU and float32 on a CPU."""
@@ -77,11 +79,12 @@ class TrainEngine:
             eps=config.optimizer.eps,
             fused=True,
         )
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
             lr_scheduler=lambda opt: _schedule(opt, config.optimizer, total_steps),
-            config=_deepspeed_config(config, self.world_size),
+            config=_deepspeed_config(config, self.world_size, trained),
         )
         self._clipped_norm: float | None = None
         if config.zero_stage == 0:
@@ -150,8 +153,12 @@ class TrainEngine:
         engine_state.load(self.engine, folder)
 
 
-def _deepspeed_config(config: Engine, world_size: int) -> dict[str, Any]:
-    """The engine config, derived. Micro-batches vary in number, so the caller owns the accumulation boundary."""
+def _deepspeed_config(config: Engine, world_size: int, trained: int) -> dict[str, Any]:
+    """The engine config, derived. Micro-batches vary in number, so the caller owns the accumulation boundary.
+
+    ZeRO sets aside a buffer of `reduce_bucket_size` elements whatever the model: one of `trained` parameters cannot use
+    more.
+    """
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -166,6 +173,7 @@ def _deepspeed_config(config: Engine, world_size: int) -> dict[str, Any]:
             "stage": config.zero_stage,
             "overlap_comm": False,
             "contiguous_gradients": True,
+            "reduce_bucket_size": min(LARGEST_BUCKET, trained),
             **({"stage3_param_persistence_threshold": 0} if config.zero_stage == 3 else {}),
             **_offloaded(config),
         },

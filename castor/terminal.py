@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 
 class Bar:
@@ -28,18 +29,22 @@ class Bar:
         self._progress: Progress | None = None
         self._shown = 0.0
         if terminal.interactive:
+            note = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # takes the room the others leave
             self._progress = Progress(
                 SpinnerColumn(),
                 TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=28),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=16),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
+                TimeElapsedColumn(table_column=Column(no_wrap=True)),
                 TextColumn("eta"),
-                TimeRemainingColumn(),
-                TextColumn("[dim]{task.fields[note]}"),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+                TextColumn("[dim]{task.fields[note]}", table_column=note),
                 console=terminal.console,
                 transient=True,
+                expand=True,
+                redirect_stdout=False,  # `captured` sends both to the log; what is printed must not come back here
+                redirect_stderr=False,
             )
             self._task = self._progress.add_task(name, total=None, note="starting", rate="")
             self._progress.start()
@@ -49,8 +54,8 @@ class Bar:
         if self._progress is not None:
             task = self._progress.tasks[0]
             speed = task.speed or 0.0
-            rate = f"{speed:.1f}/s" if speed >= 1 or speed == 0 else f"{1 / speed:.1f} s each"
-            self._progress.update(self._task, completed=done, total=total, note=note, rate=rate if done else "")
+            rate = f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed else ""
+            self._progress.update(self._task, completed=done, total=total, note=note, rate=rate)
         elif total and done / total >= self._shown + 0.25:
             self._shown = done / total
             self._terminal.line(f"  {self._name}: {done} of {total}  {note}")
