@@ -199,13 +199,13 @@ def _context(config: Any) -> Iterator[Any]:
     """Log, terminal and tracker around a command, and Ray from the first stage on that has work to do."""
     from castor.config.load import dump_config
     from castor.files import write_text
+    from castor.run import RunFolder, held
     from castor.terminal import captured
 
     log = config.run_dir / "logs" / "castor.log"
-    write_text(config.run_dir / "config.yaml", dump_config(config))
-    with captured(log) as terminal, _failures_told(terminal, log):
+    with held(config.run_dir), captured(log) as terminal, _failures_told(terminal, log):
+        write_text(config.run_dir / "config.yaml", dump_config(config))
         terminal.line(f"[bold]castor[/]  {config.run_dir}  [dim]log: {log}[/]")
-        from castor.run import RunFolder
         from castor.tracking import Tracker
         from trainers.context import Context
 

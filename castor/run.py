@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,28 @@ from castor.errors import CastorError
 from castor.files import read_json, write_json
 
 STAGE = "stage:"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The run folder for this process alone: two at work in it would remove each other's files.
+
+    Raises CastorError while another process has it. The system lets go of it however this process ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise CastorError(
+                f"another castor (process {file.read().strip() or 'unknown'}) is at work in {folder}: "
+                "wait for it, end it, or give another run_dir"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 @dataclass(frozen=True)
