@@ -80,7 +80,7 @@ def test_a_lost_worker_a_stop_and_a_resume_on_fewer_workers(ray_session, tiny_mo
 
     metrics, told = run(stage(**options | {"workers": 1}), tiny_models.policy, tmp_path / "sft")
     resumed = losses(told)
-    assert resumed[0][0] > 50
+    assert resumed[0][0] > 40  # the checkpoint of step 50 may not have been written yet
     assert [loss for _, loss in resumed] == pytest.approx([undisturbed[step] for step, _ in resumed], rel=1e-3)
     assert metrics.keys() == expected.keys()
     for name in ("validation_loss", "training_loss", "steps", "training_samples"):
