@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from actors.group import get
 from castor.config.rlhf import RLHF, Signal
-from castor.data.load import load_demonstrations, load_prompts
+from castor.data.load import load_prompts, stream_demonstrations
+from castor.data.mixture import Mixture
 from castor.data.prompt_stream import PromptStream
+from castor.data.rows import QARow
 from castor.data.template import require_same_tokenizer
 from castor.errors import CastorError
 from castor.files import read_json, write_json, write_jsonl
@@ -36,10 +39,13 @@ def run_rlhf(context: Context, name: str) -> str:
     prompts = fitting_prompts(context, name, prompts, policy, config.rollout.max_prompt_tokens)
     stream = PromptStream(prompts, config.prompts_per_step, seed)
     ptx = config.learner.ptx
-    ptx_rows = context.load_rows(f"{name}.ptx", [ptx.data], load_demonstrations) if ptx else None
     (out / "multipliers.json").unlink(missing_ok=True)
     log = StepLog(context, name, config, limits, out)
+    demonstrations: AbstractContextManager[Mixture[QARow] | None] = (
+        context.store_rows(f"{name}.ptx", [ptx.data], QARow, stream_demonstrations) if ptx else nullcontext()
+    )
     with (
+        demonstrations as ptx_rows,
         context.terminal.bar(name) as log.bar,
         Groups(
             config,

@@ -188,8 +188,8 @@ def test_the_other_taxonomy_is_translated_only_when_the_config_says_so():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([qa(True), qa(True)], "all 2 rows are labelled safe"),
-        ([qa(False, ["Violence"], 1)], "all 1 rows are labelled unsafe"),
+        ([qa(True), qa(True)], "is_safe is true in every row, and both classes are needed"),
+        ([qa(False, ["Violence"], 1)], "is_safe is false in every row"),
         ([qa(True), qa(False)], "no row names a harm category"),
         ([qa(True), qa(False, ["Violence"])], "no unsafe row has a severity_level"),
     ],
