@@ -118,10 +118,11 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, dry_run: DryRun = 
     """Compare the policies on held-out prompts; write summary.json and report.html."""
 
     def work(context: Any) -> None:
-        from trainers.pipeline import close, planned_stages
+        from castor.config.check import stage_sections
+        from trainers.pipeline import close
 
         _one_stage(context, "evaluate")
-        close(context, {stage.name: stage.name != "evaluate" for stage in planned_stages(context)})
+        close(context, {name: name != "evaluate" for name in stage_sections(context.config)})
 
     _run(config, overrides, dry_run, work)
 
@@ -168,13 +169,11 @@ def _named_stages(context: Any, path: Path, section: str, names: list[str] | Non
 
 def _one_stage(context: Any, name: str, fresh: bool = False) -> None:
     """Run one stage whatever was finished before; the record keeps the key the pipeline would give it."""
-    from trainers.pipeline import planned_stages, run_stage, stage_key
+    from trainers.pipeline import run_stage, stage_keys
 
-    keys: dict[str, str] = {}
-    for stage in planned_stages(context):
-        keys[stage.name] = stage_key(context, stage, keys)
-        if stage.name == name:
-            run_stage(context, stage, keys[name], fresh)
+    for stage, key in stage_keys(context):
+        if stage == name:
+            run_stage(context, name, key, fresh)
             return
     raise CastorError(f"the config has no section for {name!r}: add one, see configs/demo.yaml")
 
