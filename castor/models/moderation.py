@@ -188,9 +188,9 @@ def export_classifier(folder: str | Path, out: Path, dtype: torch.dtype = torch.
     """Write a moderation model as a plain `AutoModelForSequenceClassification` with the same labels.
 
     Its sigmoids are the label probabilities (the temperature is folded into the head); `id2label` has the categories,
-    `problem_type` is multi_label_classification. The severity head and the thresholds have no place in it. `dtype` is that
-    of the weights written; another than float32 rounds the outputs. Raises CastorError when transformers has no such
-    class for the backbone, or when it would read another token.
+    `problem_type` is multi_label_classification. The severity head and the thresholds have no place in it. `dtype` is
+    that of the weights written; another than float32 rounds the outputs. Raises CastorError when transformers has no
+    such class for the backbone, or when it would read another token.
     """
     model, tokenizer = ModerationModel.load(folder, torch.float32), load_tokenizer(str(folder))
     require_own_pad_token(tokenizer, str(folder))
