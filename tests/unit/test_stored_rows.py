@@ -10,7 +10,7 @@ import torch
 from castor.algorithms.moderation import class_weights
 from castor.config.data import DataSource, SyntheticOptions
 from castor.config.moderation import Moderation
-from castor.config.pipeline import DemoModel
+from castor.config.pipeline import Config, DemoModel
 from castor.config.preference import Cost, Reward
 from castor.config.supervised import SFT
 from castor.data.hygiene import RowReport
@@ -20,8 +20,13 @@ from castor.data.rows import PreferenceRow, QARow
 from castor.data.samples import Samples
 from castor.data.store import RowStore
 from castor.data.template import PromptTemplate, load_tokenizer
+from castor.errors import CastorError
+from castor.files import write_jsonl
 from castor.models.tiny import make_demo_model
+from castor.run import RunFolder
+from castor.terminal import Terminal
 from tests.conftest import SHARED_DATA
+from trainers.context import Context
 from trainers.supervised import split_by_prompt
 from trainers.tasks import make_task
 
@@ -93,6 +98,25 @@ def test_class_weights_are_those_of_the_training_rows():
     expected = class_weights(chosen.labels[chosen.labelled].numpy(), "balanced", 1000.0)
     np.testing.assert_array_equal(task.label_weights.numpy(), expected)
     assert not np.array_equal(expected, make_task(stage, rows, "m").label_weights.numpy())
+
+
+@pytest.mark.parametrize("loss", ["sign", "pairwise+sign"])
+def test_a_set_with_one_class_is_an_error_before_training(loss, tmp_path):
+    """Also for the moderation stage; nothing is left of the stored rows."""
+    from trainers.stages import run_cost, run_moderation
+
+    safe = {"is_response_0_safe": True, "is_response_1_safe": True}
+    labels = safe | {"safer_response_id": 0}
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "p", "response_0": "a", "response_1": "b", **labels}] * 4)
+    stage = {"model": "org/m", "data": {"source": str(tmp_path / "rows.jsonl")}}
+    sections = {"cost": {**stage, "loss": loss}, "moderation": {"qa": stage}}
+    config = Config.model_validate({"run_dir": str(tmp_path / "run"), **sections})
+    context = Context(config, RunFolder(config), Terminal(), None, lambda: None)
+    with pytest.raises(CastorError, match=r"cost: is_.*safe is true in every row, and both classes are needed"):
+        run_cost(context)
+    with pytest.raises(CastorError, match=r"moderation\.qa: is_safe is true in every row"):
+        run_moderation(context, "qa")
+    assert not list((tmp_path / "run").rglob("*.arrow"))
 
 
 @pytest.mark.skipif(not REAL_ROWS.is_file(), reason="the real rows are not here")

@@ -37,7 +37,7 @@ class ModerationTask:
         self.stage, self.rows, self.source = stage, rows, model
         self.info = ModerationInfo.fresh(stage.taxonomy, stage.input, stage.severity)
         self.targets = moderation_targets(rows, self.info.categories, stage.map_taxonomy, stage.severity)
-        learned = self.targets if training is None else self.targets[torch.from_numpy(training)]
+        learned = self.targets if training is None else self.targets[torch.tensor(training)]
         labels = learned.labels[learned.labelled].numpy()
         self.label_weights = torch.from_numpy(class_weights(labels, stage.class_weights, stage.max_class_weight))
         self._validation: list[int] = []  # rows of the newest measurement: `save` is told their outputs only
