@@ -172,8 +172,8 @@ def classifier_around(backbone: PreTrainedModel, weight: Tensor, pad_token_id: i
             classifier = AutoModelForSequenceClassification.from_config(config, dtype=backbone.dtype)
     except ValueError as error:
         raise CastorError(
-            f"transformers has no sequence classifier for {config.model_type}: a score model can be written --as castor "
-            "or --as pku"
+            f"transformers has no sequence classifier for {config.model_type}: a score model can be written --as "
+            "castor or --as pku"
         ) from error
     if not isinstance(getattr(classifier, "score", None), nn.Linear):
         raise CastorError(f"the sequence classifier of {config.model_type} is no linear head: use --as castor")
