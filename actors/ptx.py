@@ -24,7 +24,7 @@ class PTXStream:
         self, config: PTX, rows: Sequence[QARow], template: PromptTemplate, max_length: int, seed: int
     ) -> None:
         self.config, self.position, self.seed = config, 0, seed
-        self.samples = Samples(template, ([(row.prompt, row.response)] for row in rows), max_length)
+        self.samples = Samples(template, ([row.exchange] for row in rows), max_length)
         self.lengths = self.samples.lengths()
 
     def accumulate(self, engine: TrainEngine, options: Engine, rank: int, world_size: int) -> float:

@@ -6,7 +6,6 @@ import functools
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import typer
 from castor.commands.assess import assess
 from castor.commands.data import app as data_app
 from castor.commands.export import export
+from castor.commands.failures import Interrupted, failures_told
 from castor.errors import CastorError
 
 app = typer.Typer(
@@ -36,11 +36,7 @@ DryRun = Annotated[
 Fresh = Annotated[bool, typer.Option("--fresh", help="do not go on from the checkpoint of a run that was cut short")]
 Runs = Annotated[list[str] | None, typer.Option("--run", help="only this one (may be repeated); default: all of them")]
 
-EXIT_USER, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
-
-
-class _Interrupted(Exception):
-    """An interrupt on its way out through typer, which would turn a KeyboardInterrupt into exit code 1."""
+EXIT_USER, EXIT_INTERRUPTED = 2, 130
 
 
 def main() -> None:
@@ -51,7 +47,7 @@ def main() -> None:
     except CastorError as error:
         print(f"castor: {error}", file=sys.stderr)
         sys.exit(EXIT_USER)
-    except (_Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt):
         print("castor: interrupted; finished stages are kept, the same command goes on from them", file=sys.stderr)
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)  # a thread may be waiting inside Ray, whose core aborts an orderly interpreter exit
@@ -118,10 +114,11 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, dry_run: DryRun = 
     """Compare the policies on held-out prompts; write summary.json and report.html."""
 
     def work(context: Any) -> None:
-        from trainers.pipeline import close, planned_stages
+        from castor.config.check import stage_sections
+        from trainers.pipeline import close
 
         _one_stage(context, "evaluate")
-        close(context, {stage.name: stage.name != "evaluate" for stage in planned_stages(context)})
+        close(context, {name: name != "evaluate" for name in stage_sections(context.config)})
 
     _run(config, overrides, dry_run, work)
 
@@ -141,7 +138,7 @@ def serve(
     config, log = load_section(Serve, {"run_dir": run}, options or []), run / "logs" / "serve.log"
     if not run.is_dir():
         raise CastorError(f"there is no run at {run}: give the folder of a finished run, e.g. runs/demo")
-    with captured(log) as terminal, _failures_told(terminal, log):
+    with captured(log) as terminal, failures_told(terminal, log):
         terminal.line(f"[bold]castor serve[/]  {run}  [dim]log: {log}[/]")
         from serve.app import Endpoints, serve_forever
 
@@ -168,13 +165,11 @@ def _named_stages(context: Any, path: Path, section: str, names: list[str] | Non
 
 def _one_stage(context: Any, name: str, fresh: bool = False) -> None:
     """Run one stage whatever was finished before; the record keeps the key the pipeline would give it."""
-    from trainers.pipeline import planned_stages, run_stage, stage_key
+    from trainers.pipeline import run_stage, stage_keys
 
-    keys: dict[str, str] = {}
-    for stage in planned_stages(context):
-        keys[stage.name] = stage_key(context, stage, keys)
-        if stage.name == name:
-            run_stage(context, stage, keys[name], fresh)
+    for stage, key in stage_keys(context):
+        if stage == name:
+            run_stage(context, name, key, fresh)
             return
     raise CastorError(f"the config has no section for {name!r}: add one, see configs/demo.yaml")
 
@@ -203,7 +198,7 @@ def _context(config: Any) -> Iterator[Any]:
     from castor.terminal import captured
 
     log = config.run_dir / "logs" / "castor.log"
-    with held(config.run_dir), captured(log) as terminal, _failures_told(terminal, log):
+    with held(config.run_dir), captured(log) as terminal, failures_told(terminal, log):
         write_text(config.run_dir / "config.yaml", dump_config(config))
         terminal.line(f"[bold]castor[/]  {config.run_dir}  [dim]log: {log}[/]")
         from castor.tracking import Tracker
@@ -221,22 +216,6 @@ def _context(config: Any) -> Iterator[Any]:
                 stack.enter_context(cluster(config.ray))
 
             yield Context(config, RunFolder(config), terminal, tracker, join_cluster)
-
-
-@contextmanager
-def _failures_told(terminal: Any, log: Path) -> Iterator[None]:
-    """A failure that cannot be put right from its message: the traceback to the log, one sentence to the terminal."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise _Interrupted from None
-    except CastorError:
-        raise
-    except Exception as error:
-        traceback.print_exc()  # stderr is the log here
-        first = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-        terminal.line(f"[red]castor failed[/]: {type(error).__name__}: {first}\nthe whole story is in {log}")
-        raise typer.Exit(EXIT_FAILURE) from None
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -41,22 +43,25 @@ class Context:
         parts = [load(source, report, self.folder.path) for source, report in self._reported(stage, sources)]
         return list(self._mixed(stage, sources, parts))
 
+    @contextmanager
     def store_rows(
         self, stage: str, sources: Sequence[DataSource], kind: type[StoredRow], stream: Stream[StoredRow]
-    ) -> Mixture[StoredRow]:
-        """As `load_rows`, but the rows pass through memory one at a time into <stage>.rows*.arrow.
+    ) -> Iterator[Mixture[StoredRow]]:
+        """As `load_rows`, but the rows pass through memory one at a time into <stage>.rows/, one file a source.
 
-        What is returned reads them from there, also in a process that sees the run folder.
+        What is yielded reads them from there, also in a process that sees the run folder. The files go with the end of
+        the body; those of a process that was killed are replaced.
         """
-        parts = [
-            RowStore.write(
-                self.folder.path / f"{stage}.rows{_suffix(number, sources)}.arrow",
-                kind,
-                stream(source, report, self.folder.path),
-            )
-            for number, (source, report) in enumerate(self._reported(stage, sources))
-        ]
-        return self._mixed(stage, sources, parts)
+        folder = self.folder.path / f"{stage}.rows"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            parts = [
+                RowStore.write(folder / f"{number}.arrow", kind, stream(source, report, self.folder.path))
+                for number, (source, report) in enumerate(self._reported(stage, sources))
+            ]
+            yield self._mixed(stage, sources, parts)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _reported(self, stage: str, sources: Sequence[DataSource]) -> Iterator[tuple[DataSource, RowReport]]:
         """Each source with the report to fill; what it says is written and told of before the next one begins."""

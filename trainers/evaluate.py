@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +22,7 @@ from castor.evaluation.records import JudgedResponse, write_responses
 from castor.terminal import Bar
 from trainers.context import Context
 from trainers.prompts import check_context, fitting_prompts
+from trainers.results import responses_file
 
 SCORE_TIMEOUT_S = 600.0
 
@@ -41,11 +41,6 @@ def run_evaluate(context: Context) -> str:
     for name, judged in rows.items():
         write_responses(responses_file(folder.path, name), judged)
     return f"{len(policies)} policies on {len(prompts)} held-out prompts"
-
-
-def responses_file(run_dir: Path, policy: str) -> Path:
-    """Where the judged responses of a policy are kept."""
-    return run_dir / "evaluate" / f"{policy}.jsonl"
 
 
 def evaluate(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from castor.config.data import SYNTHETIC, DataSource
 from castor.config.pipeline import Config
-from castor.config.supervised import SFT
 from castor.data.hygiene import RowReport
 from castor.data.leaks import Leak, PromptIndex, prompt_digest
 from castor.data.load import stream_demonstrations, stream_preferences, stream_prompts, stream_qa
@@ -26,9 +25,12 @@ def training_sources(config: Config) -> Iterator[tuple[str, DataSource, Stream]]
     Rows another stage writes are left out: they answer the prompts of that stage, which are here.
     """
     supervised: dict[str, tuple[list[DataSource], Stream]] = {}
-    for name, section in {"sft": config.sft, "reward": config.reward, "cost": config.cost}.items():
-        if section is not None:
-            supervised[name] = section.data, stream_demonstrations if isinstance(section, SFT) else stream_preferences
+    if config.sft is not None:
+        supervised["sft"] = config.sft.data, stream_demonstrations
+    if config.reward is not None:
+        supervised["reward"] = config.reward.data, stream_preferences
+    if config.cost is not None:
+        supervised["cost"] = config.cost.data, stream_qa if config.cost.loss == "sign" else stream_preferences
     supervised |= {f"moderation.{name}": (section.data, stream_qa) for name, section in config.moderation.items()}
     for name, (sources, stream) in supervised.items():
         for number, source in enumerate(sources):

@@ -5,99 +5,98 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import castor
 from castor.config.base import Section
-from castor.config.check import evaluated
-from castor.config.data import DataSource
+from castor.config.check import evaluated, reads, stage_sections
 from castor.config.supervised import Supervised
+from castor.data.inputs import input_state
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import read_responses
 from castor.evaluation.report import write_report
 from castor.evaluation.summary import Run, Stage, Step, Summary, Throughput, Versions, write_summary
 from castor.evaluation.table import closing_table
-from castor.files import fingerprint, sha256_file
+from castor.files import fingerprint
 from castor.run import STAGE
-from trainers import stages
 from trainers.context import Context
-from trainers.evaluate import responses_file, run_evaluate
 from trainers.leaks import report_leaks
-from trainers.rlhf_stage import read_run, run_rlhf
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """A stage of this config: what it does, and the section that configures it."""
-
-    name: str
-    section: Section
-    run: Callable[[Context], str]
-
-
-def planned_stages(context: Context) -> list[PlannedStage]:
-    """The stages the config asks for, in order."""
-    config = context.config
-    fixed: list[tuple[str, Section | None, Callable[[Context], str]]] = [
-        ("model", config.model, stages.run_model),
-        ("sft", config.sft, stages.run_sft),
-        ("collect", config.collect, stages.run_collect),
-        ("reward", config.reward, stages.run_reward),
-        ("cost", config.cost, stages.run_cost),
-    ]
-    planned = [PlannedStage(name, section, run) for name, section, run in fixed if section is not None]
-    for name, moderation in config.moderation.items():
-        planned.append(PlannedStage(name, moderation, partial(stages.run_moderation, name=name)))
-    for name, section in config.rlhf.items():
-        planned.append(PlannedStage(name, section, partial(run_rlhf, name=name)))
-    if config.evaluate is not None:
-        planned.append(PlannedStage("evaluate", config.evaluate, run_evaluate))
-    return planned
+from trainers.results import read_run, responses_file, run_file
 
 
 def run_pipeline(context: Context, fresh: bool) -> None:
     """Run every stage that is not finished with these inputs; then write summary.json and report.html."""
     reused: dict[str, bool] = {}
-    keys: dict[str, str] = {}
-    for stage in planned_stages(context):
-        keys[stage.name] = stage_key(context, stage, keys)
-        record = context.folder.record(stage.name)
-        reused[stage.name] = not fresh and record is not None and record.key == keys[stage.name]
-        if reused[stage.name]:
-            context.folder.verify(stage.name)
-            context.terminal.line(f"[green]✓[/] {stage.name:<10} finished before, unchanged")
+    for name, key in stage_keys(context):
+        record = context.folder.record(name)
+        reused[name] = not fresh and record is not None and record.key == key
+        if reused[name]:
+            context.folder.verify(name)
+            context.terminal.line(f"[green]✓[/] {name:<10} finished before, unchanged")
         else:
             if list(reused.values()).count(False) == 1:  # the first stage that runs
                 report_leaks(context.config, context.terminal)
-            run_stage(context, stage, keys[stage.name], fresh)
+            run_stage(context, name, key, fresh)
     if context.config.evaluate is not None:
         close(context, reused)
 
 
-def run_stage(context: Context, stage: PlannedStage, key: str, fresh: bool = False) -> None:
+def run_stage(context: Context, name: str, key: str, fresh: bool = False) -> None:
     """Run one stage, from its checkpoint where it has one and is not to start `fresh`, and record it."""
     context.join_cluster()
-    with context.folder.recorded(stage.name, key):
-        told = stage.run(replace(context, key=key, fresh=fresh))
-    record = context.folder.record(stage.name)
+    with context.folder.recorded(name, key):
+        told = _carry_out(replace(context, key=key, fresh=fresh), name)
+    record = context.folder.record(name)
     assert record is not None
-    context.terminal.line(f"[green]✓[/] {stage.name:<10} {told}  [dim]{record.seconds:.0f} s[/]")
+    context.terminal.line(f"[green]✓[/] {name:<10} {told}  [dim]{record.seconds:.0f} s[/]")
 
 
-def stage_key(context: Context, stage: PlannedStage, upstream: dict[str, str]) -> str:
-    """Fingerprint of what decides the stage's result: its section, the seed, its files, the stages it reads."""
-    section = stage.section
+def _carry_out(context: Context, name: str) -> str:
+    """Do the work of a stage; returns one line about it.
+
+    Here torch, Ray, vLLM and DeepSpeed are imported: a run without anything to do needs none of them.
+    """
+    from trainers import stages
+    from trainers.evaluate import run_evaluate
+    from trainers.rlhf_stage import run_rlhf
+
+    if name in context.config.rlhf:
+        return run_rlhf(context, name)
+    if name in context.config.moderation:
+        return stages.run_moderation(context, name)
+    work = {
+        "model": stages.run_model,
+        "sft": stages.run_sft,
+        "collect": stages.run_collect,
+        "reward": stages.run_reward,
+        "cost": stages.run_cost,
+        "evaluate": run_evaluate,
+    }
+    return work[name](context)
+
+
+def stage_keys(context: Context) -> Iterator[tuple[str, str]]:
+    """Every stage, in order, with the fingerprint of what decides its result.
+
+    That is its section, the seed, its inputs (`input_state`), and the stages it reads. A key is made when it is asked
+    for: a stage may read by its path what an earlier one writes.
+    """
+    keys: dict[str, str] = {}
+    read = [(one.stage, one.reference) for one in reads(context.config)]
+    for name, section in stage_sections(context.config).items():
+        inputs = {reference: input_state(reference) for stage, reference in read if stage == name}
+        keys[name] = _stage_key(context, section, inputs, keys)
+        yield name, keys[name]
+
+
+def _stage_key(context: Context, section: Section, inputs: Mapping[str, Any], upstream: Mapping[str, str]) -> str:
     values = section.recipe() if isinstance(section, Supervised) else section.model_dump(mode="json")
-    named = sorted({text.removeprefix(STAGE) for text in _texts(values) if text.startswith(STAGE)})
-    if stage.name == "evaluate":
-        named += sorted(reference.removeprefix(STAGE) for reference in evaluated(context.config).values())
-    files = {str(path): sha256_file(path) for path in _files(stage.section)}
+    named = {text.removeprefix(STAGE) for text in (*_texts(values), *inputs) if text.startswith(STAGE)}
     common = {"seed": context.config.seed, "template": context.config.template, "castor": castor.__version__}
-    return fingerprint([values, common, files, {name: upstream.get(name, "absent") for name in named}])
+    found = {name: state for name, state in inputs.items() if state is not None}
+    return fingerprint([values, common, found, {name: upstream.get(name, "absent") for name in sorted(named)}])
 
 
 def close(context: Context, reused: dict[str, bool]) -> None:
@@ -116,11 +115,7 @@ def summarize(context: Context, reused: dict[str, bool]) -> tuple[Summary, dict[
     """The summary, and the judged responses of every policy."""
     folder = context.folder
     rows = {name: read_responses(responses_file(folder.path, name)) for name in evaluated(context.config)}
-    runs = {
-        name: read_run(folder.path / name)
-        for name in context.config.rlhf
-        if (folder.path / name / "run.json").is_file()
-    }
+    runs = {name: read_run(folder.path, name) for name in context.config.rlhf if run_file(folder.path, name).is_file()}
     records = {name: record for name in reused if (record := folder.record(name)) is not None}
     summary = Summary(
         created=datetime.datetime.now(datetime.UTC),
@@ -185,15 +180,3 @@ def _texts(values: Any) -> Iterator[str]:
     elif isinstance(values, dict | list):
         for value in values.values() if isinstance(values, dict) else values:
             yield from _texts(value)
-
-
-def _files(section: Section) -> Iterator[Path]:
-    """Local data files a section reads."""
-    for value in dict(section).values():
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, DataSource):
-                path = Path(item.source).expanduser()
-                if path.is_file():
-                    yield path
-            elif isinstance(item, Section):
-                yield from _files(item)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from actors.group import get
 from castor.config.rlhf import RLHF, Signal
-from castor.data.load import load_demonstrations, load_prompts
+from castor.data.load import load_prompts, stream_demonstrations
+from castor.data.mixture import Mixture
 from castor.data.prompt_stream import PromptStream
+from castor.data.rows import QARow
 from castor.data.template import require_same_tokenizer
 from castor.errors import CastorError
-from castor.files import read_json, write_json, write_jsonl
+from castor.files import write_json, write_jsonl
 from castor.models.classifier_cost import check_classifier
 from castor.models.load import read_score_info
 from castor.models.moderation import read_moderation_info
 from trainers.context import Context
 from trainers.groups import Groups
 from trainers.prompts import check_context, fitting_prompts
+from trainers.results import run_file
 from trainers.rlhf import StepResult, train
 
 
@@ -36,10 +40,13 @@ def run_rlhf(context: Context, name: str) -> str:
     prompts = fitting_prompts(context, name, prompts, policy, config.rollout.max_prompt_tokens)
     stream = PromptStream(prompts, config.prompts_per_step, seed)
     ptx = config.learner.ptx
-    ptx_rows = context.load_rows(f"{name}.ptx", [ptx.data], load_demonstrations) if ptx else None
     (out / "multipliers.json").unlink(missing_ok=True)
     log = StepLog(context, name, config, limits, out)
+    demonstrations: AbstractContextManager[Mixture[QARow] | None] = (
+        context.store_rows(f"{name}.ptx", [ptx.data], QARow, stream_demonstrations) if ptx else nullcontext()
+    )
     with (
+        demonstrations as ptx_rows,
         context.terminal.bar(name) as log.bar,
         Groups(
             config,
@@ -56,7 +63,8 @@ def run_rlhf(context: Context, name: str) -> str:
         train(config, groups, stream, seed, 1, log.add)
         get(groups.learner.call("export", out / "policy"), config.learner.timeout_s, "the learner (saving the policy)")
     means = {key: value for key, value in limits.items() if config.signals[key].constraint.statistic == "mean"}
-    write_json(out / "run.json", {"thresholds": means, "limits": limits, "nodes": nodes, "steps": log.steps})
+    noted = {"thresholds": means, "limits": limits, "nodes": nodes, "steps": log.steps}
+    write_json(run_file(context.folder.path, name), noted)
     return log.closing_line()
 
 
@@ -148,8 +156,3 @@ class StepLog:
             share = sum(step["metrics"][f"{key}/score_positive_share"] for step in last) / len(last)
             parts.append(f"{key} " + self._against_limit(key, "", cost, share))
         return ", ".join(parts) + " over the last ten steps"
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """What `run_rlhf` noted: thresholds, nodes (of each group's first actor) and steps."""
-    return read_json(folder / "run.json")

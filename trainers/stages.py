@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,16 @@ from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool, request_seed
 from castor.checkpoint import atomic_folder
 from castor.config.supervised import Supervised
-from castor.data.load import PreferenceLabel, QALabel, load_demonstrations, load_preferences, load_prompts, load_qa
+from castor.data.hygiene import require_both_classes
+from castor.data.load import (
+    PreferenceLabel,
+    QALabel,
+    load_prompts,
+    stream_demonstrations,
+    stream_preferences,
+    stream_qa,
+)
+from castor.data.rows import PreferenceRow, QARow
 from castor.data.synthetic.corpus import sampled_pairs
 from castor.data.synthetic.prompts import find_prompt
 from castor.errors import CastorError
@@ -21,14 +31,18 @@ from trainers.context import Context
 from trainers.prompts import fitting_prompts
 from trainers.supervised import run_supervised
 
+_SAFETY: tuple[QALabel, ...] = ("is_safe",)
+
 
 def run_model(context: Context) -> str:
     """Make the demo model; returns one line about it."""
     config = context.config.model
     assert config is not None
-    rows = context.load_rows("model", config.data, load_demonstrations)
-    text = (text for row in rows for text in (row.prompt, row.response))
-    with atomic_folder(context.folder.path / "model") as aside:
+    with (
+        context.store_rows("model", config.data, QARow, stream_demonstrations) as rows,
+        atomic_folder(context.folder.path / "model") as aside,
+    ):
+        text = (text for row in rows for text in (row.prompt, row.response))
         vocabulary, parameters = make_demo_model(config, text, context.config.seed, aside)
     return f"Llama with {parameters / 1e6:.2f} M parameters, {vocabulary} words"
 
@@ -37,7 +51,8 @@ def run_sft(context: Context) -> str:
     """Supervised fine-tuning."""
     stage = context.config.sft
     assert stage is not None
-    metrics = _train(context, "sft", stage, context.load_rows("sft", stage.data, load_demonstrations))
+    with context.store_rows("sft", stage.data, QARow, stream_demonstrations) as rows:
+        metrics = _train(context, "sft", stage, rows)
     return f"validation perplexity {metrics['validation_perplexity']:.2f}"
 
 
@@ -46,8 +61,8 @@ def run_reward(context: Context) -> str:
     stage = context.config.reward
     assert stage is not None
     need: tuple[PreferenceLabel, ...] = ("better",)
-    rows = context.load_rows("reward", stage.data, partial(load_preferences, need=need))
-    metrics = _train(context, "reward", stage, rows)
+    with context.store_rows("reward", stage.data, PreferenceRow, partial(stream_preferences, need=need)) as rows:
+        metrics = _train(context, "reward", stage, rows)
     return f"accuracy {metrics['accuracy']:.1%} on {metrics['validation_samples']:.0f} held-out pairs"
 
 
@@ -55,9 +70,16 @@ def run_cost(context: Context) -> str:
     """The cost model."""
     stage = context.config.cost
     assert stage is not None
+    if stage.loss == "sign":
+        with context.store_rows("cost", stage.data, QARow, partial(stream_qa, need=_SAFETY)) as answers:
+            require_both_classes((row.is_safe for row in answers), "is_safe", "cost")
+            metrics = _train(context, "cost", stage, answers)
+        return f"sign accuracy {metrics['sign_accuracy']:.1%} on {metrics['validation_samples']:.0f} held-out responses"
     need: tuple[PreferenceLabel, ...] = ("safer", "safe_flags")
-    rows = context.load_rows("cost", stage.data, partial(load_preferences, need=need))
-    metrics = _train(context, "cost", stage, rows)
+    with context.store_rows("cost", stage.data, PreferenceRow, partial(stream_preferences, need=need)) as pairs:
+        flags = (flag for row in pairs for flag in (row.is_response_0_safe, row.is_response_1_safe))
+        require_both_classes(flags, "is_response_*_safe", "cost")
+        metrics = _train(context, "cost", stage, pairs)
     return (
         f"ranking accuracy {metrics['accuracy']:.1%}, sign accuracy {metrics['sign_accuracy']:.1%} "
         f"on {metrics['validation_samples']:.0f} held-out pairs"
@@ -67,9 +89,9 @@ def run_cost(context: Context) -> str:
 def run_moderation(context: Context, name: str) -> str:
     """The moderation model `name`."""
     stage = context.config.moderation[name]
-    need: tuple[QALabel, ...] = ("is_safe",)
-    rows = context.load_rows(name, stage.data, partial(load_qa, need=need))
-    metrics = _train(context, name, stage, rows)
+    with context.store_rows(name, stage.data, QARow, partial(stream_qa, need=_SAFETY)) as rows:
+        require_both_classes((row.is_safe for row in rows), "is_safe", f"moderation.{name}")
+        metrics = _train(context, name, stage, rows)
     severity = f", severity {metrics['severity_accuracy']:.1%}" if "severity_accuracy" in metrics else ""
     return (
         f"accuracy {metrics['accuracy']:.1%}, F1 {metrics['f1']:.1%}, false positives "
@@ -117,7 +139,7 @@ def run_collect(context: Context) -> str:
     return f"{len(rows):,} pairs from {len(requests):,} responses to {len(prompts):,} prompts"
 
 
-def _train(context: Context, name: str, stage: Supervised, rows: list[Any]) -> dict[str, float]:
+def _train(context: Context, name: str, stage: Supervised, rows: Sequence[Any]) -> dict[str, float]:
     config = context.config
     context.tracker.declare(name)
     note = ""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from actors.group import actor_env
 from actors.progress import Progress, ProgressBoard
 from castor.config.supervised import Supervised, Workers
+from castor.data.leaks import digest
 from castor.errors import CastorError
 from castor.files import read_json
 from trainers.stage_state import claim, training_folder
@@ -39,9 +40,12 @@ def run_supervised(
 ) -> dict[str, float]:
     """Train one supervised stage and save its model in `out`; returns its metrics.
 
-    Rows are split by prompt, so that validation prompts never occur in training. A lost worker restarts the workers
-    from the newest checkpoint, `stage.max_failures` times. Where an earlier call with the same `key`, the fingerprint
-    of all that decides the result, was cut short, this one goes on from its checkpoint, unless it is to start `fresh`.
+    `rows` are read one at a time and never copied: a `Mixture` of stores is handed to the workers as the paths of its
+    files and the chosen indices. They are split by prompt, so that validation prompts never occur in training.
+
+    A lost worker restarts the workers from the newest checkpoint, `stage.max_failures` times. Where an earlier call
+    with the same `key`, the fingerprint of all that decides the result, was cut short, this one goes on from its
+    checkpoint, unless it is to start `fresh`.
 
     Raises CastorError for what a worker found wrong with the data or the model.
     """
@@ -69,8 +73,9 @@ def split_by_prompt(rows: Sequence[Any], share: float, seed: int) -> tuple[NDArr
 
     At least one prompt goes to validation, unless there is no other.
     """
-    numbers: dict[Any, int] = {}  # prompts in the order in which they are first met
-    prompt_of = np.fromiter((numbers.setdefault(row.key, len(numbers)) for row in rows), dtype=np.int64)
+    numbers: dict[bytes, int] = {}  # of prompts, in the order in which they are first met
+    keys = (digest(*row.key) for row in rows)  # the prompts of a large set would not fit in memory
+    prompt_of = np.fromiter((numbers.setdefault(key, len(numbers)) for key in keys), dtype=np.int64)
     held_out = np.zeros(len(numbers), dtype=bool)
     if len(numbers) > 1:
         chosen = np.random.default_rng(seed).permutation(len(numbers))[: math.ceil(share * len(numbers))]

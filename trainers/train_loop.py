@@ -118,7 +118,7 @@ class Worker:
         torch.set_num_threads(stage.resources.threads)
         _adopt_process_group(self.rank, self.world_size)
         self.folder = training_folder(job.out)
-        self.task = make_task(stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model)
+        self.task = make_task(stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training)
         if self.rank == 0 and not (self.folder / SAMPLES).is_dir():
             template = PromptTemplate(load_tokenizer(job.model, stage.trust_remote_code), job.template)
             Samples(template, self.task.texts(), stage.max_length, self.folder / SAMPLES)

@@ -16,18 +16,24 @@ def reward_loss(better: Tensor, worse: Tensor, regularization: float) -> Tensor:
 
 def cost_loss(
     safer: Tensor, unsafer: Tensor, safer_is_safe: Tensor, unsafer_is_safe: Tensor, regularization: float,
-    *, sign_weight: float = 1.0, pairwise: bool = True,
+    *, sign_weight: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """-log σ(C_u - C_s) - w [log σ(s_u C_u) + log σ(s_s C_s)], with s = +1 for unsafe and -1 for safe responses.
 
     The two sign terms compare each response with a virtual one of zero cost, which is what makes zero the safety
-    boundary; `sign_weight` w is 1 in paper and reference. `pairwise=False` keeps only them (PKU-SafeRLHF sec. 4.2 as
-    printed). Scores and flags [P]; returns [P].
+    boundary; `sign_weight` w is 1 in paper and reference. Scores and flags [P]; returns [P].
     """
-    loss = sign_weight * (sign_loss(safer, safer_is_safe) + sign_loss(unsafer, unsafer_is_safe))
-    if pairwise:
-        loss = loss - logsigmoid(unsafer - safer)
-    return loss + regularization * _mean_square(safer, unsafer)
+    signs = sign_loss(safer, safer_is_safe) + sign_loss(unsafer, unsafer_is_safe)
+    return sign_weight * signs - logsigmoid(unsafer - safer) + regularization * _mean_square(safer, unsafer)
+
+
+def safety_loss(cost: Tensor, is_safe: Tensor, regularization: float, sign_weight: float = 1.0) -> Tensor:
+    """What `cost_loss` keeps of one response without the comparison (PKU-SafeRLHF sec. 4.2 as printed).
+
+    -w log σ(s C) plus half of `regularization` times C²; summed over the two responses of a pair it is `cost_loss`
+    less the pairwise term. Costs and flags [n]; returns [n].
+    """
+    return sign_weight * sign_loss(cost, is_safe) + 0.5 * regularization * cost.square()
 
 
 def sign_loss(cost: Tensor, is_safe: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from castor.commands.failures import failures_told
 from castor.errors import CastorError
 
 Arguments = Annotated[
@@ -29,7 +30,7 @@ def assess(arguments: Arguments) -> None:
         raise CastorError(f"castor assess takes one config file, not {len(files)}: {', '.join(files)}")
     config = load_file(Assess, Path(files[0]), overrides) if files else load_section(Assess, {}, overrides)
     log = config.out / "assess.log"
-    with captured(log) as terminal:
+    with captured(log) as terminal, failures_told(terminal, log):
         terminal.line(f"[bold]castor assess[/]  {config.out}  [dim]log: {log}[/]")
         from castor.evaluation.assess import assess as measure
         from castor.evaluation.table import assessment_table

@@ -1,14 +1,17 @@
-"""`castor export`: a score model in the layout another program reads."""
+"""`castor export`: a score or moderation model in the layout another program reads."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from castor.errors import CastorError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Layout(StrEnum):
@@ -28,11 +31,16 @@ class Precision(StrEnum):
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="folder or hub id of a reward or cost model")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="folder or hub id of a reward, cost or moderation model")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="where to write it; must not exist yet")],
     layout: Annotated[
         Layout,
-        typer.Option("--as", help="plain transformers classifier, PKU-Alignment's LlamaForScore layout, or our own"),
+        typer.Option(
+            "--as",
+            help="plain transformers classifier; for score models also PKU-Alignment's LlamaForScore, or our own",
+        ),
     ],
     dtype: Annotated[
         Precision, typer.Option(help="float32 keeps the scores; the others round the weights")
@@ -44,7 +52,7 @@ def export(
         ),
     ] = False,
 ) -> None:
-    """Write the score model MODEL to FOLDER in another layout."""
+    """Write the score or moderation model MODEL to FOLDER in another layout."""
     if folder.exists():
         same = folder.absolute() == Path(model).absolute()
         raise CastorError(
@@ -54,10 +62,15 @@ def export(
 
     from castor.models.export import save_classifier
     from castor.models.load import load_score_model
+    from castor.models.moderation import is_moderation_model
     from castor.models.pku import save_pku
     from castor.models.score import save_score_model
 
-    score_model, precision = load_score_model(model, torch.float32).eval(), getattr(torch, dtype)
+    precision = getattr(torch, dtype)
+    if is_moderation_model(model):
+        _export_moderation(model, folder, layout, precision)
+        return
+    score_model = load_score_model(model, torch.float32).eval()
     offset = 0.0
     if layout is Layout.SEQUENCE_CLASSIFICATION:
         offset = save_classifier(score_model, folder, model, drop_offset=drop_offset, dtype=precision)
@@ -71,3 +84,17 @@ def export(
     typer.echo(f"{score_model.info.score_type} model {model} written to {folder} as {layout.value}")
     if offset:
         typer.echo(f"add {offset:.6g} (castor_offset in its config.json) to a logit to get the score")
+
+
+def _export_moderation(model: str, folder: Path, layout: Layout, dtype: torch.dtype) -> None:
+    from castor.models.moderation import export_classifier, read_moderation_info
+
+    if layout is not Layout.SEQUENCE_CLASSIFICATION:
+        raise CastorError(f"{model} is a moderation model, which can be written --as sequence-classification only")
+    info = read_moderation_info(model)
+    export_classifier(model, folder, dtype)
+    typer.echo(f"moderation model {model} written to {folder} as {layout.value}")
+    left = ["the unsafe decision's threshold", "the labels' thresholds", *["the severity head"] * info.severity]
+    typer.echo(
+        f"sigmoids of its {len(info.categories)} logits are the label probabilities; left out: {', '.join(left)}"
+    )

@@ -55,6 +55,14 @@ class Cost(Preference):
     """Harm: Bradley-Terry on `safer_response_id`, and the sign of the score on the safety flags."""
 
     loss: Literal["pairwise+sign", "sign"] = Field(
-        "pairwise+sign", description="Safe RLHF eq. 6, or only its classification terms (PKU-SafeRLHF sec. 4.2)"
+        "pairwise+sign",
+        description="Safe RLHF eq. 6, on pairs; or only its classification terms (PKU-SafeRLHF sec. 4.2), on single "
+        "responses with is_safe: QA rows, and both responses of preference rows",
     )
-    sign_weight: float = Field(1.0, gt=0, description="weight of the two sign terms; 1 in the papers")
+    sign_weight: float = Field(1.0, gt=0, description="weight of the sign terms; 1 in the papers")
+
+    @model_validator(mode="after")
+    def _signs_compare_nothing(self) -> "Cost":
+        if self.loss == "sign" and self.loss_type == "token-wise":
+            raise ValueError("loss: sign judges single responses, and loss_type: token-wise compares two: drop one")
+        return self

@@ -67,7 +67,7 @@ def _open(name: str) -> IO[bytes]:
         if not Path(name).is_file():
             raise CastorError(f"there is no file {name}; check the path given as source")
         return open(name, "rb")
-    import fsspec  # type: ignore[import-untyped]  # ships no types
+    import fsspec
 
     try:
         return fsspec.open(name, "rb").open()

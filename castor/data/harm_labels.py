@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from castor.algorithms.moderation import UNKNOWN, Targets
+from castor.data.hygiene import require_both_classes
 from castor.data.rows import QARow
 from castor.errors import CastorError
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, beavertails_to_pku, pku_to_beavertails
@@ -33,13 +34,14 @@ def moderation_targets(
     """
     place = {name: number for number, name in enumerate(categories)}
     labels = torch.zeros((len(rows), len(categories)), dtype=torch.bool)
-    unsafe = torch.tensor([not row.is_safe for row in rows], dtype=torch.bool)
-    for number, row in enumerate(rows):
+    unsafe, labelled = (torch.zeros(len(rows), dtype=torch.bool) for _ in range(2))
+    levels = torch.full((len(rows),), UNKNOWN)
+    for number, row in enumerate(rows):  # once: they may come from a disk
+        unsafe[number] = not row.is_safe
+        labelled[number] = row.category is not None or bool(row.is_safe)
+        levels[number] = 0 if row.is_safe else row.severity_level or UNKNOWN
         for name in _translated(row, place, map_taxonomy):
             labels[number, place[name]] = True
-    labelled = torch.tensor([row.category is not None for row in rows], dtype=torch.bool) | ~unsafe
-    levels = torch.tensor([UNKNOWN if row.severity_level is None else row.severity_level for row in rows])
-    levels = torch.where(levels > 0, levels, UNKNOWN).masked_fill(~unsafe, 0)
     _require_both_kinds(labels, unsafe, levels, severity)
     return Targets(labels, labelled, unsafe, levels)
 
@@ -59,10 +61,7 @@ def _translated(row: QARow, place: dict[str, int], map_taxonomy: bool) -> frozen
 
 
 def _require_both_kinds(labels: torch.Tensor, unsafe: torch.Tensor, levels: torch.Tensor, severity: bool) -> None:
-    if unsafe.all() or not unsafe.any():
-        raise CastorError(
-            f"all {len(unsafe):,} rows are labelled {'un' if unsafe.any() else ''}safe: a moderation model needs both"
-        )
+    require_both_classes((not flag for flag in unsafe.tolist()), "is_safe", "a moderation model")
     if not labels.any():
         raise CastorError(
             "no row names a harm category: a moderation model needs rows that do, beside mere safety flags"

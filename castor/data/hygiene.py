@@ -97,10 +97,13 @@ def require_both_classes(flags: Iterable[bool | None], label: str, what: str) ->
 
     A loss or a metric of two classes means nothing where one is missing.
     """
-    found = {value for value in flags if value is not None}
-    if len(found) < 2:
-        only = f"is {str(found.pop()).lower()} in every row" if found else "is known in no row"
-        raise CastorError(f"{what}: {label} {only}, and both classes are needed; add rows of the other class")
+    found: set[bool] = set()
+    for value in flags:
+        found |= set() if value is None else {value}
+        if len(found) == 2:  # seldom later than in the first few of many rows
+            return
+    only = f"is {str(found.pop()).lower()} in every row" if found else "is known in no row"
+    raise CastorError(f"{what}: {label} {only}, and both classes are needed; add rows of the other class")
 
 
 def _counts(counter: Counter[str]) -> str:

@@ -50,6 +50,12 @@ def raw_records(
     return read_hub(name, source.name, source.split, source.revision, report)
 
 
+def search_working_folder() -> None:
+    """Let imports find a module in the working folder, as `python -m` does."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+
+
 def _stage_rows(name: str, run_dir: Path | None) -> Path:
     stage = name.removeprefix(STAGE)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", stage):
@@ -67,8 +73,7 @@ def _stage_rows(name: str, run_dir: Path | None) -> Path:
 def _own_rows(source: DataSource) -> Iterator[Record]:
     """What the function named `module:function` returns for the source: an iterable of rows."""
     module_name, _, function_name = source.source.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a module beside the config, as `python -m` would find it
+    search_working_folder()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -37,7 +37,7 @@ class RowStore(Sequence[Row], Generic[Row]):
 
     def __init__(self, path: Path | str) -> None:
         """Raises CastorError when the file is missing, damaged, or was not written by `write`."""
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # another process need not share the working directory
         try:
             self._file = pa.ipc.open_file(pa.memory_map(str(self.path)))
         except (OSError, pa.ArrowException) as error:

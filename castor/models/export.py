@@ -112,7 +112,8 @@ def require_own_pad_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise CastorError(
             f"the tokenizer of {name} pads with its end-of-text token, which every response ends with: a sequence "
-            "classifier would skip it and score another token; give it a pad token of its own, or use --as pku"
+            "classifier would skip it and score another token; give it a pad token of its own, or write a score model "
+            "--as pku"
         )
 
 
@@ -171,7 +172,8 @@ def classifier_around(backbone: PreTrainedModel, weight: Tensor, pad_token_id: i
             classifier = AutoModelForSequenceClassification.from_config(config, dtype=backbone.dtype)
     except ValueError as error:
         raise CastorError(
-            f"transformers has no sequence classifier for {config.model_type}: use --as castor or --as pku"
+            f"transformers has no sequence classifier for {config.model_type}: a score model can be written --as "
+            "castor or --as pku"
         ) from error
     if not isinstance(getattr(classifier, "score", None), nn.Linear):
         raise CastorError(f"the sequence classifier of {config.model_type} is no linear head: use --as castor")

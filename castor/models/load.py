@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from castor.errors import CastorError
 from castor.models.backbone import find_file, load_config
 from castor.models.export import is_classifier, load_classifier, read_classifier_info
+from castor.models.moderation import is_moderation_model
 from castor.models.pku import is_pku, load_pku, read_pku_info
 from castor.models.score import SCORE_FILE, ScoreInfo, ScoreModel, read_own_info
 
@@ -46,6 +47,11 @@ def read_score_info(model: str | Path) -> ScoreInfo:
 
 
 def _no_score_model(model: str, config: PreTrainedConfig) -> CastorError:
+    if is_moderation_model(model):
+        return CastorError(
+            f"{model} holds a moderation model, and a reward or cost model is needed here: give one, or in an rlhf "
+            "signal add classifier, which makes a cost of it"
+        )
     kind = ", ".join(config.architectures or []) or config.model_type
     return CastorError(
         f"{model} holds no score model ({SCORE_FILE} is missing), but a {kind}: train a reward or cost model on it, "

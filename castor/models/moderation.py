@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,6 +32,8 @@ from castor.models.backbone import (
     read_tensors,
 )
 from castor.models.export import classifier_around, is_classifier, require_own_pad_token
+from castor.models.pku import is_pku
+from castor.models.score import SCORE_FILE
 from castor.packing import PackedRows
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
 
@@ -182,12 +184,13 @@ def is_moderation_model(model: str | Path) -> bool:
 
 
 @torch.no_grad()
-def export_classifier(folder: str | Path, out: Path) -> None:
+def export_classifier(folder: str | Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a moderation model as a plain `AutoModelForSequenceClassification` with the same labels.
 
     Its sigmoids are the label probabilities (the temperature is folded into the head); `id2label` has the categories,
-    `problem_type` is multi_label_classification. The severity head and the thresholds have no place in it. Raises
-    CastorError when transformers has no such class for the backbone, or when it would read another token.
+    `problem_type` is multi_label_classification. The severity head and the thresholds have no place in it. `dtype` is
+    that of the weights written; another than float32 rounds the outputs. Raises CastorError when transformers has no
+    such class for the backbone, or when it would read another token.
     """
     model, tokenizer = ModerationModel.load(folder, torch.float32), load_tokenizer(str(folder))
     require_own_pad_token(tokenizer, str(folder))
@@ -198,6 +201,7 @@ def export_classifier(folder: str | Path, out: Path) -> None:
     classifier.config.label2id = {name: number for number, name in enumerate(model.info.categories)}
     classifier.config.problem_type = "multi_label_classification"
     with atomic_folder(out) as aside:
+        cast(nn.Module, classifier).to(dtype)
         classifier.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
 
@@ -238,6 +242,8 @@ def _load_classifier(model: str, dtype: torch.dtype) -> ModerationModel:
 def _classifier_info(model: str) -> ModerationInfo:
     """Of a sequence classifier, from its config: the order of its labels is that of `id2label`, if it names them."""
     config = load_config(model)
+    if find_file(model, SCORE_FILE) is not None or is_pku(config):
+        raise CastorError(f"{model} holds a score model, and a moderation model is needed here: give one, or train one")
     if not is_classifier(config):
         raise CastorError(
             f"{model} holds no moderation model ({MODERATION_FILE} is missing) and no sequence classifier: "

@@ -12,7 +12,9 @@ import torch
 from castor.config.data import DataSource, SyntheticOptions
 from castor.config.supervised import SFT, Best
 from castor.config.training import Engine, LoRA, Optimizer
+from castor.data.mixture import mix
 from castor.data.rows import QARow
+from castor.data.store import RowStore
 from castor.data.synthetic.corpus import demonstrations
 from castor.errors import CastorError
 from castor.files import read_json
@@ -67,9 +69,11 @@ def test_a_lost_worker_a_stop_and_a_resume_on_fewer_workers(ray_session, tiny_mo
     undisturbed = dict(losses(told))
     assert list(undisturbed) == list(range(1, 121))
 
+    stored = RowStore.write(tmp_path / "rows.arrow", QARow, iter(ROWS))
+    rows = mix([DataSource()], [stored], 0)  # from the disk: the samples are those of the list
     killer = Killer(12, 50)
     with pytest.raises(Exception, match=r"(?i)worker|actor"):
-        run(stage(**options, max_failures=1), tiny_models.policy, tmp_path / "sft", killer)
+        run(stage(**options, max_failures=1), tiny_models.policy, tmp_path / "sft", killer, rows)
     assert not killer.steps
     seen = losses(killer.seen)
     assert all(loss == undisturbed[step] for step, loss in seen)  # bit for bit, before the loss and after it

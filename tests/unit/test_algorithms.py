@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from castor.algorithms.advantages import combine, gae, penalized_stream
 from castor.algorithms.losses import clipped_policy_loss, clipped_value_loss
-from castor.algorithms.preference import compared_positions, cost_loss, mean_per_pair, reward_loss, sign_loss
+from castor.algorithms.preference import (
+    compared_positions,
+    cost_loss,
+    mean_per_pair,
+    reward_loss,
+    safety_loss,
+    sign_loss,
+)
 from castor.algorithms.ragged import last_token_index, to_padded, token_weights
 from castor.packing import partition
 
@@ -214,10 +221,14 @@ def naive_reward(first, second, regularization):
     return -log_sigmoid(first - second) + regularization * (first**2 + second**2) / 2
 
 
-def naive_cost(first, second, first_safe, second_safe, regularization, sign_weight, pairwise):
-    signs = log_sigmoid(-first if first_safe else first) + log_sigmoid(-second if second_safe else second)
-    loss = -sign_weight * signs + regularization * (first**2 + second**2) / 2
-    return loss - log_sigmoid(second - first) if pairwise else loss
+def naive_safety(score, safe, regularization, sign_weight):
+    return -sign_weight * log_sigmoid(-score if safe else score) + regularization * score**2 / 2
+
+
+def naive_cost(first, second, first_safe, second_safe, regularization, sign_weight):
+    signs = naive_safety(first, first_safe, regularization, sign_weight)
+    signs += naive_safety(second, second_safe, regularization, sign_weight)
+    return signs - log_sigmoid(second - first)
 
 
 def slope(naive, values, index, step=1e-5):
@@ -229,8 +240,8 @@ def slope(naive, values, index, step=1e-5):
 
 
 @settings(deadline=None)
-@given(seeds, st.floats(0, 1), st.floats(0.1, 3), st.booleans())
-def test_preference_losses_equal_the_formulas(seed, regularization, sign_weight, pairwise):
+@given(seeds, st.floats(0, 1), st.floats(0.1, 3))
+def test_preference_losses_equal_the_formulas(seed, regularization, sign_weight):
     """Values to 1e-12 and gradients to 1e-6 of loops over float64."""
     rng = generator(seed)
     first, second = (normal(6, rng, 3.0).requires_grad_() for _ in range(2))
@@ -242,11 +253,18 @@ def test_preference_losses_equal_the_formulas(seed, regularization, sign_weight,
 
     def naive_costs(values):
         pairs = zip(values[:6], values[6:], flags, strict=True)
-        return [naive_cost(a, b, *safe, regularization, sign_weight, pairwise) for a, b, safe in pairs]
+        return [naive_cost(a, b, *safe, regularization, sign_weight) for a, b, safe in pairs]
 
-    cost = cost_loss(first, second, first_safe, second_safe, regularization, sign_weight=sign_weight, pairwise=pairwise)
+    def naive_signs(values):
+        safe = [*first_safe.tolist(), *second_safe.tolist()]
+        return [naive_safety(*answer, regularization, sign_weight) for answer in zip(values, safe, strict=True)]
+
+    cost = cost_loss(first, second, first_safe, second_safe, regularization, sign_weight=sign_weight)
+    both, both_safe = torch.cat([first, second]), torch.cat([first_safe, second_safe])
+    signs = safety_loss(both, both_safe, regularization, sign_weight)
     values = [*first.tolist(), *second.tolist()]
-    for actual, naive in ((reward_loss(first, second, regularization), naive_rewards), (cost, naive_costs)):
+    reward = reward_loss(first, second, regularization)
+    for actual, naive in ((reward, naive_rewards), (cost, naive_costs), (signs, naive_signs)):
         expected = torch.tensor(naive(values), dtype=torch.float64)
         torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=1e-12)
         gradient = torch.cat(torch.autograd.grad(actual.sum(), (first, second)))
@@ -269,8 +287,8 @@ token_lists = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(token_lists, token_lists), min_size=1, max_size=4), seeds, st.floats(0, 1), st.booleans())
-def test_token_wise_losses_equal_the_formulas(pairs, seed, regularization, pairwise):
+@given(st.lists(st.tuples(token_lists, token_lists), min_size=1, max_size=4), seeds, st.floats(0, 1))
+def test_token_wise_losses_equal_the_formulas(pairs, seed, regularization):
     rng = generator(seed)
     sequences_of = [sequence for pair in pairs for sequence in pair]
     lengths = torch.tensor([len(sequence) for sequence in sequences_of])
@@ -281,7 +299,7 @@ def test_token_wise_losses_equal_the_formulas(pairs, seed, regularization, pairw
     first, second = scores[first_at], scores[second_at]
     each = flags.repeat_interleave(counts, 0).unbind(1)
     reward = mean_per_pair(reward_loss(first, second, regularization), counts)
-    cost = mean_per_pair(cost_loss(first, second, *each, regularization, sign_weight=0.7, pairwise=pairwise), counts)
+    cost = mean_per_pair(cost_loss(first, second, *each, regularization, sign_weight=0.7), counts)
 
     def naive(values, kind):
         flat, losses = torch.tensor(values, dtype=torch.float64), []
@@ -292,7 +310,7 @@ def test_token_wise_losses_equal_the_formulas(pairs, seed, regularization, pairw
             def per_position(a, b, safe=safe):
                 if kind == "reward":
                     return naive_reward(a, b, regularization)
-                return naive_cost(a, b, *safe, regularization, 0.7, pairwise)
+                return naive_cost(a, b, *safe, regularization, 0.7)
 
             losses.append(naive_token_wise(split[2 * i : 2 * i + 2], [list(part) for part in pair], per_position))
         return losses
@@ -326,15 +344,11 @@ def test_losses_stay_finite_for_large_scores():
 
 def test_zero_is_the_boundary_of_the_cost():
     """At zero the sign terms pull a safe response below zero and an unsafe one above, equally hard."""
-    safer, unsafer = (torch.zeros(1, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    true, false = torch.tensor([True]), torch.tensor([False])
-    loss = cost_loss(safer, unsafer, true, false, 0.5, pairwise=False)
+    costs = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    loss = safety_loss(costs, torch.tensor([True, False]), 0.5).sum()
     loss.backward()
     assert loss.item() == pytest.approx(2 * math.log(2))
-    assert (safer.grad.item(), unsafer.grad.item()) == (
-        0.5,
-        -0.5,
-    )  # descent lowers the safe cost, raises the unsafe one
+    assert costs.grad.tolist() == [0.5, -0.5]  # descent lowers the safe cost, raises the unsafe one
 
 
 @settings(deadline=None)

@@ -1,7 +1,6 @@
 """Training sources of a config that hold evaluation prompts, and rows that pass through the disk."""
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -68,13 +67,12 @@ def test_stored_rows_are_the_rows_of_the_mixture(tmp_path):
         DataSource(source=str(tmp_path / "train.jsonl"), weight=2),
         DataSource(source=str(tmp_path / "bad.jsonl"), weight=1),
     ]
-    rows = context.store_rows("sft", sources, QARow, partial(stream_qa, need=()))
-    assert [row.response for row in rows] == ["a", "a", "b"]
-    assert sorted(Path(path).name for path in config.run_dir.iterdir()) == [
-        "sft.bad_rows.1.jsonl",
-        "sft.rows.0.arrow",
-        "sft.rows.1.arrow",
-    ]
+    with context.store_rows("sft", sources, QARow, partial(stream_qa, need=())) as rows:
+        assert [row.response for row in rows] == ["a", "a", "b"]
+        assert sorted(path.name for path in config.run_dir.rglob("*")) == [
+            "0.arrow", "1.arrow", "sft.bad_rows.1.jsonl", "sft.rows",
+        ]  # fmt: skip
+    assert [path.name for path in config.run_dir.iterdir()] == ["sft.bad_rows.1.jsonl"]
     assert "dropped 1 empty response" in context.terminal.lines[0]
     with pytest.raises(CastorError, match="has no weight"):
         context.load_rows("sft", [sources[0], DataSource(source="x.jsonl")], lambda *_: [])

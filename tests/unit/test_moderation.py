@@ -23,18 +23,20 @@ from castor.algorithms.moderation import (
     severity_loss,
 )
 from castor.algorithms.thresholds import Thresholds, best_threshold, decide, fit_temperature, fit_thresholds
+from castor.commands.export import Layout, Precision, export
 from castor.config.check import check
 from castor.config.data import SyntheticOptions
 from castor.config.moderation import Moderation
 from castor.config.pipeline import Config, DemoModel
 from castor.config.rlhf import Classifier
 from castor.data.harm_labels import moderation_targets
-from castor.data.rows import QARow, parse_qa
+from castor.data.rows import Exchange, QARow, parse_qa
 from castor.data.samples import Samples
 from castor.data.synthetic.corpus import qa_rows
 from castor.data.template import PromptTemplate, load_tokenizer
 from castor.errors import CastorError
 from castor.models.classifier_cost import ClassifierCost
+from castor.models.load import load_score_model, read_score_info
 from castor.models.moderation import (
     HEAD_FILE,
     MODERATION_FILE,
@@ -188,8 +190,8 @@ def test_the_other_taxonomy_is_translated_only_when_the_config_says_so():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([qa(True), qa(True)], "all 2 rows are labelled safe"),
-        ([qa(False, ["Violence"], 1)], "all 1 rows are labelled unsafe"),
+        ([qa(True), qa(True)], "is_safe is true in every row, and both classes are needed"),
+        ([qa(False, ["Violence"], 1)], "is_safe is false in every row"),
         ([qa(True), qa(False)], "no row names a harm category"),
         ([qa(True), qa(False, ["Violence"])], "no unsafe row has a severity_level"),
     ],
@@ -330,6 +332,35 @@ def test_the_exported_classifier_gives_the_same_probabilities(backbone, tmp_path
     again = ModerationModel.load(tmp_path / "plain", torch.float32)
     assert again.info.categories == tuple(plain.config.id2label.values()) == ours.info.categories
     assert (again.info.taxonomy, again.info.severity) == (taxonomy, False)
+
+
+def test_the_export_command_takes_moderation_models(backbone, tmp_path, capsys):
+    folder = made(backbone, tmp_path / "m", "pku", severity=True)
+    export(str(folder), tmp_path / "plain", Layout.SEQUENCE_CLASSIFICATION, Precision.BFLOAT16)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+    assert (plain.dtype, plain.config.num_labels) == (torch.bfloat16, 19)
+    assert "left out: the unsafe decision's threshold" in capsys.readouterr().out
+    with pytest.raises(CastorError, match="--as sequence-classification only"):
+        export(str(folder), tmp_path / "pku", Layout.PKU)
+
+
+def test_a_wrong_head_is_one_clear_error(backbone, tmp_path, tiny_models):
+    moderation = made(backbone, tmp_path / "m", "beavertails", severity=False)
+    for read in (read_score_info, lambda folder: load_score_model(folder, torch.float32)):
+        with pytest.raises(CastorError, match="holds a moderation model, and a reward or cost model is needed here"):
+            read(moderation)
+    for read in (read_moderation_info, Moderator):
+        with pytest.raises(CastorError, match="holds a score model, and a moderation model is needed here"):
+            read(tiny_models.cost)
+
+
+def test_earlier_turns_of_a_chat_are_part_of_the_question(backbone, tmp_path):
+    moderator = Moderator(made(backbone, tmp_path / "m", "beavertails", severity=False))
+    question, answer = PAIRS[0]
+    alone, later = moderator.encode(question, answer), moderator.encode(question, answer, (PAIRS[1],))
+    assert len(later) > len(alone)
+    probabilities = moderator.predict([(question, answer), Exchange(question, answer, (PAIRS[1],))]).probabilities
+    assert not np.allclose(probabilities[0], probabilities[1])
 
 
 def beaver_dam(folder, out, **config):

@@ -16,7 +16,7 @@ from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
 from castor.models.tiny import make_demo_model
 from trainers.tasks import make_task
-from trainers.tasks.preference import calibrate
+from trainers.tasks.scores import calibrate
 
 DATA = [DataSource()]
 SMALL = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 24, "max_position_embeddings": 160}
@@ -148,21 +148,33 @@ def test_worked_preference_losses():
     assert float(cost.loss(forward, packed, samples_of_rows)) == pytest.approx(expected, abs=1e-9)
     assert forward.positions.tolist() == packed.last_positions().tolist()
     assert cost.weight(None, np.array([1, 0])) == 2
-    sign = make_task(Cost(data=DATA, regularization=0.1, loss="sign"), rows, "m")
-    expected -= nlog_sigmoid(1.5) + nlog_sigmoid(4.0)
-    assert float(sign.loss(forward, packed, samples_of_rows)) == pytest.approx(expected, abs=1e-9)
-    heavy = make_task(Cost(data=DATA, regularization=0.1, loss="sign", sign_weight=3.0), rows, "m")
-    signs = expected - 0.1 * (0.25 + 4.0 + 1.0 + 9.0) / 2
-    assert float(heavy.loss(forward, packed, samples_of_rows)) == pytest.approx(expected + 2 * signs, abs=1e-9)
     reward = make_task(Reward(data=DATA, regularization=0.1), rows, "m")
     expected = nlog_sigmoid(-1.5) + nlog_sigmoid(-4.0) + 0.1 * (0.25 + 4.0 + 1.0 + 9.0) / 2
     assert float(reward.loss(forward, packed, samples_of_rows)) == pytest.approx(expected, abs=1e-9)
 
 
+def test_worked_safety_losses_and_sign_accuracy():
+    """A cost model from safety flags alone: rows in the order of the batch, and no sign at zero."""
+    rows = [QARow("p", "a", True), QARow("p", "b", False), QARow("q", "c", False)]
+    task = make_task(Cost(data=DATA, loss="sign", sign_weight=3.0, regularization=0.1), rows, "m")
+    assert [list(map(tuple, sample)) for sample in task.texts()][1] == [("p", "b", ())]
+    packed = Samples(_Words(), task.texts(), 9).pack(np.array([2, 0]), 8)
+    forward = Fixed([-1.0, 0.5])
+    expected = 3 * nlog_sigmoid(-1.0) + 0.05 + 3 * nlog_sigmoid(-0.5) + 0.05 * 0.25
+    assert float(task.loss(forward, packed, [2, 0])) == pytest.approx(expected, abs=1e-9)
+    assert forward.positions.tolist() == packed.last_positions().tolist()
+    outputs = [torch.tensor([-1.0, 2.0]), torch.tensor([0.0])]
+    assert task.measure(outputs, [0, 1, 2]) == pytest.approx({"sign_accuracy": 2 / 3, "score_mean": 1 / 3})
+    with pytest.raises(ValueError, match="without is_safe"):
+        make_task(Cost(data=DATA, loss="sign"), [QARow("p", "a")], "m")
+    with pytest.raises(ValueError, match="token-wise compares two"):
+        Cost(data=DATA, loss="sign", loss_type="token-wise")
+
+
 class _Words:
     """A template of one token for the prompt and two for the response."""
 
-    def encode_prompt(self, prompt):
+    def encode_prompt(self, prompt, history=()):
         return [1]
 
     def encode_response(self, response):

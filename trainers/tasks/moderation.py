@@ -27,13 +27,19 @@ from trainers.tasks.task import Forward
 class ModerationTask:
     """Say of a question with its answer which harm categories it is in and, with a severity head, how severe it is."""
 
-    def __init__(self, stage: Moderation, rows: Sequence[QARow], model: str) -> None:
-        """Raises CastorError when the rows cannot teach this: see `moderation_targets`."""
+    def __init__(
+        self, stage: Moderation, rows: Sequence[QARow], model: str, training: NDArray[np.int64] | None = None
+    ) -> None:
+        """The weights against class imbalance are those of the rows `training` (None: all), which alone are learned.
+
+        Raises CastorError when the rows cannot teach this: see `moderation_targets`.
+        """
         self.stage, self.rows, self.source = stage, rows, model
         self.info = ModerationInfo.fresh(stage.taxonomy, stage.input, stage.severity)
         self.targets = moderation_targets(rows, self.info.categories, stage.map_taxonomy, stage.severity)
-        labelled = self.targets.labels[self.targets.labelled].numpy()
-        self.label_weights = torch.from_numpy(class_weights(labelled, stage.class_weights, stage.max_class_weight))
+        learned = self.targets if training is None else self.targets[torch.tensor(training)]
+        labels = learned.labels[learned.labelled].numpy()
+        self.label_weights = torch.from_numpy(class_weights(labels, stage.class_weights, stage.max_class_weight))
         self._validation: list[int] = []  # rows of the newest measurement: `save` is told their outputs only
 
     def texts(self) -> Iterable[Sequence[Exchange]]:
