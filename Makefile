@@ -27,6 +27,9 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 COMPILE_STACK = $(COMPILE) $(UPGRADE) --override requirements/overrides.txt --extra dev \
 	--no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package torchvision
 
+# Without the bytecode that Python keeps beside what is installed, every process would compile its imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install install-gpu demo test test-unit lint format lock clean
 

@@ -5,6 +5,7 @@ SMALL = [
     "model.data.limit=400",
     "model.hidden_size=64",
     "model.intermediate_size=96",
+    "model.layers=2",
     "model.heads=2",
     "sft.data.limit=400",
     "sft.max_steps=4",

@@ -105,7 +105,7 @@ def test_a_submitted_job_runs_the_pipeline_with_its_rollout_workers_on_the_secon
     lag = json.loads((run_dir / "ppo_lag" / "run.json").read_text())
     assert len(lag["steps"]) == 3
     prices = [step["multipliers"]["harm"] for step in lag["steps"]]
-    assert prices[0] == pytest.approx(0.5)  # the delay of one step
+    assert prices[0] == pytest.approx(1.0)  # the delay of one step
     assert prices[2] != prices[1]
     nodes = lag["nodes"]
     assert nodes["rollout"] != nodes["learner"]
