@@ -16,6 +16,14 @@ from castor.config.training import Resources
 START_TIMEOUT_S = 900.0  # importing torch, vllm and deepspeed takes minutes on a loaded machine
 
 
+# glibc would return the memory of every larger tensor to the system and fault it in again for the next one
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the highest it takes
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+
+
 class ActorFailure(RuntimeError):
     """An actor died or did not answer in time."""
 
@@ -24,7 +32,7 @@ def actor_env(resources: Resources) -> dict[str, str]:
     """Environment of an actor's process, set before it imports anything."""
     env = {"OMP_NUM_THREADS": str(resources.threads), "TOKENIZERS_PARALLELISM": "false"}
     if resources.gpus == 0:
-        env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
+        env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"} | KEEP_MEMORY
     return env
 
 
