@@ -30,7 +30,10 @@ class Shape:
     @property
     def score(self) -> int:
         """Parameters of a score model: the backbone, and a linear head of hidden + 1."""
-        return self.backbone + self.hidden + 1
+        return self.backbone + self.hidden + 1 if self.backbone else 0
+
+
+NO_MODEL = Shape(0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,9 @@ def trained(
     resources: Resources,
     *,
     score: bool,
-    frozen_copy: bool = False,
     lora: LoRA | None = None,
 ) -> Memory:
-    """One rank that trains a language model, or a score model (`score`), perhaps beside a frozen copy of it.
+    """One rank that trains a language model, or a score model (`score`).
 
     ZeRO 1 shards the optimiser's states over the ranks, 2 the gradients too, 3 the weights too. With `lora` only the
     adapters have gradients and optimiser states.
@@ -131,7 +133,6 @@ def trained(
     return Memory(
         process=TORCH_PROCESS,
         weights=weights - away.get("parameters", 0),
-        frozen=count * size if frozen_copy else 0,
         gradients=learned * size / (ranks if stage >= 2 else 1),
         optimizer=optimizer - away.get("optimizer", 0),
         working=bucket * size + _activations(shape, engine, size, score=score, training=True),

@@ -216,6 +216,8 @@ def _memory_totals(config: Config, stages: dict[str, list[Actors]]) -> list[str]
 def _parameters(count: int | None) -> str:
     if count is None:
         return "unknown"
+    if count == 0:
+        return ""
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 

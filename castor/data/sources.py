@@ -1,8 +1,6 @@
 """The raw rows of a source, wherever they come from."""
 
-import importlib
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +12,7 @@ from castor.data.formats import is_data_file, is_url
 from castor.data.hub import is_saved_dataset, read_hub, read_saved
 from castor.data.hygiene import RowReport
 from castor.errors import CastorError
+from castor.functions import load_function
 
 Kind = Literal["preference", "qa", "demonstration", "prompt"]
 
@@ -66,18 +65,7 @@ def _stage_rows(name: str, run_dir: Path | None) -> Path:
 
 def _own_rows(source: DataSource) -> Iterator[Record]:
     """What the function named `module:function` returns for the source: an iterable of rows."""
-    module_name, _, function_name = source.source.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a module beside the config, as `python -m` would find it
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise CastorError(
-            f"{source.source}: {error}; start castor in the folder of the module, or install it"
-        ) from error
-    if not hasattr(module, function_name):
-        raise CastorError(f"{source.source}: module {module_name} has no {function_name}; check the function's name")
-    rows = getattr(module, function_name)(source)
+    rows = load_function(source.source)(source)
     if not isinstance(rows, Iterable) or isinstance(rows, Mapping | str):
         raise CastorError(f"{source.source} returned {type(rows).__name__}; it must return an iterable of rows")
     for number, row in enumerate(rows, start=1):
