@@ -20,8 +20,8 @@ NAMED = ("rlhf", "moderation")  # sections whose entries have names of the user'
 Values = dict[str, Any]
 
 
-def extended(path: Path, read: Callable[[Path], Values], seen: tuple[Path, ...] = ()) -> Values:
-    """What `path` says together with the files it extends; `read` gives the mapping of one file.
+def laid_over(below: Values, path: Path, read: Callable[[Path], Values], seen: tuple[Path, ...] = ()) -> Values:
+    """`below` with the files that `path` extends and `path` itself laid over it; `read` gives the mapping of one file.
 
     Raises CastorError for a file that extends itself, and where `extends` names nothing.
     """
@@ -32,9 +32,8 @@ def extended(path: Path, read: Callable[[Path], Values], seen: tuple[Path, ...] 
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CastorError(f"{path}: extends must be a file, or a list of files")
-    below: Values = {}
     for name in names:
-        below = merged(below, extended(path.parent / name, read, (*seen, path.resolve())))
+        below = laid_over(below, path.parent / name, read, (*seen, path.resolve()))
     return merged(below, _entries_copied(below, values, path))
 
 

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from castor.config.base import Section
-from castor.config.extend import extended, merged, without_removed
+from castor.config.extend import laid_over, without_removed
 from castor.config.pipeline import Config
 from castor.errors import CastorError
 
@@ -27,10 +27,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def load_file(kind: type[Validated], path: Path, overrides: Sequence[str] = ()) -> Validated:
     """A section that has a file of its own, read as `load_config` reads a config."""
-    values = extended(path, _read)
+    values = laid_over({}, path, _read)
     for override in overrides:
         if "=" not in override and override.endswith((".yaml", ".yml")):
-            values = merged(values, extended(Path(override), _read))
+            values = laid_over(values, Path(override), _read)
         else:
             _apply(values, override)
     return _validated(kind, without_removed(values), f"{path}: ")

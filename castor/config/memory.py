@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from castor.config.known_models import KNOWN_MODELS
 from castor.config.pipeline import DemoModel
 from castor.config.rlhf import Rollout
 from castor.config.training import Engine, LoRA, Resources
@@ -68,7 +69,7 @@ class Memory:
 
 
 def measure(model: DemoModel | str) -> Shape | None:
-    """Sizes of the demo model or of a folder, counted on the meta device; None for what cannot be read offline.
+    """Sizes of the demo model, a folder or a hub id, counted on the meta device; None for what is not known offline.
 
     The demo model counts with its full vocab_size: a corpus of fewer words makes it smaller.
     """
@@ -91,7 +92,9 @@ def measure(model: DemoModel | str) -> Shape | None:
         try:
             config = AutoConfig.from_pretrained(str(path) if path.is_dir() else model, local_files_only=True)
         except (OSError, ValueError):  # not in the local cache, or code of its own: the caller says "unknown"
-            return None
+            if model not in KNOWN_MODELS:
+                return None
+            config = LlamaConfig(**KNOWN_MODELS[model])
     with torch.device("meta"):
         parameters = AutoModelForCausalLM.from_config(config).num_parameters()
         backbone = AutoModel.from_config(config).num_parameters()
