@@ -210,7 +210,7 @@ def test_requests_at_the_same_time_keep_their_own_scores(server: Server) -> None
     ("body", "status", "message"),
     [
         ({"prompt": PROMPT}, 422, "give either prompt and response, or items"),
-        ({"prompt": PROMPT, "response": " "}, 422, "must not be blank"),
+        ({"prompt": " ", "response": PROMPT}, 422, "must not be blank"),
         ({"prompt": PROMPT, "response": 7}, 422, "valid string"),
         ({"items": []}, 422, "at least 1 item"),
         ([], 422, "valid dictionary"),
