@@ -38,19 +38,20 @@ def laid_over(below: Values, path: Path, read: Callable[[Path], Values], seen: t
 
 
 def merged(below: Values, above: Values) -> Values:
-    """`above` laid over `below`. Neither is changed."""
+    """`above` laid over `below`, what it says of every section first. Neither is changed."""
     result = dict(below)
+    if EVERY in above:
+        every = above[EVERY]
+        if not isinstance(every, dict):
+            raise CastorError(f"the key '*' stands for every section in its place and needs keys of its own: {every!r}")
+        result |= {name: merged(part, every) for name, part in below.items() if isinstance(part, dict)}
     for key, value in above.items():
         if key == EVERY:
-            if not isinstance(value, dict):
-                raise CastorError(
-                    f"the key '*' stands for every section in its place and needs keys of its own: {value!r}"
-                )
-            result |= {name: merged(part, value) for name, part in result.items() if isinstance(part, dict)}
-        elif value is None and key in below:
+            continue
+        if value is None and key in result:
             del result[key]
         elif isinstance(value, dict):
-            part = below.get(key)
+            part = result.get(key)
             result[key] = merged(part if isinstance(part, dict) else {}, value)
         else:
             result[key] = value

@@ -54,6 +54,12 @@ def test_files_are_laid_over_each_other_in_order_and_a_star_speaks_of_all(write)
     assert config.moderation == {}
 
 
+def test_a_star_comes_before_what_is_named_beside_it():
+    below = {"a": {"x": 1}, "b": {"x": 1}, "c": 1}
+    for above in ({"*": {"x": 2, "y": 3}, "a": {"x": 4}}, {"a": {"x": 4}, "*": {"x": 2, "y": 3}}):
+        assert merged(below, above) == {"a": {"x": 4, "y": 3}, "b": {"x": 2, "y": 3}, "c": 1}
+
+
 def test_overrides_may_be_files_and_remove_runs(write):
     big = write("big.yaml", 'rlhf: {"*": {steps: 9}}')
     config = load_config(write("a.yaml", "extends: base.yaml"), [str(big), "rlhf.lag.steps=4", "rlhf.other=null"])

@@ -36,7 +36,6 @@ def test_the_8b_presets_fit_eight_gpus_of_80_gb_a_node(preset, overrides):
     config = load_config(CONFIGS / "llama-8b" / f"{preset}.yaml", overrides)
     hardware = config.ray.hardware
     assert (hardware.nodes, hardware.gpus_per_node) == (1 + len(overrides), 8)
-    assert hardware.gpu_memory_gib * 2**30 <= 80e9 * 1.07  # an 80 GB card shows about 79.2 GiB
     for stage, gpus in gpu_plan(placement(config), hardware).items():
         assert gpus.fits, gpus.verdict(stage)
         assert all(gpu.used is not None for gpu in gpus.gpus), stage
