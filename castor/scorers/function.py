@@ -38,8 +38,8 @@ class FunctionScorer:
         return [self._number(score, prompt) for score, prompt in zip(scores, prompts, strict=True)]
 
     def _number(self, score: object, prompt: str) -> float:
-        try:
-            number = float(score)  # type: ignore[arg-type]  # whatever it is, float() says whether it is a number
+        try:  # of any numeric type, such as numpy's; a text that spells a number is none
+            number = math.nan if isinstance(score, str | bytes) else float(score)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
