@@ -20,10 +20,12 @@ import torch
 from openai import BadRequestError, NotFoundError, OpenAI
 
 from castor.config.pipeline import DemoModel
+from castor.config.signal import HTTPScorer
 from castor.data.template import PromptTemplate, load_tokenizer
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import make_demo_model
 from castor.packing import pack_rows
+from castor.scorers.http import RemoteScorer
 
 ROOT = Path(__file__).parents[2]
 START_S, STOP_S = 300, 20
@@ -195,6 +197,14 @@ def test_scores_equal_the_score_models(server: Server) -> None:
     assert [score["unsafe"] for score in scores] == [cost > 0 for cost in costs]
     one = server.score({"prompt": PROMPT, "response": RESPONSE}).json()["scores"]
     assert one[0] == pytest.approx(scores[0], abs=1e-5)
+
+
+def test_it_is_a_remote_scorer_of_a_run(server: Server) -> None:
+    items = [(PROMPT, RESPONSE), (PROMPT, ""), ("bake", "no")]
+    for field in ("cost", "reward"):
+        remote = RemoteScorer(HTTPScorer(url=f"{server.url}/v1/score", batch_size=2), field)
+        scores = remote([prompt for prompt, _ in items], [response for _, response in items])
+        np.testing.assert_allclose(scores, _direct(server, field, items), atol=1e-5)
 
 
 def test_requests_at_the_same_time_keep_their_own_scores(server: Server) -> None:
