@@ -24,7 +24,7 @@ REWARD = {"role": "objective", "model": "stage:reward"}
         ({**REMOTE, "http": {"url": "scores:8000"}}, "url"),
         (
             {"role": "constraint", "function": "my_scores:score", "unsafe_share": 0.1},
-            "function my_scores:score does not say the mean cost .* statistic share",
+            "function my_scores:score does not say the mean cost .*statistic share",
         ),
     ],
 )
