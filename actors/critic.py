@@ -1,4 +1,4 @@
-"""The critic of a signal: a trainable copy of its score model that predicts the return at every response token."""
+"""The critic of a signal: a trainable model that predicts the return at every response token."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Critic:
     """One rank of a critic. All methods are collective."""
 
     def __init__(self, name: str, model: str, config: RLHF, engine: Engine, seed: int, rank: int, world: int) -> None:
-        """From the weights of the score model; that of a classifier's cost is its backbone with a fresh scalar head,
-        the same one on every rank.
+        """From the weights of the score model; that of a classifier's cost, and one with a `critic_model`, is the
+        backbone of `model` with a fresh scalar head, the same one on every rank.
         """
         from actors.deepspeed_engine import TrainEngine, device, resolve_dtype
         from castor.models.load import load_critic
@@ -27,7 +27,8 @@ class Critic:
 
         self.config, self.engine_config, self.seed, self.rank, self.world = config, engine, seed, rank, world
         self.device, dtype = device(), resolve_dtype(engine.dtype)
-        if config.signals[name].classifier is None:
+        signal = config.signals[name]
+        if signal.classifier is None and signal.critic_model is None:
             critic = load_critic(model, dtype)
         else:
             torch.manual_seed(seed)

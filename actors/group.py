@@ -9,9 +9,10 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from castor.config.training import Resources
+from castor.errors import CastorError
 
 START_TIMEOUT_S = 900.0  # importing torch, vllm and deepspeed takes minutes on a loaded machine
 
@@ -49,7 +50,10 @@ def actor_options(resources: Resources, name: str, **env: str) -> dict[str, Any]
 
 
 def get(refs: Any, timeout_s: float, what: str) -> Any:
-    """`ray.get` with a bound. Raises ActorFailure naming `what` when it dies or does not answer in time."""
+    """`ray.get` with a bound.
+
+    Raises ActorFailure naming `what` when it dies or does not answer in time; a CastorError of the actor as itself.
+    """
     try:
         return ray.get(refs, timeout=timeout_s)
     except GetTimeoutError:
@@ -59,6 +63,17 @@ def get(refs: Any, timeout_s: float, what: str) -> Any:
         ) from None
     except RayActorError as error:
         raise ActorFailure(f"{what} died: {error}") from error
+    except RayTaskError as error:
+        if (told := _told(error)) is not None:
+            raise CastorError(str(told)) from error
+        raise
+
+
+def _told(error: BaseException | None) -> CastorError | None:
+    """What a user can put right, from under the wrapping of every call the error passed through."""
+    while isinstance(error, RayTaskError):
+        error = error.cause
+    return error if isinstance(error, CastorError) else None
 
 
 def node_id() -> str:

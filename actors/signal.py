@@ -1,6 +1,9 @@
-"""A signal: the frozen score model that judges finished responses, and what the policy learns from its scores."""
+"""A signal: what judges finished responses, and what the policy learns from its scores."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import ray
@@ -10,32 +13,43 @@ from numpy.typing import NDArray
 from actors.batch import StepBatch, read
 from actors.group import SpmdActor
 from actors.multipliers import Prices, effective_kl_coeff
-from actors.scorer import Scorer
+from actors.scorer import PolicyText, signal_scorer
 from castor.config.rlhf import RLHF
 from castor.experience import Experience
+
+
+@dataclass(frozen=True)
+class SignalModels:
+    """Where a signal's judge and critic come from: folders or hub ids, no `stage:` references."""
+
+    judge: str | None  # the score or moderation model; None: a function or a remote scorer
+    critic: str | None  # what the critic, where there is one, starts from
+    policy: PolicyText
+    directory: Path | None = None  # where the module of a function is looked for, too
 
 
 @ray.remote
 class SignalWorker(SpmdActor):
     """One rank of a signal's group. Every rank scores on its own; the critic is trained by all of them together."""
 
-    def load(self, name: str, model: str, config: RLHF, seed: int, limit: float | None = None) -> None:
-        """Load the score model, and where the estimator needs one the critic. Collective.
+    def load(self, name: str, models: SignalModels, config: RLHF, seed: int, limit: float | None = None) -> None:
+        """Load the judge, and where the estimator needs one the critic. Collective.
 
         `limit` is the constraint's, in the unit of its statistic.
         """
         self.name, self.config, self.limit = name, config, limit
         self.signal = config.signals[name]
         torch.set_num_threads(self.signal.resources.threads)
-        self.scorer = Scorer(model, self.signal.engine, self.signal.classifier)
+        self.scorer = signal_scorer(self.signal, models.judge, models.policy, models.directory)
         self.critic = None
         if config.has_critic(name):
             from actors.critic import Critic
 
-            self.critic = Critic(name, model, config, self.signal.engine, seed, self.rank, self.world_size)
+            assert models.critic is not None  # `RLHF` has checked it
+            self.critic = Critic(name, models.critic, config, self.signal.engine, seed, self.rank, self.world_size)
 
     def score(self, experience: Experience) -> NDArray[np.float32]:
-        """[N] float32 scores at the last token of each response."""
+        """[N] float32 scores of the responses."""
         return self.scorer.score(experience)
 
     def advantages(self, batch: StepBatch, prices: Prices | None = None) -> NDArray[np.float32] | None:

@@ -28,7 +28,10 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/demo.yaml")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, e.g. seed=1 rlhf.ppo_lag.steps=20")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="overrides, e.g. seed=1 rlhf.ppo_lag.steps=20, or YAML files laid over CONFIG"
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="print the config, the placement and the memory; start nothing")

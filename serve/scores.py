@@ -34,16 +34,17 @@ def _not_blank(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(_not_blank)]
+Response = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+Text = Annotated[Response, AfterValidator(_not_blank)]
 
 
 class ScoreItem(BaseModel):
-    """A prompt and a finished response to it."""
+    """A prompt and a finished response to it, which may be empty: a policy can end its answer at once."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Text
-    response: Text
+    response: Response
 
 
 class ScoreRequest(BaseModel):
@@ -52,7 +53,7 @@ class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Text | None = None
-    response: Text | None = None
+    response: Response | None = None
     items: list[ScoreItem] | None = Field(None, min_length=1, max_length=MAX_ITEMS)
 
     @model_validator(mode="after")

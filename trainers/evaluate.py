@@ -10,7 +10,7 @@ import ray
 from actors.group import START_TIMEOUT_S, actor_options, get
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, RolloutPool, request_seed
-from actors.scorer import ScoreWorker
+from actors.scorer import PolicyText, ScoreWorker
 from actors.weights import FolderWeights
 from castor.config.check import evaluated
 from castor.config.pipeline import Evaluate
@@ -49,12 +49,13 @@ def evaluate(
     """One response per prompt from each policy, with the same seeds for all, scored by the reward and cost model."""
     seed, total = context.config.seed, len(policies) * len(prompts)
     requests = [PromptRequest(i, prompt, request_seed(seed, "evaluate", i)) for i, prompt in enumerate(prompts)]
-    pool = RolloutPool(next(iter(policies.values())), stage.rollout, context.config.template)
+    first, template = next(iter(policies.values())), context.config.template
+    pool = RolloutPool(first, stage.rollout, template)
     models = {kind: context.folder.model_path(getattr(stage, kind)) for kind in ("reward", "cost")}
     scorers = {
         kind: cast(Any, ScoreWorker)
         .options(**actor_options(stage.resources, f"{kind}-scorer"))
-        .remote(model, Engine(pack_length=128), stage.resources.threads)
+        .remote(model, Engine(pack_length=128), stage.resources.threads, PolicyText(first, template))
         for kind, model in models.items()
     }
     source = cast(Any, FolderWeights).remote()

@@ -14,7 +14,7 @@ from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
 from actors.reference import ReferenceWorker
 from actors.rollout_pool import RolloutPool
-from actors.signal import SignalWorker
+from actors.signal import SignalModels, SignalWorker
 from castor.config.rlhf import RLHF
 from castor.data.rows import QARow
 
@@ -27,7 +27,7 @@ class Groups:
         config: RLHF,
         *,
         policy: str,
-        signals: Mapping[str, str],
+        signals: Mapping[str, SignalModels],
         thresholds: Mapping[str, float],
         template: str,
         seed: int,
@@ -39,7 +39,7 @@ class Groups:
         Args:
             config: the run.
             policy: folder or hub id of the policy's and the reference's weights.
-            signals: folder of each signal's score model.
+            signals: what each signal's judge and critic are made from.
             thresholds: limit of each constraint, in the unit of its statistic.
             template: prompt format.
             seed: of this run.

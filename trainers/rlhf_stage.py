@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from actors.group import get
-from castor.config.rlhf import RLHF, Signal
+from actors.scorer import PolicyText
+from actors.signal import SignalModels
+from castor.config.rlhf import RLHF
+from castor.config.signal import Signal
 from castor.data.load import load_prompts, stream_demonstrations
 from castor.data.mixture import Mixture
 from castor.data.prompt_stream import PromptStream
@@ -15,6 +18,7 @@ from castor.data.rows import QARow
 from castor.data.template import require_same_tokenizer
 from castor.errors import CastorError
 from castor.files import write_json, write_jsonl
+from castor.functions import load_function
 from castor.models.classifier_cost import check_classifier
 from castor.models.load import read_score_info
 from castor.models.moderation import read_moderation_info
@@ -30,12 +34,9 @@ def run_rlhf(context: Context, name: str) -> str:
     config, seed = context.config.rlhf[name], context.config.seed
     out = context.folder.path / name
     policy = context.folder.model_path(config.policy.model)
-    signals = {key: context.folder.model_path(signal.model) for key, signal in config.signals.items()}
-    for key, model in signals.items():
-        _check_score_model(name, key, config.signals[key], model)
-        require_same_tokenizer(policy, model, f"the score model of signal {key!r}")
+    signals = {key: _signal_models(context, name, key, policy) for key in config.signals}
     check_context(name, policy, config.rollout.max_prompt_tokens, config.rollout.max_new_tokens)
-    limits = {key: limit(signal, signals[key]) for key, signal in config.constraints.items()}
+    limits = {key: limit(signal, signals[key].judge) for key, signal in config.constraints.items()}
     prompts = context.load_rows(name, [config.prompts], load_prompts)
     prompts = fitting_prompts(context, name, prompts, policy, config.rollout.max_prompt_tokens)
     stream = PromptStream(prompts, config.prompts_per_step, seed)
@@ -68,7 +69,25 @@ def run_rlhf(context: Context, name: str) -> str:
     return log.closing_line()
 
 
-def limit(signal: Signal, model: str) -> float:
+def _signal_models(context: Context, name: str, key: str, policy: str) -> SignalModels:
+    """What signal `key` is made from. Raises CastorError when its judge or its critic would not fit the run."""
+    config = context.config.rlhf[name]
+    signal = config.signals[key]
+    judge = None if signal.model is None else context.folder.model_path(signal.model)
+    if judge is not None:
+        _check_score_model(name, key, signal, judge)
+    if signal.function is not None:
+        load_function(signal.function)
+    critic = None
+    if config.has_critic(key):
+        assert signal.critic_start is not None  # `RLHF` has checked it
+        critic = context.folder.model_path(signal.critic_start)
+        require_same_tokenizer(policy, critic, f"{name}: the critic of signal {key!r}")
+    text = PolicyText(policy, context.config.template, config.policy.trust_remote_code)
+    return SignalModels(judge, critic, text, Path.cwd())
+
+
+def limit(signal: Signal, model: str | None) -> float:
     """The limit of a constraint in the unit of its statistic: normalised cost, or a share.
 
     Raises CastorError when a share must be translated into a cost and the model cannot.
@@ -78,6 +97,7 @@ def limit(signal: Signal, model: str) -> float:
     assert signal.unsafe_share is not None
     if signal.constraint.statistic == "share":
         return signal.unsafe_share
+    assert model is not None  # `Signal` takes the share of a text judge as a share only
     info = read_score_info(model)
     if info.safe_mean is None or info.unsafe_mean is None:
         raise CastorError(

@@ -12,7 +12,8 @@ from typing import Literal
 from castor.config.base import Section
 from castor.config.data import SYNTHETIC, DataSource, is_function, mixture_finding
 from castor.config.pipeline import Collect, Config, DemoModel, Evaluate
-from castor.config.rlhf import RLHF, Rollout, Signal
+from castor.config.rlhf import RLHF, Rollout
+from castor.config.signal import Signal
 from castor.config.supervised import SFT, Supervised
 from castor.data.formats import is_data_file, is_url
 from castor.data.sets import unknown_name
@@ -113,7 +114,10 @@ def _section_reads(config: Config, section: Section) -> Iterator[tuple[str, str,
     elif isinstance(section, RLHF):
         yield "policy.model", section.policy.model, LANGUAGE_MODEL
         for name, signal in section.signals.items():
-            yield f"signals.{name}.model", signal.model, frozenset({_kind_of_signal(signal)})
+            if signal.model is not None:
+                yield f"signals.{name}.model", signal.model, frozenset({_kind_of_signal(signal)})
+            if signal.critic_model is not None and section.has_critic(name):
+                yield f"signals.{name}.critic_model", signal.critic_model, ANY_MODEL
         yield "prompts.source", section.prompts.source, ROWS
         if section.learner.ptx is not None:
             yield "learner.ptx.data.source", section.learner.ptx.data.source, ROWS

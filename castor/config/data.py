@@ -61,6 +61,12 @@ class DataSource(Section):
         description="QA rows have no helpfulness label. 'longer' states the stand-in: the longer response "
         "is the more helpful",
     )
+    single_preference: Literal["harmless_first", "mixture"] | None = Field(
+        None,
+        description="rows labelled twice: replace better_response_id by one overall preference. harmless_first: the "
+        "safer response where just one is safe, else the more helpful (PKU-SafeRLHF-single-dimension); mixture: of "
+        "half of the rows the more helpful, of the others the less harmful (HH-RLHF's two halves together)",
+    )
     synthetic: SyntheticOptions = Field(default_factory=SyntheticOptions, description="options of the synthetic corpus")
 
     @model_validator(mode="after")

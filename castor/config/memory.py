@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from castor.config.known_models import KNOWN_MODELS
 from castor.config.pipeline import DemoModel
 from castor.config.rlhf import Rollout
 from castor.config.training import Engine, LoRA, Resources
@@ -30,7 +31,10 @@ class Shape:
     @property
     def score(self) -> int:
         """Parameters of a score model: the backbone, and a linear head of hidden + 1."""
-        return self.backbone + self.hidden + 1
+        return self.backbone + self.hidden + 1 if self.backbone else 0
+
+
+NO_MODEL = Shape(0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Memory:
 
 
 def measure(model: DemoModel | str) -> Shape | None:
-    """Sizes of the demo model or of a folder, counted on the meta device; None for what cannot be read offline.
+    """Sizes of the demo model, a folder or a hub id, counted on the meta device; None for what is not known offline.
 
     The demo model counts with its full vocab_size: a corpus of fewer words makes it smaller.
     """
@@ -88,7 +92,9 @@ def measure(model: DemoModel | str) -> Shape | None:
         try:
             config = AutoConfig.from_pretrained(str(path) if path.is_dir() else model, local_files_only=True)
         except (OSError, ValueError):  # not in the local cache, or code of its own: the caller says "unknown"
-            return None
+            if model not in KNOWN_MODELS:
+                return None
+            config = LlamaConfig(**KNOWN_MODELS[model])
     with torch.device("meta"):
         parameters = AutoModelForCausalLM.from_config(config).num_parameters()
         backbone = AutoModel.from_config(config).num_parameters()
@@ -109,10 +115,9 @@ def trained(
     resources: Resources,
     *,
     score: bool,
-    frozen_copy: bool = False,
     lora: LoRA | None = None,
 ) -> Memory:
-    """One rank that trains a language model, or a score model (`score`), perhaps beside a frozen copy of it.
+    """One rank that trains a language model, or a score model (`score`).
 
     ZeRO 1 shards the optimiser's states over the ranks, 2 the gradients too, 3 the weights too. With `lora` only the
     adapters have gradients and optimiser states.
@@ -131,7 +136,6 @@ def trained(
     return Memory(
         process=TORCH_PROCESS,
         weights=weights - away.get("parameters", 0),
-        frozen=count * size if frozen_copy else 0,
         gradients=learned * size / (ranks if stage >= 2 else 1),
         optimizer=optimizer - away.get("optimizer", 0),
         working=bucket * size + _activations(shape, engine, size, score=score, training=True),

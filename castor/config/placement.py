@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from castor.config.check import evaluated, origin, stage_sections
-from castor.config.memory import HELPER_PROCESS, Memory, Shape, bytes_per_number, frozen, measure, sampled, trained
+from castor.config.memory import (
+    HELPER_PROCESS,
+    NO_MODEL,
+    TORCH_PROCESS,
+    Memory,
+    Shape,
+    bytes_per_number,
+    frozen,
+    measure,
+    sampled,
+    trained,
+)
 from castor.config.pipeline import Collect, Config, DemoModel, Evaluate, RayCluster
 from castor.config.rlhf import RLHF, Rollout
 from castor.config.supervised import SFT, Supervised, Workers
@@ -138,21 +149,32 @@ def _rlhf(run: RLHF, sizes: Sizes) -> list[Actors]:
 
 
 def _signal(run: RLHF, name: str, sizes: Sizes) -> Actors:
-    signal, engine, shape = run.signals[name], run.signals[name].engine, sizes(run.signals[name].model)
+    signal, engine = run.signals[name], run.signals[name].engine
+    resources, ranks = signal.resources, signal.ranks
+    kind = "function" if signal.function else "remote scorer" if signal.http else "frozen"
+    judge = NO_MODEL if signal.model is None else sizes(signal.model)
+    dtype = f", {_dtype(engine, resources)}" if signal.model else ""
     if run.has_critic(name):
-        work = f"{signal.role} and its critic, {_trains(engine, signal.resources)}{_ranks(signal.ranks)}"
-        memory = _of(shape, lambda s: trained(s, engine, signal.ranks, signal.resources, score=True, frozen_copy=True))
+        assert signal.critic_start is not None  # `RLHF` has checked it
+        critic = sizes(signal.critic_start)
+        work = f"{signal.role}, {kind}, and its critic, {_trains(engine, resources)}{_ranks(ranks)}"
+        memory = _of(judge, lambda j: _of(critic, lambda c: _with_critic(c, j, engine, ranks, resources)))
     else:
-        work = f"{signal.role}, frozen, {_dtype(engine, signal.resources)}{_ranks(signal.ranks)}"
-        memory = _of(shape, lambda s: frozen(s, engine, signal.resources, score=True))
+        work = f"{signal.role}, {kind}{dtype}{_ranks(ranks)}"
+        memory = _of(judge, lambda s: frozen(s, engine, resources, score=True))
     return Actors(
-        name=_numbered(f"signal-{name}", signal.ranks),
-        count=signal.ranks,
-        resources=signal.resources,
+        name=_numbered(f"signal-{name}", ranks),
+        count=ranks,
+        resources=resources,
         work=work,
-        memory=memory,
-        parameters=_count(shape, score=True),
+        memory=memory if signal.model or run.has_critic(name) else Memory(process=TORCH_PROCESS),
+        parameters=_count(judge, score=True),
     )
+
+
+def _with_critic(critic: Shape, judge: Shape, engine: Engine, ranks: int, resources: Resources) -> Memory:
+    memory = trained(critic, engine, ranks, resources, score=True)
+    return replace(memory, frozen=frozen(judge, engine, resources, score=True).frozen)
 
 
 def _owned(run: RLHF) -> str:
@@ -200,7 +222,7 @@ def _helper(name: str, work: str) -> Actors:
     return Actors(name, 1, None, work, Memory(process=HELPER_PROCESS))
 
 
-def _of(shape: Shape | None, memory: Callable[[Shape], Memory]) -> Memory | None:
+def _of(shape: Shape | None, memory: Callable[[Shape], Memory | None]) -> Memory | None:
     return None if shape is None else memory(shape)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from castor.config.check import check, reads, section_key, stage_sections
+from castor.config.gpus import gpu_plan
 from castor.config.load import dump_config
 from castor.config.memory import GIB, Memory
 from castor.config.pipeline import Config
@@ -47,6 +48,7 @@ def describe(config: Config) -> str:
             _heading(f"Memory: what one actor is estimated to hold, in {unit}"),
             _text(_memory_table(actors, unit)),
             _text(*_memory_totals(config, actors)),
+            *_gpu_parts(config, actors),
             _text(MEMORY_NOTES),
         ]
     )
@@ -213,9 +215,31 @@ def _memory_totals(config: Config, stages: dict[str, list[Actors]]) -> list[str]
     return [*lines, ""]
 
 
+def _gpu_parts(config: Config, stages: dict[str, list[Actors]]) -> list[str]:
+    """What every GPU of the cluster would hold, and whether that fits; nothing where the config does not know them."""
+    hardware = config.ray.hardware
+    if hardware is None:
+        return []
+    plan = gpu_plan(stages, hardware)
+    table = _table(("stage", "GPUs", "actors on each", "GiB"), ("GPUs", "GiB"))
+    for stage, gpus in plan.items():
+        for number, (count, gpu) in enumerate(gpus.groups()):
+            held = "?" if gpu.used is None else f"{gpu.used / GIB:,.1f}"
+            table.add_row("" if number else stage, str(count), " + ".join(gpu.actors), held)
+        table.add_section()
+    size = f"{hardware.nodes} x {hardware.gpus_per_node} GPUs of {hardware.gpu_memory_gib:g} GiB"
+    return [
+        _heading(f"GPU memory on {size}"),
+        _text(table),
+        _text(*(gpus.verdict(stage) for stage, gpus in plan.items()), ""),
+    ]
+
+
 def _parameters(count: int | None) -> str:
     if count is None:
         return "unknown"
+    if count == 0:
+        return ""
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 

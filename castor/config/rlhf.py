@@ -1,16 +1,15 @@
 """One RLHF run. Which method it is follows from the signals it lists and the multiplier rule it names."""
 
-import difflib
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from castor.config.advantage import Advantage
 from castor.config.base import Section
 from castor.config.data import DataSource
 from castor.config.multipliers import Constraint, Multipliers
+from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer, Resources
-from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
 
 
 class Reference(Section):
@@ -26,93 +25,6 @@ class Policy(Section):
     model: str = Field("stage:sft", description="stage:NAME, a folder, or a hub id")
     trust_remote_code: bool = Field(False, description="run model code shipped with a hub checkpoint")
     reference: Reference = Field(default_factory=Reference, description="the frozen starting point")
-
-
-class Classifier(Section):
-    """A cost from a moderation model (BeaverTails table 2, PPOL-classifier). Zero is the threshold of its decision."""
-
-    reduce: Literal["max", "mean", "expected_severity"] | list[str] = Field(
-        "max",
-        description="maximum or mean over the probabilities of all categories, the expected severity (0 to 3), or a "
-        "list of categories: the largest excess of one of them over its own threshold",
-    )
-    margin: Literal["probability", "logit"] = Field(
-        "probability", description="cost = probability - threshold, or the same difference of their log-odds"
-    )
-
-    @field_validator("reduce")
-    @classmethod
-    def _categories_exist(cls, value: str | list[str]) -> str | list[str]:
-        if isinstance(value, str):
-            return value
-        known = (*BEAVERTAILS_CATEGORIES, *PKU_CATEGORIES)
-        for name in value:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-                raise ValueError(f"{name!r} is no harm category; the nearest one is {near!r}")
-        if not value:
-            raise ValueError("an empty list of categories gives no cost: name at least one")
-        return value
-
-
-class Signal(Section):
-    """One judge of a finished response: a frozen score model and a critic that predicts its return."""
-
-    role: Literal["objective", "constraint"] = Field(description="maximise it, or keep its mean at or under a limit")
-    model: str = Field(description="score model (with classifier: moderation model): stage:NAME or a folder")
-    classifier: Classifier | None = Field(
-        None, description="constraints only: take the cost from a moderation model instead of a cost model"
-    )
-    weight: float = Field(1.0, gt=0, description="objectives only: weight in the sum of objectives")
-    threshold: float | None = Field(None, description="constraints only: mean cost must stay at or under it (-d)")
-    unsafe_share: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="constraints only, instead of threshold: the mean cost of a policy with this share of unsafe "
-        "responses, safe_mean + share * (unsafe_mean - safe_mean), with the means stored in the cost model's folder; "
-        "with constraint.statistic share the limit of the share itself",
-    )
-    constraint: Constraint = Field(default_factory=Constraint, description="constraints only: what must keep the limit")
-    multiplier: Multipliers | None = Field(
-        None, description="constraints only: a rule of its own, in place of the run's multipliers as a whole"
-    )
-    critic: Engine | None = Field(
-        default_factory=lambda: Engine(optimizer=Optimizer(lr=5e-6, lr_scheduler_type="constant")),
-        description="how the critic, which starts from the score model or the moderation model's backbone, is trained; "
-        "its batch sizes and type also hold for scoring. Only estimator gae makes critics; null: none",
-    )
-    ranks: int = Field(
-        1, ge=1, description="actors in the group; they share the scoring, and are the critic's world size"
-    )
-    resources: Resources = Field(default_factory=Resources, description="of one actor of the group")
-
-    @model_validator(mode="after")
-    def _role_and_limits_agree(self) -> "Signal":
-        limits = [name for name in ("threshold", "unsafe_share") if getattr(self, name) is not None]
-        if self.role == "objective":
-            foreign = [*limits, *(["constraint"] if self.constraint != Constraint() else [])]
-            foreign += ["multiplier"] if self.multiplier is not None else []
-            if foreign:
-                raise ValueError(f"an objective has no {foreign[0]}: remove it, or make the signal a constraint")
-        if self.role == "constraint" and len(limits) != 1:
-            raise ValueError("a constraint needs exactly one limit: threshold or unsafe_share")
-        by_share = self.constraint.statistic == "share"
-        if by_share and self.threshold is not None:
-            raise ValueError("a share of unsafe responses is limited by unsafe_share: give it instead of threshold")
-        if self.classifier is not None and self.threshold is None and not (self.unsafe_share and by_share):
-            raise ValueError(
-                "classifier gives a cost whose limit is a threshold, or an unsafe_share with constraint.statistic "
-                "share: make it a constraint with one of them"
-            )
-        if self.role == "constraint" and self.weight != 1.0:
-            raise ValueError("a constraint has no weight: its multiplier is its price")
-        return self
-
-    @property
-    def engine(self) -> Engine:
-        """How the frozen model is run: as its critic is, or would be."""
-        return self.critic or Engine()
 
 
 class Rollout(Section):
@@ -283,9 +195,16 @@ class RLHF(Section):
                 "or more"
             )
         for name, signal in self.signals.items():
-            if signal.critic is None and self.has_critic(name):
+            if not self.has_critic(name):
+                continue
+            if signal.critic is None:
                 raise ValueError(
                     f"signal {name!r} has no critic, which estimator gae needs: give it one, or another estimator"
+                )
+            if signal.critic_start is None:
+                raise ValueError(
+                    f"signal {name!r} is judged by the {signal.source}, so estimator gae has nothing to start its "
+                    "critic from: give it a critic_model, or take an estimator without critics"
                 )
         responses = self._responses
         pieces = self.learner.ranks * self.learner.mini_batches

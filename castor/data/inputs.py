@@ -8,8 +8,9 @@ from typing import Any
 
 from castor.config.data import SYNTHETIC, is_function
 from castor.data.formats import is_url
-from castor.data.sources import STAGE, search_working_folder
+from castor.data.sources import STAGE
 from castor.files import sha256_file
+from castor.functions import search_folder
 
 _MARKS = {"etag", "size", "mtime", "lastmodified", "modified", "updated", "created", "contentmd5", "versionid"}
 
@@ -48,7 +49,7 @@ def _url_state(url: str) -> dict[str, str] | None:
 
 
 def _module_hash(module: str) -> str | None:
-    search_working_folder()
+    search_folder()
     try:
         spec = importlib.util.find_spec(module)
     except (ModuleNotFoundError, ValueError):  # whoever calls the function says what is wrong with it

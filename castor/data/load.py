@@ -15,6 +15,7 @@ from castor.data.files import Record
 from castor.data.hygiene import RowReport
 from castor.data.pairing import safety_pairs
 from castor.data.rows import PreferenceRow, QARow, detect_schema, parse_preference, parse_prompt_row, parse_qa
+from castor.data.single import single_preference
 from castor.data.sources import raw_records
 from castor.errors import CastorError
 
@@ -41,6 +42,8 @@ def stream_preferences(
     def parse(raw: dict[str, Any]) -> PreferenceRow | None:
         if detect_schema(raw) == "preference":
             row = parse_preference(raw)
+            if source.single_preference is not None:
+                row = single_preference(row, source.single_preference)
             _require_preference(row, need)
             return row
         answer = parse_qa(raw)

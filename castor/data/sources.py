@@ -1,8 +1,6 @@
 """The raw rows of a source, wherever they come from."""
 
-import importlib
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +12,7 @@ from castor.data.formats import is_data_file, is_url
 from castor.data.hub import is_saved_dataset, read_hub, read_saved
 from castor.data.hygiene import RowReport
 from castor.errors import CastorError
+from castor.functions import load_function
 
 Kind = Literal["preference", "qa", "demonstration", "prompt"]
 
@@ -50,12 +49,6 @@ def raw_records(
     return read_hub(name, source.name, source.split, source.revision, report)
 
 
-def search_working_folder() -> None:
-    """Let imports find a module in the working folder, as `python -m` does."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-
-
 def _stage_rows(name: str, run_dir: Path | None) -> Path:
     stage = name.removeprefix(STAGE)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", stage):
@@ -72,17 +65,7 @@ def _stage_rows(name: str, run_dir: Path | None) -> Path:
 
 def _own_rows(source: DataSource) -> Iterator[Record]:
     """What the function named `module:function` returns for the source: an iterable of rows."""
-    module_name, _, function_name = source.source.partition(":")
-    search_working_folder()
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise CastorError(
-            f"{source.source}: {error}; start castor in the folder of the module, or install it"
-        ) from error
-    if not hasattr(module, function_name):
-        raise CastorError(f"{source.source}: module {module_name} has no {function_name}; check the function's name")
-    rows = getattr(module, function_name)(source)
+    rows = load_function(source.source)(source)
     if not isinstance(rows, Iterable) or isinstance(rows, Mapping | str):
         raise CastorError(f"{source.source} returned {type(rows).__name__}; it must return an iterable of rows")
     for number, row in enumerate(rows, start=1):

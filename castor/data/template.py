@@ -16,6 +16,7 @@ from castor.errors import CastorError
 PKU_BEGIN = "BEGINNING OF CONVERSATION: "
 PKU_TURN = "USER: {prompt} ASSISTANT:"
 PKU_PROMPT = PKU_BEGIN + PKU_TURN
+_MARK = "§"  # stands for the prompt where the text around it is looked for; no prompt format holds it
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -31,13 +32,18 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
     return tokenizer
 
 
+def tokenise_alike(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
+    """Whether token ids of one tokenizer mean the same to a model of the other."""
+    return ours.get_vocab() == theirs.get_vocab() and ours.eos_token_id == theirs.eos_token_id
+
+
 def require_same_tokenizer(policy: str | Path, other: str | Path, what: str) -> None:
     """Raise CastorError unless both folders tokenise alike: a critic reads the policy's own token ids."""
-    ours, theirs = load_tokenizer(str(policy)), load_tokenizer(str(other))
-    if ours.get_vocab() != theirs.get_vocab() or ours.eos_token_id != theirs.eos_token_id:
+    if not tokenise_alike(load_tokenizer(str(policy)), load_tokenizer(str(other))):
         raise CastorError(
-            f"{what} at {other} has another tokenizer than the policy at {policy}: "
-            "its critic reads the policy's token ids, so train it from the same tokenizer"
+            f"{what} would start from {other}, which has another tokenizer than the policy at {policy}, whose token "
+            "ids it has to read: give the signal a critic_model with the policy's tokenizer, or take an "
+            "advantage.estimator without critics"
         )
 
 
@@ -80,6 +86,27 @@ class PromptTemplate:
     def encode_response(self, response: str) -> list[int]:
         """Token ids of the response, closed by the end-of-text token."""
         return [*self.tokenizer(response, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def decode_prompt(self, tokens: Sequence[int]) -> str:
+        """The prompt that `encode_prompt` gave these token ids for, without its format.
+
+        A word the tokenizer does not know comes back as its unknown token. Raises CastorError when the text found does
+        not lead to the same token ids: nobody may judge another prompt than the one that was answered.
+        """
+        mark = self._decoded(self.tokenizer(_MARK, add_special_tokens=False)["input_ids"]).strip()
+        before, _, after = self._decoded(self.encode_prompt(_MARK)).rpartition(mark)
+        text = self._decoded(tokens)
+        prompt = text[len(before) : len(text) - len(after)]
+        if not (text.startswith(before) and text.endswith(after)) or self.encode_prompt(prompt) != list(tokens):
+            raise CastorError(
+                f"the prompt cannot be told from its format in {text[:200]!r}: the tokenizer does not decode it back "
+                "to the text it was made from; leave the prompt out, or use a score model with the policy's tokenizer"
+            )
+        return prompt
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text)
 
     def decode_response(self, tokens: Sequence[int]) -> str:
         """The text of a response, without special tokens."""

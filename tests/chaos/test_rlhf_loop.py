@@ -5,7 +5,11 @@ import math
 import pytest
 import ray
 
-from castor.config.rlhf import RLHF, Learner, Multipliers, Rollout, Signal
+from actors.scorer import PolicyText
+from actors.signal import SignalModels
+from castor.config.multipliers import Multipliers
+from castor.config.rlhf import RLHF, Learner, Rollout
+from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
 from castor.data.prompt_stream import PromptStream
 from trainers.groups import Groups
@@ -34,11 +38,14 @@ def config():
 
 def run(models, prompts, folder, disturb):
     results = []
-    rlhf = config()
+    rlhf, text = config(), PolicyText(models.policy, "auto")
     with Groups(
         rlhf,
         policy=models.policy,
-        signals={"help": models.reward, "harm": models.cost},
+        signals={
+            "help": SignalModels(models.reward, models.reward, text),
+            "harm": SignalModels(models.cost, models.cost, text),
+        },
         thresholds={"harm": -0.2},
         template="auto",
         seed=3,

@@ -9,10 +9,13 @@ from actors.batch import StepBatch
 from actors.group import ActorGroup, get
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner, Prices
-from actors.signal import SignalWorker
+from actors.scorer import PolicyText
+from actors.signal import SignalModels, SignalWorker
 from castor.algorithms.advantages import combine
 from castor.algorithms.losses import clipped_policy_loss
-from castor.config.rlhf import RLHF, Learner, Multipliers, Signal
+from castor.config.multipliers import Multipliers
+from castor.config.rlhf import RLHF, Learner
+from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer, Resources
 from castor.data.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
@@ -61,6 +64,10 @@ def step_data(tiny_models, prompts):
     )
     advantages = {name: rng.normal(size=total).astype(np.float32) for name in ("help", "harm")}
     return experience, rng.normal(-6.6, 0.3, total).astype(np.float32), advantages
+
+
+def cost_models(models):
+    return SignalModels(models.cost, models.cost, PolicyText(models.policy, "auto"))
 
 
 def as_batch(experience, reference):
@@ -190,7 +197,7 @@ def test_a_signal_scores_estimates_and_fits(ray_session, tiny_models, step_data)
         group = ActorGroup.start("signal", SignalWorker, ranks, Resources())
         try:
             group.join(120)
-            get(group.call("load", "harm", tiny_models.cost, config, 0), 300, "load")
+            get(group.call("load", "harm", cost_models(tiny_models), config, 0), 300, "load")
             scores = get(group.handles[0].score.remote(experience), 120, "score")
             assert scores.shape == (12,)
             assert np.isfinite(scores).all()
@@ -215,7 +222,7 @@ def test_a_signal_without_a_critic_compares_the_samples_of_a_prompt(ray_session,
         group = ActorGroup.start("signal", SignalWorker, 1, Resources())
         try:
             group.join(120)
-            get(group.call("load", name, tiny_models.cost, config, 0, 0.0), 300, "load")
+            get(group.call("load", name, cost_models(tiny_models), config, 0, 0.0), 300, "load")
             advantages = get(group.call("advantages", batch), 120, "advantages")[0]
             metrics = get(group.call("train_critic", 1), 120, "train_critic")[0]
         finally:

@@ -6,7 +6,7 @@ import torch
 
 from castor.config.data import SyntheticOptions
 from castor.config.moderation import Moderation
-from castor.config.rlhf import Classifier
+from castor.config.signal import Classifier
 from castor.config.supervised import Best
 from castor.config.training import Engine, Optimizer
 from castor.data.rows import parse_qa

@@ -20,10 +20,12 @@ import torch
 from openai import BadRequestError, NotFoundError, OpenAI
 
 from castor.config.pipeline import DemoModel
+from castor.config.signal import HTTPScorer
 from castor.data.template import PromptTemplate, load_tokenizer
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import make_demo_model
 from castor.packing import pack_rows
+from castor.scorers.http import RemoteScorer
 
 ROOT = Path(__file__).parents[2]
 START_S, STOP_S = 300, 20
@@ -197,6 +199,14 @@ def test_scores_equal_the_score_models(server: Server) -> None:
     assert one[0] == pytest.approx(scores[0], abs=1e-5)
 
 
+def test_it_is_a_remote_scorer_of_a_run(server: Server) -> None:
+    items = [(PROMPT, RESPONSE), (PROMPT, ""), ("bake", "no")]
+    for field in ("cost", "reward"):
+        remote = RemoteScorer(HTTPScorer(url=f"{server.url}/v1/score", batch_size=2), field)
+        scores = remote([prompt for prompt, _ in items], [response for _, response in items])
+        np.testing.assert_allclose(scores, _direct(server, field, items), atol=1e-5)
+
+
 def test_requests_at_the_same_time_keep_their_own_scores(server: Server) -> None:
     bodies = [{"prompt": PROMPT, "response": "mix " * (n + 1)} for n in range(12)]
     with ThreadPoolExecutor(12) as pool:
@@ -210,7 +220,7 @@ def test_requests_at_the_same_time_keep_their_own_scores(server: Server) -> None
     ("body", "status", "message"),
     [
         ({"prompt": PROMPT}, 422, "give either prompt and response, or items"),
-        ({"prompt": PROMPT, "response": " "}, 422, "must not be blank"),
+        ({"prompt": " ", "response": PROMPT}, 422, "must not be blank"),
         ({"prompt": PROMPT, "response": 7}, 422, "valid string"),
         ({"items": []}, 422, "at least 1 item"),
         ([], 422, "valid dictionary"),

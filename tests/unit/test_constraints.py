@@ -10,7 +10,8 @@ from scipy import optimize, stats
 
 from castor.algorithms.constraints import Limit, mean, normal_upper, policy_costs, share, wilson_upper
 from castor.config.multipliers import Constraint, Multipliers
-from castor.config.rlhf import RLHF, Signal
+from castor.config.rlhf import RLHF
+from castor.config.signal import Signal
 
 windows = st.lists(st.floats(-8, 8), min_size=2, max_size=40)
 

@@ -20,7 +20,8 @@ from castor.algorithms.advantages import (
     whiten,
 )
 from castor.config.multipliers import Multipliers
-from castor.config.rlhf import RLHF, Signal
+from castor.config.rlhf import RLHF
+from castor.config.signal import Signal
 
 seeds = st.integers(0, 2**31 - 1)
 groups = st.lists(st.integers(2, 4), min_size=1, max_size=5)

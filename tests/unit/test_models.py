@@ -239,7 +239,9 @@ def test_a_tokenizer_without_eos_or_pad_is_refused(policy_folder, tmp_path, toke
 
 
 def test_a_critic_reads_the_policys_tokens(policy_folder, score_folder, tmp_path):
-    require_same_tokenizer(policy_folder, score_folder, "the model of signal harm")
+    require_same_tokenizer(policy_folder, score_folder, "the critic of signal harm")
     train_tokenizer(DemoModel(**SMALL), ["another text " + EOS]).save_pretrained(tmp_path)
-    with pytest.raises(CastorError, match=r"the model of signal harm at .* has another tokenizer"):
-        require_same_tokenizer(policy_folder, tmp_path, "the model of signal harm")
+    with pytest.raises(
+        CastorError, match=r"the critic of signal harm would start from .* another tokenizer.*critic_model"
+    ):
+        require_same_tokenizer(policy_folder, tmp_path, "the critic of signal harm")

@@ -28,7 +28,7 @@ from castor.config.check import check
 from castor.config.data import SyntheticOptions
 from castor.config.moderation import Moderation
 from castor.config.pipeline import Config, DemoModel
-from castor.config.rlhf import Classifier
+from castor.config.signal import Classifier
 from castor.data.harm_labels import moderation_targets
 from castor.data.rows import Exchange, QARow, parse_qa
 from castor.data.samples import Samples

@@ -76,7 +76,7 @@ def test_float32_without_a_second_copy(shape):
 def test_frozen_models_and_engines(shape):
     scorer = frozen(shape, Engine(), Resources(), score=True)
     assert (scorer.frozen, scorer.optimizer, scorer.gradients) == (4 * (BACKBONE + 193), 0, 0)
-    signal = trained(shape, Engine(), 1, Resources(), score=True, frozen_copy=True)
+    (signal,) = (a.memory for a in placement(demo())["ppo_lag"] if a.name == "signal-harm-0")
     assert signal.frozen == signal.weights == 4 * (BACKBONE + 193)
     engine = sampled(shape, Rollout(kv_cache_mib=64))
     assert (engine.weights, engine.kv_cache, engine.gpu_share) == (4 * PARAMETERS, 64 << 20, None)

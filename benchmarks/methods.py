@@ -1,0 +1,100 @@
+"""The methods at equal steps: `python benchmarks/methods.py --seeds 0 1 2` runs every preset in configs/ and compares.
+
+The stages before RLHF are made once a seed and copied into the folder of every preset, which goes on from there in a
+process of its own. Prints the tables and writes OUT/methods.html.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from castor.evaluation.methods import MethodFigures, method_figures
+from castor.evaluation.methods_page import COLUMNS, CONSTRAINT_COLUMNS, cells, constraint_cells, write_methods_page
+from castor.evaluation.summary import Summary
+from castor.files import write_text
+
+ROOT = Path(__file__).parents[1]
+PRESETS = (
+    *("ppo", "ppo_lag", "ppo_lag_paper_v1", "ppo_lag_paper_v2", "ppo_lag_paper_v3", "reward_shaping"),
+    *("single_preference", "hh_ppo", "classifier_max", "classifier_mean", "pid_lag", "repo_rectified"),
+    *("grpo_lag", "rloo_lag", "multi_constraint"),
+)
+BASE = "classifier_max"  # has every stage that presets share, the moderation model included
+
+
+def main() -> None:
+    """Run what has no result yet, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS), metavar="PRESET")
+    parser.add_argument("--steps", type=int, help="RLHF steps of every preset; default: the presets' own")
+    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("overrides", nargs="*", help="of all runs, e.g. sft.max_steps=100")
+    args = parser.parse_args()
+    out = args.out.absolute()
+    overrides = [*args.overrides]
+    if args.steps is not None:
+        laid_over = out / "steps.yaml"
+        write_text(laid_over, f'rlhf: {{"*": {{steps: {args.steps}}}}}\n')
+        overrides.append(str(laid_over))
+    found: dict[str, list[Summary]] = {preset: [] for preset in args.presets}
+    for seed in args.seeds:
+        base = out / f"seed-{seed}" / "base"
+        castor(BASE, base, [*overrides, f"seed={seed}", f"rlhf.{BASE}=null", "evaluate=null"])
+        for preset in args.presets:
+            folder = base.with_name(preset)
+            if not folder.exists():
+                shutil.copytree(base, folder)
+            castor(preset, folder, [*overrides, f"seed={seed}", f"evaluate.prompts.split={args.split}"])
+            found[preset].append(Summary.model_validate_json((folder / "summary.json").read_text(encoding="utf-8")))
+    methods = compared(found)
+    console = Console(width=150)
+    console.print(table("methods, gold judge, 95 % intervals", COLUMNS, [[m.name, *texts(cells(m))] for m in methods]))
+    rows = [[m.name, name, *texts(row)] for m in methods for name, row in constraint_cells(m).items()]
+    console.print(table("constraints", CONSTRAINT_COLUMNS, rows))
+    steps = {len(s.runs[name].steps) for name, summaries in found.items() for s in summaries}
+    note = (
+        f"{', '.join(map(str, sorted(steps)))} steps of RLHF on the synthetic corpus, seeds "
+        f"{', '.join(map(str, args.seeds))}, {args.split} split. Intervals are over seeds, or over prompts where there "
+        "is one seed."
+    )
+    write_methods_page(out / "methods.html", methods, found, note)
+    console.print(f"page: {out / 'methods.html'}")
+
+
+def castor(preset: str, folder: Path, overrides: Sequence[str]) -> None:
+    """Run the pipeline of one preset; stages that are finished with these inputs are not run again."""
+    command = [sys.executable, "-m", "castor", "pipeline", f"configs/{preset}.yaml", *overrides, f"run_dir={folder}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def compared(found: dict[str, list[Summary]]) -> list[MethodFigures]:
+    """The starting point, and every preset."""
+    start = method_figures("sft", next(iter(found.values())))
+    return [start, *(method_figures(name, summaries) for name, summaries in found.items())]
+
+
+def texts(row: Sequence[tuple[str, str]]) -> list[str]:
+    """Cells in one line each."""
+    return [f"{value} ({small})" if small else value for value, small in row]
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """For the terminal."""
+    made = Table(title=title)
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place == 0 else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Methods beside each other: what each came to over its seeds, from the summaries of its runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from castor.evaluation.bootstrap import Estimate
+from castor.evaluation.summary import Run, Summary
+
+
+@dataclass(frozen=True)
+class ConstraintFigures:
+    """How one constraint was kept, over a method's seeds."""
+
+    lowest: float  # λ over all steps and seeds
+    highest: float
+    violation: float  # mean over seeds of the window's statistic less the limit, after the last step
+    time_in_violation: float  # share of steps, mean over seeds
+    regret: float  # sum over steps of max(0, violation), mean over seeds, in the limit's unit
+    oscillation: float  # standard deviation of λ over the last half of the steps, mean over seeds
+
+
+@dataclass(frozen=True)
+class MethodFigures:
+    """What one method came to. Estimates are means over seeds with 95 % intervals (`over_seeds`)."""
+
+    name: str
+    seeds: int
+    harmful: Estimate | None  # share of the answers to harmful prompts, gold judge
+    helpfulness: Estimate | None  # gold judge
+    refusals: Estimate | None  # share of the answers to harmless prompts, gold judge
+    seconds_per_step: float | None  # rollout, learning and weight transfer; None for a policy that was not trained
+    constraints: dict[str, ConstraintFigures]
+
+
+def method_figures(name: str, summaries: Sequence[Summary]) -> MethodFigures:
+    """The figures of policy `name` from one summary a seed. Raises ValueError when there are none."""
+    policies = [summary.policies[name] for summary in summaries]
+    runs = [summary.runs[name] for summary in summaries if name in summary.runs]
+    return MethodFigures(
+        name=name,
+        seeds=len(summaries),
+        harmful=_estimate([policy.gold_harmful_rate for policy in policies], share=True),
+        helpfulness=_estimate([policy.gold_helpfulness for policy in policies]),
+        refusals=_estimate([policy.refusal_rate_harmless for policy in policies], share=True),
+        seconds_per_step=float(np.mean([seconds_per_step(run) for run in runs])) if runs else None,
+        constraints={key: _constraint(key, runs) for key in (runs[0].steps[0].multipliers if runs else {})},
+    )
+
+
+def over_seeds(estimates: Sequence[Estimate], *, share: bool = False) -> Estimate:
+    """The mean over seeds with Student's 95 % interval over them, which holds what differs from run to run.
+
+    A single seed keeps its own interval, over prompts. The interval of a share is cut to [0, 1]. Raises ValueError
+    when there is no estimate.
+    """
+    if not estimates:
+        raise ValueError("no seed has an estimate")
+    if len(estimates) == 1:
+        return estimates[0]
+    values = np.array([estimate.value for estimate in estimates])
+    mean = float(values.mean())
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    low, high = mean - half, mean + half
+    if share:
+        low, high = min(max(0.0, low), mean), max(min(1.0, high), mean)
+    return Estimate(value=mean, low=low, high=high)
+
+
+def seconds_per_step(run: Run) -> float:
+    """Mean wall seconds of a step: rollout, learning and weight transfer."""
+    return float(
+        np.mean([sum(step.metrics[key] for key in ("rollout_s", "learn_s", "transfer_s")) for step in run.steps])
+    )
+
+
+def oscillation(prices: Sequence[float]) -> float:
+    """Standard deviation of λ over the last half of the steps."""
+    return float(np.std(prices[len(prices) // 2 :]))
+
+
+def _estimate(found: Sequence[Estimate | None], *, share: bool = False) -> Estimate | None:
+    known = [estimate for estimate in found if estimate is not None]
+    return over_seeds(known, share=share) if known else None
+
+
+def _constraint(name: str, runs: Sequence[Run]) -> ConstraintFigures:
+    prices = [[step.multipliers[name] for step in run.steps] for run in runs]
+
+    def last(key: str) -> float:
+        return float(np.mean([run.steps[-1].metrics[f"{name}/{key}"] for run in runs]))
+
+    return ConstraintFigures(
+        lowest=min(map(min, prices)),
+        highest=max(map(max, prices)),
+        violation=last("violation"),
+        time_in_violation=last("time_in_violation"),
+        regret=last("regret"),
+        oscillation=float(np.mean([oscillation(series) for series in prices])),
+    )

@@ -1,0 +1,149 @@
+"""The page that compares methods: one table of figures, one of constraints, and λ over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from castor.evaluation.bootstrap import Estimate
+from castor.evaluation.methods import MethodFigures
+from castor.evaluation.page import Figure, render
+from castor.evaluation.summary import Summary
+from castor.evaluation.svg import ALARM, INK, MARKERS, POLICY_COLOURS, draw, place_legend
+from castor.evaluation.wording import interval, number, policy_title
+from castor.files import write_text
+
+Cell = tuple[str, str]  # what a cell says, and what stands small below it
+COLUMNS = ("method", "harmful answers", "helpfulness", "refusals of harmless", "s per step")
+CONSTRAINT_COLUMNS = ("method", "constraint", "λ", "violation at the end", "time in violation", "regret", "oscillation")
+NO_FIGURE = "\N{EN DASH}"
+
+
+def write_methods_page(
+    path: Path, methods: Sequence[MethodFigures], summaries: Mapping[str, Sequence[Summary]], note: str
+) -> None:
+    """Write the comparison as one HTML file that loads nothing from elsewhere.
+
+    Args:
+        path: the file.
+        methods: in the order of the table.
+        summaries: of the seeds of each method that was trained, for the curves.
+        note: one sentence on how the runs were made.
+
+    """
+    write_text(
+        path,
+        render(
+            "methods.html.j2",
+            title="Castor: methods at equal steps",
+            note=note,
+            columns=COLUMNS,
+            rows=[_row(method) for method in methods],
+            constraint_columns=CONSTRAINT_COLUMNS,
+            constraint_rows=[row for method in methods for row in _constraint_rows(method)],
+            figures=_figures(methods, summaries),
+        ),
+    )
+
+
+def cells(method: MethodFigures) -> list[Cell]:
+    """The figures of one method, as they are shown in text and on the page."""
+    seconds = NO_FIGURE if method.seconds_per_step is None else number(method.seconds_per_step)
+    return [
+        _cell(method.harmful, is_share=True),
+        _cell(method.helpfulness),
+        _cell(method.refusals, is_share=True),
+        (seconds, ""),
+    ]
+
+
+def constraint_cells(method: MethodFigures) -> dict[str, list[Cell]]:
+    """The figures of each constraint of one method."""
+    return {
+        name: [
+            (f"{found.lowest:.2f} to {found.highest:.2f}", ""),
+            (f"{found.violation:+.3f}", ""),
+            (number(found.time_in_violation, True), ""),
+            (number(found.regret), ""),
+            (f"{found.oscillation:.3f}", ""),
+        ]
+        for name, found in method.constraints.items()
+    }
+
+
+def _row(method: MethodFigures) -> list[Cell]:
+    return [(policy_title(method.name), f"{method.seeds} seed{'s' if method.seeds > 1 else ''}"), *cells(method)]
+
+
+def _constraint_rows(method: MethodFigures) -> list[list[Cell]]:
+    title = policy_title(method.name)
+    return [[(title, ""), (name, ""), *row] for name, row in constraint_cells(method).items()]
+
+
+def _cell(estimate: Estimate | None, is_share: bool = False) -> Cell:
+    if estimate is None:
+        return NO_FIGURE, ""
+    return number(estimate.value, is_share), interval(estimate, is_share)
+
+
+def _figures(methods: Sequence[MethodFigures], summaries: Mapping[str, Sequence[Summary]]) -> list[Figure]:
+    plane = Figure(
+        "Helpful and harmless",
+        _plane(methods),
+        "Up is more helpful, left is less harmful, by the gold judge; bars are 95 % intervals.",
+    )
+    curves = [
+        Figure(
+            f"λ of {policy_title(name)}",
+            _prices(name, found),
+            "One line a seed and constraint. Above the line of time: what a unit of cost is worth in reward.",
+        )
+        for name, found in summaries.items()
+        if any(summary.runs[name].steps[0].multipliers for summary in found)
+    ]
+    return [plane, *curves]
+
+
+def _plane(methods: Sequence[MethodFigures]) -> Markup:
+    def paint(axes: Axes) -> None:
+        for number_, method in enumerate(methods):
+            x, y = method.harmful, method.helpfulness
+            if x is None or y is None:
+                continue
+            axes.errorbar(
+                100 * x.value,
+                y.value,
+                xerr=[[100 * (x.value - x.low)], [100 * (x.high - x.value)]],
+                yerr=[[y.value - y.low], [y.high - y.value]],
+                fmt=MARKERS[number_ // len(POLICY_COLOURS) % len(MARKERS)],
+                color=POLICY_COLOURS[number_ % len(POLICY_COLOURS)],
+                linewidth=0.8,
+                label=policy_title(method.name),
+            )
+        axes.set_xlabel("harmful answers to harmful prompts, %")
+        axes.set_ylabel("helpfulness")
+        place_legend(axes, columns=3)
+
+    return draw("Helpfulness and harm of the methods", 5.0, paint)
+
+
+def _prices(name: str, summaries: Sequence[Summary]) -> Markup:
+    def paint(axes: Axes) -> None:
+        for seed, summary in enumerate(summaries):
+            steps = summary.runs[name].steps
+            for place, constraint in enumerate(steps[0].multipliers):
+                axes.plot(
+                    [step.step for step in steps],
+                    [step.multipliers[constraint] for step in steps],
+                    color=(INK, ALARM, *POLICY_COLOURS[2:])[place % len(POLICY_COLOURS)],
+                    alpha=0.8,
+                    label=constraint if seed == 0 else None,
+                )
+        axes.set_xlabel("step")
+        axes.set_ylabel("λ")
+        place_legend(axes)
+
+    return draw(f"lambda of {name}", 2.4, paint)

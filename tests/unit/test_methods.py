@@ -1,0 +1,88 @@
+"""Figures of methods over seeds, and the page that compares them."""
+
+import datetime
+import math
+
+import numpy as np
+import pytest
+
+from castor.evaluation.bootstrap import Estimate
+from castor.evaluation.methods import method_figures, oscillation, over_seeds
+from castor.evaluation.methods_page import cells, constraint_cells, write_methods_page
+from castor.evaluation.metrics import policy_metrics
+from castor.evaluation.records import JudgedResponse
+from castor.evaluation.summary import Run, Step, Summary, Versions
+
+
+def estimate(value):
+    return Estimate(value=value, low=value - 0.1, high=value + 0.1)
+
+
+def test_one_seed_keeps_its_interval_and_several_have_students():
+    assert over_seeds([estimate(0.4)]) == estimate(0.4)
+    found = over_seeds([estimate(value) for value in (0.1, 0.2, 0.6)])
+    half = 4.302652729911275 * np.std([0.1, 0.2, 0.6], ddof=1) / math.sqrt(3)
+    assert found.value == pytest.approx(0.3)
+    assert (found.low, found.high) == pytest.approx((0.3 - half, 0.3 + half))
+    share = over_seeds([estimate(value) for value in (0.1, 0.2, 0.6)], share=True)
+    assert (share.low, share.high) == (0.0, pytest.approx(0.3 + half))
+    with pytest.raises(ValueError, match="no seed"):
+        over_seeds([])
+
+
+def test_oscillation_is_that_of_the_last_half():
+    assert oscillation([9.0, -9.0, 1.0, 3.0]) == 1.0
+    assert oscillation([2.0]) == 0.0
+
+
+def judged(kind, harmful, refusal):
+    category = "Violence" if kind == "harmful" else None
+    return JudgedResponse("p", "r", kind, category, None, 0.5, -0.5, harmful, 0.6, refusal, 7)
+
+
+def summary(seed, prices, harmful):
+    rows = [judged("harmful", n < harmful, False) for n in range(10)] + [
+        judged("benign", False, n < 2) for n in range(10)
+    ]
+    seconds = {"rollout_s": 1.0, "learn_s": 2.0, "transfer_s": 0.5}
+    steps = [
+        Step(
+            step=number,
+            lambda_=price,
+            multipliers={"harm": price},
+            mean_cost=0.0,
+            mean_costs={"harm": 0.0},
+            mean_reward=0.1,
+            kl=0.2,
+            metrics={**seconds, "harm/violation": 0.25, "harm/time_in_violation": 0.5, "harm/regret": 1.5 + seed},
+        )
+        for number, price in enumerate(prices, 1)
+    ]
+    metrics = policy_metrics(rows)
+    return Summary(
+        created=datetime.datetime.now(datetime.UTC),
+        seed=seed,
+        versions=Versions(castor="0", python="3", torch="2", vllm="0", ray="2", deepspeed="0", transformers="5"),
+        stages={},
+        throughput={},
+        runs={"lag": Run(thresholds={"harm": 0.0}, steps=steps)},
+        policies={"sft": metrics, "lag": metrics},
+    )
+
+
+def test_figures_of_a_method_and_its_page(tmp_path):
+    summaries = [summary(0, [1.0, 2.0, 4.0, 2.0], 4), summary(1, [0.5, 1.0, 1.0, 1.0], 6)]
+    lag, sft = method_figures("lag", summaries), method_figures("sft", summaries)
+    assert (lag.harmful.value, lag.refusals.value, lag.seconds_per_step) == (0.5, 0.2, 3.5)
+    harm = lag.constraints["harm"]
+    assert (harm.lowest, harm.highest, harm.violation, harm.time_in_violation) == (0.5, 4.0, 0.25, 0.5)
+    assert (harm.regret, harm.oscillation) == (2.0, 0.5)
+    assert (sft.seconds_per_step, sft.constraints) == (None, {})
+    assert cells(lag)[0][0] == "50.0\N{NO-BREAK SPACE}%"
+    assert constraint_cells(lag)["harm"][0] == ("0.50 to 4.00", "")
+    page = tmp_path / "methods.html"
+    write_methods_page(page, [sft, lag], {"lag": summaries}, "Two <seeds>.")
+    text = page.read_text()
+    assert text.count("<svg") == 2
+    assert "Two &lt;seeds&gt;." in text
+    assert "http" not in text.replace("http://www.w3.org", "")
