@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from castor.config.check import stage_sections
 from castor.config.data import SYNTHETIC, DataSource
-from castor.config.pipeline import Config
+from castor.config.pipeline import Collect, Config
 from castor.config.supervised import SFT
 from castor.data.hygiene import RowReport
 from castor.data.leaks import Leak, PromptIndex, prompt_digest
@@ -30,11 +31,13 @@ def training_sources(config: Config) -> Iterator[tuple[str, DataSource, Stream]]
         if section is not None:
             supervised[name] = section.data, stream_demonstrations if isinstance(section, SFT) else stream_preferences
     supervised |= {f"moderation.{name}": (section.data, stream_qa) for name, section in config.moderation.items()}
+    supervised |= {f"dpo.{name}": (section.data, stream_preferences) for name, section in config.dpo.items()}
     for name, (sources, stream) in supervised.items():
         for number, source in enumerate(sources):
             yield f"{name}.data.{number}" if len(sources) > 1 else f"{name}.data", source, stream
-    if config.collect is not None:
-        yield "collect.prompts", config.collect.prompts, stream_prompts
+    for name, stage in stage_sections(config).items():
+        if isinstance(stage, Collect):
+            yield f"{name}.prompts", stage.prompts, stream_prompts
     for name, run in config.rlhf.items():
         yield f"rlhf.{name}.prompts", run.prompts, stream_prompts
         if run.learner.ptx is not None:

@@ -13,9 +13,14 @@ from typing import Any
 
 import castor
 from castor.config.base import Section
-from castor.config.check import evaluated
+from castor.config.check import evaluated, stage_sections
 from castor.config.data import DataSource
-from castor.config.supervised import Supervised
+from castor.config.dpo import DPO
+from castor.config.moderation import Moderation
+from castor.config.pipeline import Collect, DemoModel, Evaluate
+from castor.config.preference import Cost, Reward
+from castor.config.rlhf import RLHF
+from castor.config.supervised import SFT, Supervised
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import read_responses
 from castor.evaluation.report import write_report
@@ -24,10 +29,23 @@ from castor.evaluation.table import closing_table
 from castor.files import fingerprint, sha256_file
 from castor.run import STAGE
 from trainers import stages
+from trainers.collect import run_collect
 from trainers.context import Context
 from trainers.evaluate import responses_file, run_evaluate
 from trainers.leaks import report_leaks
 from trainers.rlhf_stage import read_run, run_rlhf
+
+RUNS: dict[type[Section], Callable[..., str]] = {
+    DemoModel: stages.run_model,
+    SFT: stages.run_sft,
+    Collect: run_collect,
+    Reward: stages.run_reward,
+    Cost: stages.run_cost,
+    Moderation: stages.run_moderation,
+    DPO: stages.run_dpo,
+    RLHF: run_rlhf,
+    Evaluate: run_evaluate,
+}
 
 
 @dataclass(frozen=True)
@@ -41,22 +59,10 @@ class PlannedStage:
 
 def planned_stages(context: Context) -> list[PlannedStage]:
     """The stages the config asks for, in order."""
-    config = context.config
-    fixed: list[tuple[str, Section | None, Callable[[Context], str]]] = [
-        ("model", config.model, stages.run_model),
-        ("sft", config.sft, stages.run_sft),
-        ("collect", config.collect, stages.run_collect),
-        ("reward", config.reward, stages.run_reward),
-        ("cost", config.cost, stages.run_cost),
+    return [
+        PlannedStage(name, section, partial(RUNS[type(section)], name=name, stage=section))
+        for name, section in stage_sections(context.config).items()
     ]
-    planned = [PlannedStage(name, section, run) for name, section, run in fixed if section is not None]
-    for name, moderation in config.moderation.items():
-        planned.append(PlannedStage(name, moderation, partial(stages.run_moderation, name=name)))
-    for name, section in config.rlhf.items():
-        planned.append(PlannedStage(name, section, partial(run_rlhf, name=name)))
-    if config.evaluate is not None:
-        planned.append(PlannedStage("evaluate", config.evaluate, run_evaluate))
-    return planned
 
 
 def run_pipeline(context: Context, fresh: bool) -> None:
@@ -118,8 +124,8 @@ def summarize(context: Context, reused: dict[str, bool]) -> tuple[Summary, dict[
     rows = {name: read_responses(responses_file(folder.path, name)) for name in evaluated(context.config)}
     runs = {
         name: read_run(folder.path / name)
-        for name in context.config.rlhf
-        if (folder.path / name / "run.json").is_file()
+        for name, section in stage_sections(context.config).items()
+        if isinstance(section, RLHF) and (folder.path / name / "run.json").is_file()
     }
     records = {name: record for name in reused if (record := folder.record(name)) is not None}
     summary = Summary(

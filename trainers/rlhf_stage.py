@@ -21,9 +21,9 @@ from trainers.prompts import check_context, fitting_prompts
 from trainers.rlhf import StepResult, train
 
 
-def run_rlhf(context: Context, name: str) -> str:
+def run_rlhf(context: Context, name: str, stage: RLHF) -> str:
     """Carry out the run `name`; its policy ends in <run_dir>/<name>/policy, its steps in steps.jsonl."""
-    config, seed = context.config.rlhf[name], context.config.seed
+    config, seed = stage, context.seed(name)
     out = context.folder.path / name
     policy = context.folder.model_path(config.policy.model)
     signals = {key: context.folder.model_path(signal.model) for key, signal in config.signals.items()}

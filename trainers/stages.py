@@ -1,72 +1,66 @@
-"""The supervised part of the pipeline: demo model, SFT, preference data, reward, cost and moderation models."""
+"""The supervised stages of the pipeline: demo model, SFT, reward, cost and moderation models, DPO.
+
+Every stage is called with its name, which is that of its folder in the run, and the section that configures it.
+"""
 
 from __future__ import annotations
 
-import random
 from functools import partial
 from typing import Any
 
 from actors.progress import Progress
-from actors.rollout import PromptRequest
-from actors.rollout_pool import RolloutPool, request_seed
 from castor.checkpoint import atomic_folder
-from castor.config.supervised import Supervised
-from castor.data.load import PreferenceLabel, QALabel, load_demonstrations, load_preferences, load_prompts, load_qa
-from castor.data.synthetic.corpus import sampled_pairs
-from castor.data.synthetic.prompts import find_prompt
+from castor.config.dpo import DPO
+from castor.config.moderation import Moderation
+from castor.config.pipeline import DemoModel
+from castor.config.preference import Cost, Reward
+from castor.config.supervised import SFT, Supervised
+from castor.data.load import PreferenceLabel, QALabel, load_demonstrations, load_preferences, load_qa
+from castor.data.rows import PreferenceRow
+from castor.data.template import require_same_tokenizer
 from castor.errors import CastorError
-from castor.files import write_jsonl
 from castor.models.tiny import make_demo_model
 from trainers.context import Context
-from trainers.prompts import fitting_prompts
 from trainers.supervised import run_supervised
+from trainers.tasks.dpo import first_of
 
 
-def run_model(context: Context) -> str:
+def run_model(context: Context, name: str, stage: DemoModel) -> str:
     """Make the demo model; returns one line about it."""
-    config = context.config.model
-    assert config is not None
-    rows = context.load_rows("model", config.data, load_demonstrations)
+    rows = context.load_rows(name, stage.data, load_demonstrations)
     text = (text for row in rows for text in (row.prompt, row.response))
-    with atomic_folder(context.folder.path / "model") as aside:
-        vocabulary, parameters = make_demo_model(config, text, context.config.seed, aside)
+    with atomic_folder(context.folder.path / name) as aside:
+        vocabulary, parameters = make_demo_model(stage, text, context.seed(name), aside)
     return f"Llama with {parameters / 1e6:.2f} M parameters, {vocabulary} words"
 
 
-def run_sft(context: Context) -> str:
+def run_sft(context: Context, name: str, stage: SFT) -> str:
     """Supervised fine-tuning."""
-    stage = context.config.sft
-    assert stage is not None
-    metrics = _train(context, "sft", stage, context.load_rows("sft", stage.data, load_demonstrations))
+    metrics = _train(context, name, stage, context.load_rows(name, stage.data, load_demonstrations))
     return f"validation perplexity {metrics['validation_perplexity']:.2f}"
 
 
-def run_reward(context: Context) -> str:
+def run_reward(context: Context, name: str, stage: Reward) -> str:
     """The reward model."""
-    stage = context.config.reward
-    assert stage is not None
     need: tuple[PreferenceLabel, ...] = ("better",)
-    rows = context.load_rows("reward", stage.data, partial(load_preferences, need=need))
-    metrics = _train(context, "reward", stage, rows)
+    rows = context.load_rows(name, stage.data, partial(load_preferences, need=need))
+    metrics = _train(context, name, stage, rows)
     return f"accuracy {metrics['accuracy']:.1%} on {metrics['validation_samples']:.0f} held-out pairs"
 
 
-def run_cost(context: Context) -> str:
+def run_cost(context: Context, name: str, stage: Cost) -> str:
     """The cost model."""
-    stage = context.config.cost
-    assert stage is not None
     need: tuple[PreferenceLabel, ...] = ("safer", "safe_flags")
-    rows = context.load_rows("cost", stage.data, partial(load_preferences, need=need))
-    metrics = _train(context, "cost", stage, rows)
+    rows = context.load_rows(name, stage.data, partial(load_preferences, need=need))
+    metrics = _train(context, name, stage, rows)
     return (
         f"ranking accuracy {metrics['accuracy']:.1%}, sign accuracy {metrics['sign_accuracy']:.1%} "
         f"on {metrics['validation_samples']:.0f} held-out pairs"
     )
 
 
-def run_moderation(context: Context, name: str) -> str:
-    """The moderation model `name`."""
-    stage = context.config.moderation[name]
+def run_moderation(context: Context, name: str, stage: Moderation) -> str:
+    """A moderation model."""
     need: tuple[QALabel, ...] = ("is_safe",)
     rows = context.load_rows(name, stage.data, partial(load_qa, need=need))
     metrics = _train(context, name, stage, rows)
@@ -77,47 +71,29 @@ def run_moderation(context: Context, name: str) -> str:
     )
 
 
-def run_collect(context: Context) -> str:
-    """Preference data: several responses per prompt from the SFT policy, judged by the simulated annotator.
+def run_dpo(context: Context, name: str, stage: DPO) -> str:
+    """A policy by direct preference optimisation.
 
-    Raises CastorError when a prompt is not of the synthetic corpus: nobody could judge the answers to it.
+    Raises CastorError when SafeDPO leaves out every pair, or policy and reference tokenise differently.
     """
-    stage, config = context.config.collect, context.config
-    assert stage is not None
-    prompts = context.load_rows("collect", [stage.prompts], load_prompts)
-    foreign = next((prompt for prompt in prompts if find_prompt(prompt) is None), None)
-    if foreign is not None:
-        raise CastorError(
-            f"collect: the simulated annotator can only judge the synthetic corpus, and {foreign[:60]!r} is not of it: "
-            "give labelled preference rows to reward and cost instead, and leave the collect section out"
-        )
-    policy = context.folder.model_path(stage.policy)
-    prompts = fitting_prompts(context, "collect", prompts, policy, stage.rollout.max_prompt_tokens)
-    requests = [
-        PromptRequest(i * stage.samples_per_prompt + k, prompt, request_seed(config.seed, "collect", i, k))
-        for i, prompt in enumerate(prompts)
-        for k in range(stage.samples_per_prompt)
-    ]
-    answers: dict[int, str] = {}
-    with context.terminal.bar("collect") as bar:
-        pool = RolloutPool(policy, stage.rollout, config.template)
-        try:
-            pool.wait_ready()
-            for chunk in pool.generate(requests, decode=True):
-                assert chunk.info.texts is not None
-                answers |= zip(chunk.info.uids, chunk.info.texts, strict=True)
-                bar.update(len(answers), len(requests), "responses")
-        finally:
-            pool.stop()
-    rng, rows = random.Random(f"{config.seed} collect"), []
-    for i, prompt in enumerate(prompts):
-        responses = [answers[i * stage.samples_per_prompt + k] for k in range(stage.samples_per_prompt)]
-        rows += sampled_pairs(prompt, responses, rng, stage.prompts.synthetic, stage.pairs_per_prompt)
-    write_jsonl(context.folder.path / "collect" / "rows.jsonl", rows)
-    return f"{len(rows):,} pairs from {len(requests):,} responses to {len(prompts):,} prompts"
+    loaded = context.load_rows(name, stage.data, partial(load_preferences, need=stage.labels))
+    rows: list[PreferenceRow] = [row for row in loaded if first_of(stage, row) is not None]
+    if len(rows) < len(loaded):
+        context.terminal.line(f"  left out {len(loaded) - len(rows):,} pairs of two unsafe responses")
+    if not rows:
+        raise CastorError(f"{name}: in every pair both responses are unsafe, and safedpo learns from none of these")
+    if stage.reference is not None:
+        reference = context.folder.model_path(stage.reference)
+        require_same_tokenizer(context.folder.model_path(stage.model), reference, f"the reference of {name}")
+        stage = stage.model_copy(update={"reference": reference})
+    metrics = _train(context, name, stage, rows)
+    return (
+        f"preference accuracy {metrics['accuracy']:.1%}, mean margin {metrics['margin_mean']:.2f} "
+        f"on {metrics['validation_samples']:.0f} held-out pairs"
+    )
 
 
-def _train(context: Context, name: str, stage: Supervised, rows: list[Any]) -> dict[str, float]:
+def _train(context: Context, name: str, stage: Supervised, rows: Any) -> dict[str, float]:
     config = context.config
     context.tracker.declare(name)
     note = ""
@@ -137,7 +113,7 @@ def _train(context: Context, name: str, stage: Supervised, rows: list[Any]) -> d
             rows=rows,
             out=context.folder.path / name,
             template=config.template,
-            seed=config.seed,
+            seed=context.seed(name),
             key=context.key,
             fresh=context.fresh,
             on_progress=show,

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from castor.config.dpo import DPO
 from castor.config.moderation import Moderation
 from castor.config.preference import Cost, Reward
 from castor.config.supervised import SFT, Supervised
+from trainers.tasks.dpo import DPOTask
 from trainers.tasks.moderation import ModerationTask
 from trainers.tasks.preference import PreferenceTask
 from trainers.tasks.sft import SFTTask
@@ -20,4 +22,6 @@ def make_task(stage: Supervised, rows: Sequence[Any], model: str) -> Task:
         return PreferenceTask(stage, rows, model)
     if isinstance(stage, Moderation):
         return ModerationTask(stage, rows, model)
+    if isinstance(stage, DPO):
+        return DPOTask(stage, rows, model)
     raise TypeError(f"no task is known for a section of type {type(stage).__name__}")

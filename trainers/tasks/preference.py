@@ -18,10 +18,10 @@ from castor.data.rows import Exchange, PreferenceRow
 from castor.data.samples import PackedSamples, Samples
 from castor.models.normalizer import Normalizer
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
-from trainers.tasks.task import Forward
+from trainers.tasks.task import Forward, Task
 
 
-class PreferenceTask:
+class PreferenceTask(Task):
     """Score the preferred response higher; for a cost, also get the sign of both right.
 
     The first sequence of a sample is the better (reward) or the safer (cost) response.
