@@ -7,7 +7,7 @@ from castor.evaluation.bootstrap import Estimate
 from castor.evaluation.metrics import PolicyMetrics
 from castor.evaluation.summary import Summary
 
-_NAMES = {"sft": "SFT", "ppo": "PPO", "ppo_lag": "PPO-Lag"}
+_NAMES = {"sft": "SFT", "ppo": "PPO", "ppo_lag": "PPO-Lag", "dpo": "DPO", "safedpo": "SafeDPO", "sacpo": "SACPO"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,13 @@ def measured_columns(policies: Iterable[PolicyMetrics]) -> list[Column]:
 
 
 def policy_title(name: str) -> str:
-    """The name of a policy as people write it: ppo_lag is PPO-Lag; unknown names stay as they are."""
-    return _NAMES.get(name, name)
+    """The name of a policy as people write it: ppo_lag is PPO-Lag, round-2/ppo_lag is PPO-Lag round 2.
+
+    Unknown names stay as they are.
+    """
+    group, _, run = name.rpartition("/")
+    title = _NAMES.get(run, run)
+    return f"{title} {group.replace('-', ' ')}" if group else title
 
 
 def number(value: float, is_share: bool = False) -> str:

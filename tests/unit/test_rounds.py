@@ -15,6 +15,7 @@ from castor.config.rounds import round_policies
 from castor.data.files import read_records
 from castor.data.queue import LABELS, read_labelled, unlabelled_pairs
 from castor.errors import CastorError
+from castor.evaluation.wording import policy_title
 from castor.files import write_json, write_jsonl
 from castor.run import RunFolder
 from trainers.context import Context
@@ -144,6 +145,11 @@ def test_models_of_a_round_are_found_and_verified(tmp_path):
         assert folder.model_path(f"stage:{stage}") == str(tmp_path / place)
     folder.verify("round-1/collect")
     assert round_policies(config) == ["round-1/ppo_lag", "round-2/ppo_lag"]
+
+
+def test_policies_of_rounds_have_titles():
+    titles = [policy_title(name) for name in ("sft", "round-2/ppo_lag", "round-1/mine", "other")]
+    assert titles == ["SFT", "PPO-Lag round 2", "mine round 1", "other"]
 
 
 RESPONSES = ["one", "two", " ", "one", "three", "two "]
