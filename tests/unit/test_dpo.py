@@ -56,9 +56,8 @@ def written_out(logits, tokens, lengths, reference, beta, smoothing, offsets):
             likelihood = math.prod(probability[t, tokens[t]] for t in span)
             rewards.append(beta * math.log(likelihood / math.exp(reference[pair, side])))
         margin = rewards[0] - rewards[1] - offset
-        right = 1 / (1 + math.exp(-margin))
-        total -= (1 - smoothing) * math.log(right) + smoothing * math.log(1 - right)
-        slope = -beta * ((1 - smoothing) * (1 - right) - smoothing * right)
+        total += (1 - smoothing) * math.log1p(math.exp(-margin)) + smoothing * math.log1p(math.exp(margin))
+        slope = -beta * ((1 - smoothing) / (1 + math.exp(margin)) - smoothing / (1 + math.exp(-margin)))
         for side, sign in ((0, 1.0), (1, -1.0)):
             for t in range(starts[2 * pair + side], starts[2 * pair + side + 1]):
                 gradient[t] -= sign * slope * probability[t]
@@ -143,7 +142,7 @@ def test_labels_and_the_papers_margin():
 def config(**stages):
     data = {"data": {"source": "synthetic"}}
     return Config.model_validate(
-        {"model": {}, "sft": data, "reward": data, "cost": data, "evaluate": {}}
+        {"model": {"max_position_embeddings": 1024}, "sft": data, "reward": data, "cost": data, "evaluate": {}}
         | {"dpo": {name: data | options for name, options in stages.items()}}
     )
 
@@ -189,9 +188,11 @@ def test_the_task_of_a_model_against_each_response_alone(folder, process_group, 
     stage = DPO(data=DATA, beta=0.3, engine=Engine(micro_batch_tokens=200, pack_length=64), **options)
     rows = [row for row in ROWS if first_of(stage, row) is not None]
     task, template = make_task(stage, rows, folder), PromptTemplate(load_tokenizer(folder))
-    longest = sorted(max(len(template.encode_prompt(e.prompt) + template.encode_response(e.response))
-                         for e in row.exchanges) for row in rows)[-3]  # fmt: skip
-    samples = Samples(template, task.texts(), max_length=longest)  # two rows are left out
+    sizes = {
+        max(len(template.encode_prompt(e.prompt)) + len(template.encode_response(e.response)) for e in row.exchanges)
+        for row in rows
+    }
+    samples = Samples(template, task.texts(), max_length=sorted(sizes)[-2])
     assert 0 < samples.too_long < len(rows)
     task.prepare(samples, tmp_path)
     reference, policy = (PolicyModel.load(folder, torch.float32).eval() for _ in range(2))
@@ -240,10 +241,10 @@ def test_the_start_is_the_reference_so_that_training_begins_at_log_two(folder, p
     task.prepare(samples, tmp_path)
     chosen = np.arange(len(samples))
     loss = task.loss(task.load(folder, torch.float32), samples.pack(chosen, 64), chosen.tolist())
-    assert float(loss) / len(samples) == pytest.approx(math.log(2), rel=1e-5)
+    assert loss.item() / len(samples) == pytest.approx(math.log(2), rel=1e-5)
     empty = task.loss(task.load(folder, torch.float32), samples.pack(chosen[:0], 64), [])
     empty.backward()
-    assert float(empty) == 0.0
+    assert empty.item() == 0.0
 
 
 def test_a_pair_that_cannot_be_ordered_is_refused(folder):
