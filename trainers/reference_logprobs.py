@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,12 @@ from castor.data.samples import PackedSamples, Samples
 from castor.errors import CastorError
 from castor.files import atomic_write
 from castor.packing import micro_batches, partition
-from trainers.tasks.task import Forward
 
 FILE = "reference.npy"
 SHOWN = 20  # rows named in a message
 
 
-def response_logprobs(forward: Forward, packed: PackedSamples) -> torch.Tensor:
+def response_logprobs(forward: Callable[..., torch.Tensor], packed: PackedSamples) -> torch.Tensor:
     """[n] float32: log-probability of each sequence's response given what comes before it."""
     logprobs = forward(packed.rows, packed.target_positions(train_on_prompt=False))
     return sequence_sums(logprobs, packed.lengths - packed.prompt_lengths)
