@@ -104,6 +104,18 @@ def moderation(
 
 
 @app.command()
+def dpo(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    run: Runs = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train the policies of CONFIG that learn from preference rows alone: DPO, SafeDPO, SACPO."""
+    _run(config, overrides, dry_run, lambda context: _named_stages(context, config, "dpo", run, fresh))
+
+
+@app.command()
 def rlhf(config: ConfigFile, overrides: Overrides = None, run: Runs = None, dry_run: DryRun = False) -> None:
     """The RLHF runs of CONFIG."""
     _run(config, overrides, dry_run, lambda context: _named_stages(context, config, "rlhf", run))
@@ -174,6 +186,8 @@ def _one_stage(context: Any, name: str, fresh: bool = False) -> None:
         if stage == name:
             run_stage(context, name, key, fresh)
             return
+    if context.config.rounds is not None:
+        raise CastorError(f"{name} is a stage of every round, and rounds run as a whole: use castor pipeline")
     raise CastorError(f"the config has no section for {name!r}: add one, see configs/demo.yaml")
 
 

@@ -65,22 +65,29 @@ class RunFolder:
             local = Path(reference).expanduser()
             return str(local.absolute()) if local.is_dir() else reference
         name = reference.removeprefix(STAGE)
-        folder = self.path / name / "policy" if name in self.config.rlhf else self.path / name
+        folder = self._model_folder(name)
         if not (folder / "config.json").is_file():
             raise CastorError(f"{reference} has no model at {folder} yet: run `castor {self._command(name)}` first")
         return str(folder)
 
+    def _model_folder(self, stage: str) -> Path:
+        """A stage of a round, `round-k/NAME`, keeps what the stage NAME of a run without rounds does."""
+        is_run = stage.rpartition("/")[2] in self.config.rlhf
+        return self.path / stage / "policy" if is_run else self.path / stage
+
     def _command(self, name: str) -> str:
-        for command, names in (("rlhf", self.config.rlhf), ("moderation", self.config.moderation)):
+        config = self.config
+        for command, names in (("rlhf", config.rlhf), ("moderation", config.moderation), ("dpo", config.dpo)):
             if name in names:
                 return f"{command} CONFIG --run {name}"
-        return f"{'pipeline' if name == 'model' else name} CONFIG"
+        return f"{'pipeline' if name == 'model' or '/' in name else name} CONFIG"
 
     def verify(self, stage: str) -> None:
         """Raise CastorError when the model that a finished stage left is damaged or gone."""
-        folder = self.path / stage / "policy" if stage in self.config.rlhf else self.path / stage
-        if stage in ("model", "sft", "reward", "cost", *self.config.moderation, *self.config.rlhf):
-            verify_folder(folder)
+        config = self.config
+        models = ("model", "sft", "reward", "cost", *config.moderation, *config.dpo, *config.rlhf)
+        if stage.rpartition("/")[2] in models:
+            verify_folder(self._model_folder(stage))
 
     def record(self, stage: str) -> StageRecord | None:
         """Of the last time `stage` was finished; None when it never was."""

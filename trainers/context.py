@@ -11,11 +11,13 @@ from typing import TypeVar
 
 from castor.config.data import DataSource
 from castor.config.pipeline import Config
+from castor.config.rounds import round_group
 from castor.data.hygiene import RowReport
 from castor.data.mixture import Mixture, mix
 from castor.data.rows import PreferenceRow, QARow
 from castor.data.store import RowStore
 from castor.errors import CastorError
+from castor.files import fingerprint
 from castor.run import RunFolder
 from castor.terminal import Terminal
 from castor.tracking import Tracker
@@ -37,6 +39,17 @@ class Context:
     join_cluster: Callable[[], None]  # connects to Ray, or starts it; a second call does nothing
     key: str = ""  # fingerprint of the stage that is running and of its inputs
     fresh: bool = False  # whether that stage starts over instead of going on from its checkpoint
+
+    def seed(self, stage: str) -> int:
+        """The seed of a stage: that of the config, but another one in every round after the first.
+
+        A later round must not repeat the random choices of the first on other weights, and the unified models of a run
+        in rounds, which judge the policies, must not be the very models that the last round was trained against.
+        """
+        group, in_group, _ = stage.partition("/")
+        if not in_group or group == round_group(1):
+            return self.config.seed
+        return int(fingerprint([self.config.seed, group])[:7], 16)
 
     def load_rows(self, stage: str, sources: Sequence[DataSource], load: Loader[Row]) -> list[Row]:
         """Good rows of all sources, mixed. Dropped ones are listed in <stage>.bad_rows*.jsonl and told of."""

@@ -27,19 +27,18 @@ from trainers.results import responses_file
 SCORE_TIMEOUT_S = 600.0
 
 
-def run_evaluate(context: Context) -> str:
+def run_evaluate(context: Context, name: str, stage: Evaluate) -> str:
     """Write <run_dir>/evaluate/<policy>.jsonl for every policy; the pipeline makes summary and report of them."""
-    stage, folder = context.config.evaluate, context.folder
-    assert stage is not None
-    policies = {name: folder.model_path(reference) for name, reference in evaluated(context.config).items()}
+    folder = context.folder
+    policies = {policy: folder.model_path(reference) for policy, reference in evaluated(context.config).items()}
     first = next(iter(policies.values()))
-    check_context("evaluate", first, stage.rollout.max_prompt_tokens, stage.rollout.max_new_tokens)
-    prompts = context.load_rows("evaluate", [stage.prompts], load_prompts)
-    prompts = fitting_prompts(context, "evaluate", prompts, first, stage.rollout.max_prompt_tokens)
-    with context.terminal.bar("evaluate") as bar:
+    check_context(name, first, stage.rollout.max_prompt_tokens, stage.rollout.max_new_tokens)
+    prompts = context.load_rows(name, [stage.prompts], load_prompts)
+    prompts = fitting_prompts(context, name, prompts, first, stage.rollout.max_prompt_tokens)
+    with context.terminal.bar(name) as bar:
         rows = evaluate(context, stage, policies, prompts, bar)
-    for name, judged in rows.items():
-        write_responses(responses_file(folder.path, name), judged)
+    for policy, judged in rows.items():
+        write_responses(responses_file(folder.path, policy), judged)
     return f"{len(policies)} policies on {len(prompts)} held-out prompts"
 
 

@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from castor.config.check import section_key, stage_sections
 from castor.config.data import SYNTHETIC, DataSource
-from castor.config.pipeline import Config
+from castor.config.dpo import DPO
+from castor.config.moderation import Moderation
+from castor.config.pipeline import Collect, Config
+from castor.config.preference import Cost, Reward
+from castor.config.rlhf import RLHF
+from castor.config.supervised import SFT, Supervised
 from castor.data.hygiene import RowReport
 from castor.data.leaks import Leak, PromptIndex, prompt_digest
 from castor.data.load import stream_demonstrations, stream_preferences, stream_prompts, stream_qa
@@ -24,23 +30,28 @@ def training_sources(config: Config) -> Iterator[tuple[str, DataSource, Stream]]
 
     Rows another stage writes are left out: they answer the prompts of that stage, which are here.
     """
-    supervised: dict[str, tuple[list[DataSource], Stream]] = {}
-    if config.sft is not None:
-        supervised["sft"] = config.sft.data, stream_demonstrations
-    if config.reward is not None:
-        supervised["reward"] = config.reward.data, stream_preferences
-    if config.cost is not None:
-        supervised["cost"] = config.cost.data, stream_qa if config.cost.loss == "sign" else stream_preferences
-    supervised |= {f"moderation.{name}": (section.data, stream_qa) for name, section in config.moderation.items()}
-    for name, (sources, stream) in supervised.items():
-        for number, source in enumerate(sources):
-            yield f"{name}.data.{number}" if len(sources) > 1 else f"{name}.data", source, stream
-    if config.collect is not None:
-        yield "collect.prompts", config.collect.prompts, stream_prompts
-    for name, run in config.rlhf.items():
-        yield f"rlhf.{name}.prompts", run.prompts, stream_prompts
-        if run.learner.ptx is not None:
-            yield f"rlhf.{name}.learner.ptx.data", run.learner.ptx.data, stream_demonstrations
+    for name, section in stage_sections(config).items():
+        key = section_key(config, name)
+        if isinstance(section, Supervised):
+            for number, source in enumerate(section.data):
+                yield f"{key}.data.{number}" if len(section.data) > 1 else f"{key}.data", source, _stream(section)
+        elif isinstance(section, Collect):
+            yield f"{key}.prompts", section.prompts, stream_prompts
+        elif isinstance(section, RLHF):
+            yield f"{key}.prompts", section.prompts, stream_prompts
+            if section.learner.ptx is not None:
+                yield f"{key}.learner.ptx.data", section.learner.ptx.data, stream_demonstrations
+
+
+def _stream(stage: Supervised) -> Stream:
+    """How the rows of a supervised stage are read."""
+    if isinstance(stage, SFT):
+        return stream_demonstrations
+    if isinstance(stage, Moderation) or (isinstance(stage, Cost) and stage.loss == "sign"):
+        return stream_qa
+    if isinstance(stage, Reward | Cost | DPO):
+        return stream_preferences
+    raise TypeError(f"the rows of a section of type {type(stage).__name__} are read in no known way")
 
 
 def report_leaks(config: Config, terminal: Terminal) -> list[Leak]:
@@ -88,7 +99,7 @@ def _distinct(config: Config) -> Iterator[tuple[list[str], DataSource, Stream]]:
     keys: dict[tuple[str, Stream], list[str]] = {}
     sources: dict[tuple[str, Stream], DataSource] = {}
     for key, source, stream in training_sources(config):
-        same = source.model_dump_json(), stream
+        same = source.model_dump_json(exclude={"weight"}), stream  # a weight changes no row, and rounds share it
         keys.setdefault(same, []).append(key)
         sources[same] = source
     for same, source in sources.items():

@@ -5,14 +5,19 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import castor
 from castor.config.base import Section
 from castor.config.check import evaluated, reads, stage_sections
-from castor.config.supervised import Supervised
+from castor.config.dpo import DPO
+from castor.config.moderation import Moderation
+from castor.config.pipeline import Collect, DemoModel, Evaluate
+from castor.config.preference import Cost, Reward
+from castor.config.rlhf import RLHF
+from castor.config.supervised import SFT, Supervised
 from castor.data.inputs import input_state
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import read_responses
@@ -59,22 +64,23 @@ def _carry_out(context: Context, name: str) -> str:
     Here torch, Ray, vLLM and DeepSpeed are imported: a run without anything to do needs none of them.
     """
     from trainers import stages
+    from trainers.collect import run_collect
     from trainers.evaluate import run_evaluate
     from trainers.rlhf_stage import run_rlhf
 
-    if name in context.config.rlhf:
-        return run_rlhf(context, name)
-    if name in context.config.moderation:
-        return stages.run_moderation(context, name)
-    work = {
-        "model": stages.run_model,
-        "sft": stages.run_sft,
-        "collect": stages.run_collect,
-        "reward": stages.run_reward,
-        "cost": stages.run_cost,
-        "evaluate": run_evaluate,
+    runs: dict[type[Section], Callable[..., str]] = {
+        DemoModel: stages.run_model,
+        SFT: stages.run_sft,
+        Collect: run_collect,
+        Reward: stages.run_reward,
+        Cost: stages.run_cost,
+        Moderation: stages.run_moderation,
+        DPO: stages.run_dpo,
+        RLHF: run_rlhf,
+        Evaluate: run_evaluate,
     }
-    return work[name](context)
+    section = stage_sections(context.config)[name]
+    return runs[type(section)](context, name, section)
 
 
 def stage_keys(context: Context) -> Iterator[tuple[str, str]]:
@@ -115,7 +121,11 @@ def summarize(context: Context, reused: dict[str, bool]) -> tuple[Summary, dict[
     """The summary, and the judged responses of every policy."""
     folder = context.folder
     rows = {name: read_responses(responses_file(folder.path, name)) for name in evaluated(context.config)}
-    runs = {name: read_run(folder.path, name) for name in context.config.rlhf if run_file(folder.path, name).is_file()}
+    runs = {
+        name: read_run(folder.path, name)
+        for name, section in stage_sections(context.config).items()
+        if isinstance(section, RLHF) and run_file(folder.path, name).is_file()
+    }
     records = {name: record for name in reused if (record := folder.record(name)) is not None}
     summary = Summary(
         created=datetime.datetime.now(datetime.UTC),

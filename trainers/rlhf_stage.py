@@ -29,12 +29,12 @@ from trainers.results import run_file
 from trainers.rlhf import StepResult, train
 
 
-def run_rlhf(context: Context, name: str) -> str:
+def run_rlhf(context: Context, name: str, stage: RLHF) -> str:
     """Carry out the run `name`; its policy ends in <run_dir>/<name>/policy, its steps in steps.jsonl."""
-    config, seed = context.config.rlhf[name], context.config.seed
+    config, seed = stage, context.seed(name)
     out = context.folder.path / name
     policy = context.folder.model_path(config.policy.model)
-    signals = {key: _signal_models(context, name, key, policy) for key in config.signals}
+    signals = {key: _signal_models(context, name, config, key, policy) for key in config.signals}
     check_context(name, policy, config.rollout.max_prompt_tokens, config.rollout.max_new_tokens)
     limits = {key: limit(signal, signals[key].judge) for key, signal in config.constraints.items()}
     prompts = context.load_rows(name, [config.prompts], load_prompts)
@@ -69,9 +69,8 @@ def run_rlhf(context: Context, name: str) -> str:
     return log.closing_line()
 
 
-def _signal_models(context: Context, name: str, key: str, policy: str) -> SignalModels:
+def _signal_models(context: Context, name: str, config: RLHF, key: str, policy: str) -> SignalModels:
     """What signal `key` is made from. Raises CastorError when its judge or its critic would not fit the run."""
-    config = context.config.rlhf[name]
     signal = config.signals[key]
     judge = None if signal.model is None else context.folder.model_path(signal.model)
     if judge is not None:

@@ -1,94 +1,82 @@
-"""The supervised part of the pipeline: demo model, SFT, preference data, reward, cost and moderation models."""
+"""The supervised stages of the pipeline: demo model, SFT, reward, cost and moderation models, DPO.
+
+Every stage is called with its name, which is that of its folder in the run, and the section that configures it.
+"""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from actors.progress import Progress
-from actors.rollout import PromptRequest
-from actors.rollout_pool import RolloutPool, request_seed
 from castor.checkpoint import atomic_folder
-from castor.config.supervised import Supervised
+from castor.config.dpo import DPO
+from castor.config.moderation import Moderation
+from castor.config.pipeline import DemoModel
+from castor.config.preference import Cost, Reward
+from castor.config.supervised import SFT, Supervised
 from castor.data.hygiene import require_both_classes
-from castor.data.load import (
-    PreferenceLabel,
-    QALabel,
-    load_prompts,
-    stream_demonstrations,
-    stream_preferences,
-    stream_qa,
-)
+from castor.data.load import PreferenceLabel, QALabel, stream_demonstrations, stream_preferences, stream_qa
 from castor.data.rows import PreferenceRow, QARow
-from castor.data.synthetic.corpus import sampled_pairs
-from castor.data.synthetic.prompts import find_prompt
+from castor.data.template import require_same_tokenizer
 from castor.errors import CastorError
-from castor.files import write_jsonl
 from castor.models.tiny import make_demo_model
 from trainers.context import Context
-from trainers.prompts import fitting_prompts
 from trainers.supervised import run_supervised
+from trainers.tasks.dpo import first_of
 
 _SAFETY: tuple[QALabel, ...] = ("is_safe",)
 
 
-def run_model(context: Context) -> str:
+def run_model(context: Context, name: str, stage: DemoModel) -> str:
     """Make the demo model; returns one line about it."""
-    config = context.config.model
-    assert config is not None
     with (
-        context.store_rows("model", config.data, QARow, stream_demonstrations) as rows,
-        atomic_folder(context.folder.path / "model") as aside,
+        context.store_rows(name, stage.data, QARow, stream_demonstrations) as rows,
+        atomic_folder(context.folder.path / name) as aside,
     ):
         text = (text for row in rows for text in (row.prompt, row.response))
-        vocabulary, parameters = make_demo_model(config, text, context.config.seed, aside)
+        vocabulary, parameters = make_demo_model(stage, text, context.seed(name), aside)
     return f"Llama with {parameters / 1e6:.2f} M parameters, {vocabulary} words"
 
 
-def run_sft(context: Context) -> str:
+def run_sft(context: Context, name: str, stage: SFT) -> str:
     """Supervised fine-tuning."""
-    stage = context.config.sft
-    assert stage is not None
-    with context.store_rows("sft", stage.data, QARow, stream_demonstrations) as rows:
-        metrics = _train(context, "sft", stage, rows)
+    with context.store_rows(name, stage.data, QARow, stream_demonstrations) as rows:
+        metrics = _train(context, name, stage, rows)
     return f"validation perplexity {metrics['validation_perplexity']:.2f}"
 
 
-def run_reward(context: Context) -> str:
+def run_reward(context: Context, name: str, stage: Reward) -> str:
     """The reward model."""
-    stage = context.config.reward
-    assert stage is not None
     need: tuple[PreferenceLabel, ...] = ("better",)
-    with context.store_rows("reward", stage.data, PreferenceRow, partial(stream_preferences, need=need)) as rows:
-        metrics = _train(context, "reward", stage, rows)
+    with context.store_rows(name, stage.data, PreferenceRow, partial(stream_preferences, need=need)) as rows:
+        metrics = _train(context, name, stage, rows)
     return f"accuracy {metrics['accuracy']:.1%} on {metrics['validation_samples']:.0f} held-out pairs"
 
 
-def run_cost(context: Context) -> str:
+def run_cost(context: Context, name: str, stage: Cost) -> str:
     """The cost model."""
-    stage = context.config.cost
-    assert stage is not None
     if stage.loss == "sign":
-        with context.store_rows("cost", stage.data, QARow, partial(stream_qa, need=_SAFETY)) as answers:
-            require_both_classes((row.is_safe for row in answers), "is_safe", "cost")
-            metrics = _train(context, "cost", stage, answers)
+        with context.store_rows(name, stage.data, QARow, partial(stream_qa, need=_SAFETY)) as answers:
+            require_both_classes((row.is_safe for row in answers), "is_safe", name)
+            metrics = _train(context, name, stage, answers)
         return f"sign accuracy {metrics['sign_accuracy']:.1%} on {metrics['validation_samples']:.0f} held-out responses"
     need: tuple[PreferenceLabel, ...] = ("safer", "safe_flags")
-    with context.store_rows("cost", stage.data, PreferenceRow, partial(stream_preferences, need=need)) as pairs:
+    with context.store_rows(name, stage.data, PreferenceRow, partial(stream_preferences, need=need)) as pairs:
         flags = (flag for row in pairs for flag in (row.is_response_0_safe, row.is_response_1_safe))
-        require_both_classes(flags, "is_response_*_safe", "cost")
-        metrics = _train(context, "cost", stage, pairs)
+        require_both_classes(flags, "is_response_*_safe", name)
+        metrics = _train(context, name, stage, pairs)
     return (
         f"ranking accuracy {metrics['accuracy']:.1%}, sign accuracy {metrics['sign_accuracy']:.1%} "
         f"on {metrics['validation_samples']:.0f} held-out pairs"
     )
 
 
-def run_moderation(context: Context, name: str) -> str:
-    """The moderation model `name`."""
-    stage = context.config.moderation[name]
+def run_moderation(context: Context, name: str, stage: Moderation) -> str:
+    """A moderation model."""
     with context.store_rows(name, stage.data, QARow, partial(stream_qa, need=_SAFETY)) as rows:
         require_both_classes((row.is_safe for row in rows), "is_safe", f"moderation.{name}")
         metrics = _train(context, name, stage, rows)
@@ -99,44 +87,27 @@ def run_moderation(context: Context, name: str) -> str:
     )
 
 
-def run_collect(context: Context) -> str:
-    """Preference data: several responses per prompt from the SFT policy, judged by the simulated annotator.
+def run_dpo(context: Context, name: str, stage: DPO) -> str:
+    """A policy by direct preference optimisation.
 
-    Raises CastorError when a prompt is not of the synthetic corpus: nobody could judge the answers to it.
+    Raises CastorError when SafeDPO leaves out every pair, or policy and reference tokenise differently.
     """
-    stage, config = context.config.collect, context.config
-    assert stage is not None
-    prompts = context.load_rows("collect", [stage.prompts], load_prompts)
-    foreign = next((prompt for prompt in prompts if find_prompt(prompt) is None), None)
-    if foreign is not None:
-        raise CastorError(
-            f"collect: the simulated annotator can only judge the synthetic corpus, and {foreign[:60]!r} is not of it: "
-            "give labelled preference rows to reward and cost instead, and leave the collect section out"
-        )
-    policy = context.folder.model_path(stage.policy)
-    prompts = fitting_prompts(context, "collect", prompts, policy, stage.rollout.max_prompt_tokens)
-    requests = [
-        PromptRequest(i * stage.samples_per_prompt + k, prompt, request_seed(config.seed, "collect", i, k))
-        for i, prompt in enumerate(prompts)
-        for k in range(stage.samples_per_prompt)
-    ]
-    answers: dict[int, str] = {}
-    with context.terminal.bar("collect") as bar:
-        pool = RolloutPool(policy, stage.rollout, config.template)
-        try:
-            pool.wait_ready()
-            for chunk in pool.generate(requests, decode=True):
-                assert chunk.info.texts is not None
-                answers |= zip(chunk.info.uids, chunk.info.texts, strict=True)
-                bar.update(len(answers), len(requests), "responses")
-        finally:
-            pool.stop()
-    rng, rows = random.Random(f"{config.seed} collect"), []
-    for i, prompt in enumerate(prompts):
-        responses = [answers[i * stage.samples_per_prompt + k] for k in range(stage.samples_per_prompt)]
-        rows += sampled_pairs(prompt, responses, rng, stage.prompts.synthetic, stage.pairs_per_prompt)
-    write_jsonl(context.folder.path / "collect" / "rows.jsonl", rows)
-    return f"{len(rows):,} pairs from {len(requests):,} responses to {len(prompts):,} prompts"
+    if stage.reference is not None:
+        reference = context.folder.model_path(stage.reference)
+        require_same_tokenizer(context.folder.model_path(stage.model), reference, f"the reference of {name}")
+        stage = stage.model_copy(update={"reference": reference})
+    need = stage.labels
+    with context.store_rows(name, stage.data, PreferenceRow, partial(stream_preferences, need=need)) as stored:
+        rows = stored.where(np.fromiter((first_of(stage, row) is not None for row in stored), np.bool_, len(stored)))
+        if not rows:
+            raise CastorError(f"{name}: in every pair both responses are unsafe, and safedpo learns from none of these")
+        if len(rows) < len(stored):
+            context.terminal.line(f"  left out {len(stored) - len(rows):,} pairs of two unsafe responses")
+        metrics = _train(context, name, stage, rows)
+    return (
+        f"preference accuracy {metrics['accuracy']:.1%}, mean margin {metrics['margin_mean']:.2f} "
+        f"on {metrics['validation_samples']:.0f} held-out pairs"
+    )
 
 
 def _train(context: Context, name: str, stage: Supervised, rows: Sequence[Any]) -> dict[str, float]:
@@ -159,7 +130,7 @@ def _train(context: Context, name: str, stage: Supervised, rows: Sequence[Any]) 
             rows=rows,
             out=context.folder.path / name,
             template=config.template,
-            seed=config.seed,
+            seed=context.seed(name),
             key=context.key,
             fresh=context.fresh,
             on_progress=show,

@@ -127,6 +127,7 @@ class Worker:
         self.lengths = self.samples.lengths()
         self.training, self.validation = self._kept(job.training), self._kept(job.validation)
         self._check_counts()
+        self.task.prepare(self.samples, self.folder)
         per_epoch = len(self.training) // stage.batch_size
         self.steps = stage.max_steps or max(1, math.ceil(stage.epochs * per_epoch))
         torch.manual_seed(job.seed)  # heads and adapters start alike on every rank

@@ -19,13 +19,23 @@ class KeywordJudge(Section):
     )
 
 
-class LLMJudge(Section):
+class ChatServer(Section):
     """A language model behind an OpenAI-compatible URL, asked at temperature 0 and answering in JSON."""
 
-    kind: Literal["llm"]
     url: str = Field(pattern=r"^https?://", description="base URL, such as http://127.0.0.1:8000/v1")
     model: str = Field(description="name of the model at that URL")
     api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key, if one is needed")
+    concurrency: int = Field(8, ge=1, description="requests under way at a time")
+    timeout_s: float = Field(60.0, gt=0, description="longest wait for one reply")
+    retries: int = Field(4, ge=0, description="further tries after a rate limit, a server error or a lost connection")
+    max_tokens: int = Field(64, ge=8, description="longest reply")
+    json_mode: bool = Field(True, description="ask the server for response_format json_object; false if it knows none")
+
+
+class LLMJudge(ChatServer):
+    """A language model that judges rows."""
+
+    kind: Literal["llm"]
     questions: list[Literal["unsafe", "more helpful", "less harmful"]] = Field(
         ["unsafe"],
         min_length=1,
@@ -34,11 +44,6 @@ class LLMJudge(Section):
     limit: int | None = Field(
         500, ge=2, description="items asked per question and data set, drawn at random; null: all"
     )
-    concurrency: int = Field(8, ge=1, description="requests under way at a time")
-    timeout_s: float = Field(60.0, gt=0, description="longest wait for one reply")
-    retries: int = Field(4, ge=0, description="further tries after a rate limit, a server error or a lost connection")
-    max_tokens: int = Field(64, ge=8, description="longest reply")
-    json_mode: bool = Field(True, description="ask the server for response_format json_object; false if it knows none")
 
 
 Judge = Annotated[KeywordJudge | LLMJudge, Field(discriminator="kind")]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from castor.config.base import Section
 from castor.config.data import SYNTHETIC, DataSource, is_function, mixture_finding
+from castor.config.dpo import DPO
+from castor.config.moderation import Moderation
 from castor.config.pipeline import Collect, Config, DemoModel, Evaluate
+from castor.config.preference import Cost, Reward
 from castor.config.rlhf import RLHF, Rollout
+from castor.config.rounds import judged_by, judging_group, round_policies, unrolled
 from castor.config.signal import Signal
 from castor.config.supervised import SFT, Supervised
 from castor.data.formats import is_data_file, is_url
@@ -24,6 +28,13 @@ Kind = Literal["language model", "reward model", "cost model", "moderation model
 LANGUAGE_MODEL: frozenset[Kind] = frozenset({"language model"})
 ANY_MODEL: frozenset[Kind] = frozenset({"language model", "reward model", "cost model", "moderation model"})
 ROWS: frozenset[Kind] = frozenset({"rows"})
+MADE: dict[type[Section], str] = {  # a `Kind`, or words for something nobody reads; all others: language model
+    Collect: "rows",
+    Reward: "reward model",
+    Cost: "cost model",
+    Moderation: "moderation model",
+    Evaluate: "a report",
+}
 FIXED_STAGES = ("model", "sft", "collect", "reward", "cost")
 
 
@@ -45,7 +56,9 @@ def check(config: Config) -> None:
     against the GPUs of an actor. What is only known on the cluster or the hub is not looked at.
     """
     if config.evaluate is not None and not evaluated(config):
-        raise CastorError("evaluate has no policy to compare: add an sft section, an rlhf run, or evaluate.policies")
+        raise CastorError(
+            "evaluate has no policy to compare: add an sft section, a dpo stage, an rlhf run, or evaluate.policies"
+        )
     findings = [finding for read in reads(config) if (finding := _reference_finding(config, read))]
     findings = findings or [*_mixture_findings(config), *_context_findings(config), *_parallel_findings(config)]
     if findings:
@@ -55,24 +68,28 @@ def check(config: Config) -> None:
 def stage_sections(config: Config) -> dict[str, Section]:
     """The sections that are stages of this run, by stage name, in the order in which they run."""
     fixed = {name: section for name in FIXED_STAGES if (section := getattr(config, name)) is not None}
-    last = {} if config.evaluate is None else {"evaluate": config.evaluate}
-    return {**fixed, **config.moderation, **config.rlhf, **last}
+    last: dict[str, Section] = {} if config.evaluate is None else {"evaluate": config.evaluate}
+    if config.rounds is not None:
+        once = {name: section for name, section in fixed.items() if name in ("model", "sft")}
+        last = {name: judged_by(section, judging_group(config)) for name, section in last.items()}
+        return {**once, **config.moderation, **config.dpo, **unrolled(config), **last}
+    return {**fixed, **config.moderation, **config.dpo, **config.rlhf, **last}
 
 
 def section_key(config: Config, stage: str) -> str:
     """Where the section of a stage stands in the config file: `sft`, `moderation.qa`, `rlhf.ppo`."""
-    group = "rlhf." if stage in config.rlhf else "moderation." if stage in config.moderation else ""
-    return f"{group}{stage}"
+    groups: dict[str, Collection[str]] = {"moderation": config.moderation, "dpo": config.dpo, "rlhf": config.rlhf}
+    return next((f"{group}.{stage}" for group, names in groups.items() if stage in names), stage)
 
 
 def evaluated(config: Config) -> Mapping[str, str]:
-    """Name and model of each policy `evaluate` compares: the config's, or sft and every run, plain ones first."""
+    """Name and model of each policy `evaluate` compares: the config's, or sft, dpo and every run, plain ones first."""
     if config.evaluate is None:
         return {}
     if config.evaluate.policies is not None:
         return config.evaluate.policies
-    runs = sorted(config.rlhf, key=lambda name: len(config.rlhf[name].constraints))
-    return ({"sft": "stage:sft"} if config.sft else {}) | {name: f"{STAGE}{name}" for name in runs}
+    runs = round_policies(config) or sorted(config.rlhf, key=lambda name: len(config.rlhf[name].constraints))
+    return {name: f"{STAGE}{name}" for name in (*(["sft"] if config.sft else []), *config.dpo, *runs)}
 
 
 def reads(config: Config) -> list[Read]:
@@ -106,7 +123,9 @@ def _section_reads(config: Config, section: Section) -> Iterator[tuple[str, str,
     if isinstance(section, DemoModel):
         yield from _data_reads(section.data)
     elif isinstance(section, Supervised):
-        yield "model", section.model, LANGUAGE_MODEL if isinstance(section, SFT) else ANY_MODEL
+        yield "model", section.model, LANGUAGE_MODEL if isinstance(section, SFT | DPO) else ANY_MODEL
+        if isinstance(section, DPO) and section.reference is not None:
+            yield "reference", section.reference, LANGUAGE_MODEL
         yield from _data_reads(section.data)
     elif isinstance(section, Collect):
         yield "policy", section.policy, LANGUAGE_MODEL
@@ -151,19 +170,11 @@ def _reference_finding(config: Config, read: Read) -> str | None:
         return f"{place} names a stage, but the config has no section {name!r}; {hint}"
     if order.index(name) >= order.index(read.stage):
         return f"{place} runs {'later' if name != read.stage else 'in this very stage'}: name an earlier stage"
-    made = _made_by(config, name)
+    made = MADE.get(type(stage_sections(config)[name]), "language model")
     if made not in read.kinds:
         wanted = "a model" if read.kinds == ANY_MODEL else " or ".join(sorted(read.kinds))
         return f"{place} is not what is read here: needed {wanted}, got {made}"
     return None
-
-
-def _made_by(config: Config, stage: str) -> str:
-    """A `Kind`, or words for something nobody reads."""
-    if stage in config.moderation:
-        return "moderation model"
-    names = {"collect": "rows", "reward": "reward model", "cost": "cost model", "evaluate": "a report"}
-    return names.get(stage, "language model")
 
 
 def _path_finding(config: Config, read: Read) -> str | None:

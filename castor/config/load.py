@@ -77,6 +77,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise CastorError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = _number_or_yaml(text)
+    except yaml.YAMLError:
+        raise CastorError(f"override {override!r}: the value is not valid YAML") from None
+    set_option(values, key, value, f"override {override!r}")
+
+
+def set_option(values: dict[str, Any], key: str, value: Any, what: str) -> None:
+    """Put `value` at the dotted `key` of nested `values`. Raises CastorError, about `what`, where that is no place."""
     *parents, last = key.split(".")
     node = values
     for parent in parents:
@@ -84,14 +93,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if child is None:
             child = {}
         elif not isinstance(child, dict):
-            raise CastorError(f"override {override!r}: {parent!r} is not a section")
+            raise CastorError(f"{what}: {parent!r} is not a section")
         # YAML anchors make two sections one object in memory: what is overridden must not leak into the other
         node[parent] = dict(child)
         node = node[parent]
-    try:
-        node[last] = _number_or_yaml(text)
-    except yaml.YAMLError:
-        raise CastorError(f"override {override!r}: the value is not valid YAML") from None
+    node[last] = value
 
 
 def _number_or_yaml(text: str) -> Any:

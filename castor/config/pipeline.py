@@ -1,13 +1,16 @@
 """The whole config file: one section per stage."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from castor.config.assess import ChatServer
 from castor.config.base import Section
 from castor.config.data import DataSource
+from castor.config.dpo import DPO
 from castor.config.moderation import Moderation
 from castor.config.preference import Cost, Reward
 from castor.config.rlhf import RLHF, Rollout
@@ -50,7 +53,34 @@ class Collect(Section):
     prompts: DataSource = Field(default_factory=lambda: DataSource(limit=2000), description="prompts")
     samples_per_prompt: int = Field(4, ge=2, description="responses per prompt")
     pairs_per_prompt: int = Field(3, ge=1, description="pairs kept per prompt, those that differ in helpfulness first")
+    skip: int = Field(0, ge=0, description="prompts passed over at the beginning, such as those of an earlier run")
+    annotator: Literal["simulated", "queue"] | ChatServer = Field(
+        "simulated",
+        description="who labels the pairs: simulated (the synthetic corpus only), queue (a person: the stage stops "
+        "until the rows of queue.jsonl are labelled), or a language model: {url, model}",
+    )
     rollout: Rollout = Field(default_factory=Rollout, description="sampling")
+
+    @model_validator(mode="after")
+    def _some_prompts_are_left(self) -> "Collect":
+        if self.prompts.limit is not None and self.skip >= self.prompts.limit:
+            raise ValueError(f"skip {self.skip} passes over all prompts.limit {self.prompts.limit} prompts: lower it")
+        return self
+
+
+class Rounds(Section):
+    """Safe RLHF in rounds: collect, reward, cost and the rlhf run once a round, each from where the last one ended."""
+
+    count: int = Field(ge=1, description="rounds; or give the number in place of the section")
+    changes: dict[int, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="options that differ in a round, by its number: {2: {rlhf.NAME.multipliers.lambda_init: 0.5}}",
+    )
+    unified: bool = Field(
+        True,
+        description="after the last round, train a reward and a cost model on the rows of all rounds, from other "
+        "random numbers, that only judge the policies; otherwise those of the last round do",
+    )
 
 
 class Evaluate(Section):
@@ -60,7 +90,7 @@ class Evaluate(Section):
         default_factory=lambda: DataSource(split="test", limit=512), description="held-out prompts"
     )
     policies: dict[str, str] | None = Field(
-        None, description="name: stage:NAME or folder. Default: sft and every run under rlhf"
+        None, description="name: stage:NAME or folder. Default: sft, every stage under dpo and every run under rlhf"
     )
     reward: str = Field("stage:reward", description="reward model")
     cost: str = Field("stage:cost", description="cost model")
@@ -115,7 +145,9 @@ class Config(Section):
     reward: Reward | None = Field(None, description="reward model")
     cost: Cost | None = Field(None, description="cost model")
     moderation: dict[str, Moderation] = Field(default_factory=dict, description="moderation models, by name")
+    dpo: dict[str, DPO] = Field(default_factory=dict, description="policies from preference rows alone, by name")
     rlhf: dict[str, RLHF] = Field(default_factory=dict, description="RLHF runs, by name")
+    rounds: Rounds | None = Field(None, description="several rounds of collect, reward, cost and the one rlhf run")
     evaluate: Evaluate | None = Field(None, description="comparison of the policies")
     ray: RayCluster = Field(default_factory=RayCluster, description="where Ray runs")
     wandb: WandB = Field(default_factory=WandB, description="experiment tracking")
@@ -123,12 +155,44 @@ class Config(Section):
     @model_validator(mode="after")
     def _names_are_folders(self) -> "Config":
         taken = {"model", "sft", "collect", "reward", "cost", "evaluate", "logs", "wandb", "ray_train"}
-        for kind, names in (("moderation model", self.moderation), ("rlhf run", self.rlhf)):
+        kinds: dict[str, Iterable[str]] = {
+            "moderation model": self.moderation,
+            "dpo stage": self.dpo,
+            "rlhf run": self.rlhf,
+        }
+        for kind, names in kinds.items():
             for name in names:
                 if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in taken:
                     raise ValueError(
                         f"{kind} {name!r} cannot name a folder of the run: use letters, digits, _ and -, and no name "
                         "that a stage has"
                     )
-            taken |= names.keys()
+            taken |= set(names)
+        return self
+
+    @field_validator("rounds", mode="before")
+    @classmethod
+    def _number_of_rounds(cls, value: object) -> object:
+        return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _rounds_have_their_stages(self) -> "Config":
+        if self.rounds is None:
+            return self
+        if len(self.rlhf) != 1:
+            raise ValueError(f"rounds continue the policy of one rlhf run, and the config has {len(self.rlhf)}")
+        for name in ("collect", "reward", "cost"):
+            if getattr(self, name) is None:
+                raise ValueError(f"rounds repeat the stages collect, reward and cost: add a {name} section")
+        assert self.collect is not None
+        if self.collect.prompts.limit is None or self.collect.prompts.proportion < 1:
+            raise ValueError(
+                "every round takes the next collect.prompts.limit prompts: give a limit, and no proportion"
+            )
+        for name in ("reward", "cost"):
+            if all(source.source != "stage:collect" for source in getattr(self, name).data):
+                raise ValueError(f"rounds label new rows for {name}: add the source stage:collect to {name}.data")
+        for name in (*self.moderation, *self.dpo, *self.rlhf):
+            if re.fullmatch(r"round-\d+|unified", name):
+                raise ValueError(f"{name!r} names a folder of the rounds: choose another name")
         return self

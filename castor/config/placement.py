@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from castor.config.check import evaluated, origin, stage_sections
+from castor.config.dpo import DPO
 from castor.config.memory import (
     HELPER_PROCESS,
     NO_MODEL,
@@ -101,7 +102,7 @@ def _actors(config: Config, stage: str, sizes: Sizes) -> list[Actors]:
 
 
 def _supervised(stage: Supervised, shape: Shape | None) -> list[Actors]:
-    score = not isinstance(stage, SFT)
+    score = not isinstance(stage, SFT | DPO)  # the reference of a DPO stage is gone before the training begins
     resources = stage.resources
     return [
         Actors(

@@ -49,6 +49,11 @@ class Mixture(Sequence[Row], Generic[Row]):
             for index in indices:
                 yield part[int(index)]
 
+    def where(self, keep: NDArray[np.bool_]) -> Mixture[Row]:
+        """The rows at the places where `keep` [len(self)] is true, in the same order, from the same parts."""
+        shares = np.split(keep, self._ends[:-1])
+        return Mixture(self.parts, [chosen[share] for chosen, share in zip(self.chosen, shares, strict=True)])
+
 
 def mix(sources: Sequence[DataSource], parts: Sequence[Sequence[Row]], seed: int) -> Mixture[Row]:
     """The mixture of the good rows of every source: a function of the configs, the numbers of rows and `seed`.

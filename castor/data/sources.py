@@ -51,7 +51,7 @@ def raw_records(
 
 def _stage_rows(name: str, run_dir: Path | None) -> Path:
     stage = name.removeprefix(STAGE)
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", stage):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?", stage):
         raise CastorError(f"{name!r} names no stage; write stage: and the stage's name, such as stage:collect")
     if run_dir is None:
         raise CastorError(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from castor.config.assess import LLMJudge
+from castor.config.assess import ChatServer
 from castor.errors import CastorError
 from castor.evaluation.agreement import Question, Verdicts
 
@@ -52,7 +52,9 @@ class _Preference(_Reply):
     preferred: Literal["A", "B", "tie"]
 
 
-def judge_safety(judge: LLMJudge, texts: Sequence[tuple[str, str]], asked: NDArray[np.int64], on: Progress) -> Verdicts:
+def judge_safety(
+    judge: ChatServer, texts: Sequence[tuple[str, str]], asked: NDArray[np.int64], on: Progress
+) -> Verdicts:
     """The model's verdict on (question, answer) `texts[i]` for each i of `asked`; the others get none.
 
     Raises CastorError when the server cannot be reached, refuses the key or the model, or not one reply is usable.
@@ -67,7 +69,7 @@ def judge_safety(judge: LLMJudge, texts: Sequence[tuple[str, str]], asked: NDArr
 
 
 def judge_pairs(
-    judge: LLMJudge,
+    judge: ChatServer,
     texts: Sequence[tuple[str, str, str]],
     question: Question,
     asked: NDArray[np.int64],
@@ -101,7 +103,7 @@ def judge_pairs(
 
 
 def _ask(
-    judge: LLMJudge, requests: Sequence[tuple[str, dict[str, str]]], kind: type[Reply], on: Progress
+    judge: ChatServer, requests: Sequence[tuple[str, dict[str, str]]], kind: type[Reply], on: Progress
 ) -> list[Reply | str]:
     """The replies in order; a string says why there is none. Raises CastorError as `judge_safety`."""
     replies = asyncio.run(_ask_all(judge, requests, kind, on))
@@ -115,7 +117,7 @@ def _ask(
 
 
 async def _ask_all(
-    judge: LLMJudge, requests: Sequence[tuple[str, dict[str, str]]], kind: type[Reply], on: Progress
+    judge: ChatServer, requests: Sequence[tuple[str, dict[str, str]]], kind: type[Reply], on: Progress
 ) -> list[Reply | str]:
     from openai import AsyncOpenAI
 
@@ -141,7 +143,7 @@ async def _ask_all(
 
 
 async def _one(
-    client: Any, judge: LLMJudge, request: tuple[str, dict[str, str]], kind: type[Reply], is_first: bool
+    client: Any, judge: ChatServer, request: tuple[str, dict[str, str]], kind: type[Reply], is_first: bool
 ) -> Reply | str:
     """One reply after the client's retries, or the reason why there is none."""
     import openai

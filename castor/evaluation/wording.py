@@ -7,7 +7,7 @@ from castor.evaluation.bootstrap import Estimate
 from castor.evaluation.metrics import PolicyMetrics
 from castor.evaluation.summary import Summary
 
-_NAMES = {"sft": "SFT", "ppo": "PPO", "ppo_lag": "PPO-Lag"}
+_NAMES = {"sft": "SFT", "ppo": "PPO", "ppo_lag": "PPO-Lag", "dpo": "DPO", "safedpo": "SafeDPO", "sacpo": "SACPO"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,13 @@ def measured_columns(policies: Iterable[PolicyMetrics]) -> list[Column]:
 
 
 def policy_title(name: str) -> str:
-    """The name of a policy as people write it: ppo_lag is PPO-Lag; unknown names stay as they are."""
-    return _NAMES.get(name, name)
+    """The name of a policy as people write it: ppo_lag is PPO-Lag, round-2/ppo_lag is PPO-Lag round 2.
+
+    Unknown names stay as they are.
+    """
+    group, _, run = name.rpartition("/")
+    title = _NAMES.get(run, run)
+    return f"{title} {group.replace('-', ' ')}" if group else title
 
 
 def number(value: float, is_share: bool = False) -> str:
@@ -88,14 +93,17 @@ class Verdict:
 def verdict(summary: Summary) -> Verdict:
     """Compares the constrained policy with the starting point, by fixed rules.
 
-    The starting point is the first policy; it is compared with the first policy whose run lists a threshold, else with
-    the last policy. A difference counts as clear only when the two 95 % intervals do not overlap (a cautious test).
+    The starting point is the first policy; it is compared with the first policy whose run lists a threshold (in rounds:
+    the last one), else with the last policy. A difference counts as clear only when the two 95 % intervals do not
+    overlap (a cautious test).
     Harm is the gold judge's rate where there is one, else the cost model's; helpfulness likewise, else the reward.
     """
     names = list(summary.policies)
     start = names[0]
     constrained = [name for name in names[1:] if name in summary.runs and summary.runs[name].thresholds]
     chosen = constrained[0] if constrained else names[-1]
+    if chosen.startswith("round-"):
+        chosen = constrained[-1]
     if chosen == start:
         return Verdict(f"{policy_title(start)}, measured alone", [], "mixed")
     before, after = summary.policies[start], summary.policies[chosen]

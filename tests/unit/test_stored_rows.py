@@ -113,9 +113,9 @@ def test_a_set_with_one_class_is_an_error_before_training(loss, tmp_path):
     config = Config.model_validate({"run_dir": str(tmp_path / "run"), **sections})
     context = Context(config, RunFolder(config), Terminal(), None, lambda: None)
     with pytest.raises(CastorError, match=r"cost: is_.*safe is true in every row, and both classes are needed"):
-        run_cost(context)
+        run_cost(context, "cost", config.cost)
     with pytest.raises(CastorError, match=r"moderation\.qa: is_safe is true in every row"):
-        run_moderation(context, "qa")
+        run_moderation(context, "qa", config.moderation["qa"])
     assert not list((tmp_path / "run").rglob("*.arrow"))
 
 

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from castor.config.dpo import DPO
 from castor.config.moderation import Moderation
 from castor.config.preference import Cost, Reward
 from castor.config.supervised import SFT, Supervised
+from trainers.tasks.dpo import DPOTask
 from trainers.tasks.moderation import ModerationTask
 from trainers.tasks.preference import PreferenceTask
 from trainers.tasks.safety import SafetyTask
@@ -36,4 +38,6 @@ def make_task(
         return PreferenceTask(stage, rows, model)
     if isinstance(stage, Moderation):
         return ModerationTask(stage, rows, model, training)
+    if isinstance(stage, DPO):
+        return DPOTask(stage, rows, model)
     raise TypeError(f"no task is known for a section of type {type(stage).__name__}")

@@ -21,10 +21,10 @@ from castor.data.samples import PackedSamples, Samples
 from castor.errors import CastorError
 from castor.models.moderation import ModerationInfo, ModerationModel, save_moderation_model
 from castor.models.moderator import check_outputs, seen, split_outputs
-from trainers.tasks.task import Forward
+from trainers.tasks.task import Forward, Task
 
 
-class ModerationTask:
+class ModerationTask(Task):
     """Say of a question with its answer which harm categories it is in and, with a severity head, how severe it is."""
 
     def __init__(

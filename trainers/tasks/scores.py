@@ -16,9 +16,10 @@ from castor.config.preference import Cost, Preference, Reward
 from castor.data.samples import Samples
 from castor.models.normalizer import Normalizer
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
+from trainers.tasks.task import Task
 
 
-class ScoreTask:
+class ScoreTask(Task):
     """The model's side of `Task` for a score model."""
 
     def __init__(self, stage: Preference, model: str) -> None:

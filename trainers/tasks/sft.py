@@ -16,10 +16,10 @@ from castor.data.rows import Exchange, QARow
 from castor.data.samples import PackedSamples, Samples
 from castor.data.template import load_tokenizer
 from castor.models.policy import PolicyModel
-from trainers.tasks.task import Forward
+from trainers.tasks.task import Forward, Task
 
 
-class SFTTask:
+class SFTTask(Task):
     """Predict the demonstrated response."""
 
     def __init__(self, stage: SFT, rows: Sequence[QARow], model: str) -> None:
@@ -52,7 +52,12 @@ class SFTTask:
 
     def save(self, folder: Path, model: nn.Module, weights: dict[str, Tensor], outputs: Sequence[Tensor]) -> None:
         """See `Task`: a Hugging Face folder."""
-        assert isinstance(model, PolicyModel)
-        with atomic_folder(folder) as aside:
-            model.lm.save_pretrained(aside, state_dict={k.removeprefix("lm."): v for k, v in weights.items()})
-            load_tokenizer(self.source, self.stage.trust_remote_code).save_pretrained(aside)
+        save_policy(folder, model, weights, self.source, self.stage.trust_remote_code)
+
+
+def save_policy(folder: Path, model: nn.Module, weights: dict[str, Tensor], source: str, trust: bool) -> None:
+    """Write a policy of the given full weights and the tokenizer of `source`, whole or not at all."""
+    assert isinstance(model, PolicyModel)
+    with atomic_folder(folder) as aside:
+        model.lm.save_pretrained(aside, state_dict={k.removeprefix("lm."): v for k, v in weights.items()})
+        load_tokenizer(source, trust).save_pretrained(aside)

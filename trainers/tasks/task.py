@@ -23,6 +23,10 @@ class Task(Protocol):
         """Per row, the sequences of its sample: (prompt, response) or (prompt, response, history)."""
         ...
 
+    def prepare(self, samples: Samples, folder: Path) -> None:
+        """Find out what must be known of all samples before the model is loaded; keep it in `folder`. Collective."""
+        return
+
     def load(self, model: str, dtype: torch.dtype) -> nn.Module:
         """The model to train, from the stage's starting point."""
         ...

@@ -1,0 +1,114 @@
+"""Preference data from a policy: several responses to each prompt, paired and labelled."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from actors.rollout import PromptRequest
+from actors.rollout_pool import RolloutPool, request_seed
+from castor.config.pipeline import Collect
+from castor.data.load import load_prompts
+from castor.data.queue import LABELS, read_labelled, unlabelled_pairs
+from castor.data.sources import STAGE_ROWS
+from castor.data.synthetic.corpus import sampled_pairs
+from castor.data.synthetic.prompts import find_prompt
+from castor.errors import CastorError
+from castor.evaluation.annotate import annotate
+from castor.files import read_json, write_json, write_jsonl
+from trainers.context import Context
+from trainers.prompts import fitting_prompts
+
+QUEUE, LABELLED, QUEUE_KEY = "queue.jsonl", "labelled.jsonl", "queue.key.json"
+
+Responses = list[tuple[str, list[str]]]  # prompts, each with the policy's responses
+
+
+def run_collect(context: Context, name: str, stage: Collect) -> str:
+    """Write <run_dir>/<name>/rows.jsonl: pairs of the policy's responses, labelled by the stage's annotator.
+
+    Raises CastorError when the simulated annotator is given prompts of others, and, with annotator `queue`, until
+    someone has labelled the pairs.
+    """
+    folder = context.folder.path / name
+    if stage.annotator == "queue":
+        return _from_queue(context, name, stage, folder)
+    sampled = _sample(context, name, stage)
+    if stage.annotator == "simulated":
+        rng = random.Random(f"{context.seed(name)} collect")
+        rows = [
+            row
+            for prompt, responses in sampled
+            for row in sampled_pairs(prompt, responses, rng, stage.prompts.synthetic, stage.pairs_per_prompt)
+        ]
+    else:
+        with context.terminal.bar(name) as bar:
+            rows = annotate(
+                stage.annotator, _unlabelled(context, name, stage, sampled), lambda i, n: bar.update(i, n, "verdicts")
+            )
+    write_jsonl(folder / STAGE_ROWS, rows)
+    responses_count = sum(len(responses) for _, responses in sampled)
+    return f"{len(rows):,} pairs from {responses_count:,} responses to {len(sampled):,} prompts"
+
+
+def _from_queue(context: Context, name: str, stage: Collect, folder: Path) -> str:
+    """The rows a person has labelled; what is to be labelled is sampled once, for as long as its inputs stay."""
+    queue, labelled, marker = folder / QUEUE, folder / LABELLED, folder / QUEUE_KEY
+    if context.fresh or not marker.is_file() or read_json(marker) != context.key:
+        marker.unlink(missing_ok=True)
+        write_jsonl(queue, _unlabelled(context, name, stage, _sample(context, name, stage)))
+        write_json(marker, context.key)
+    if not labelled.is_file():
+        raise CastorError(
+            f"{name}: the pairs in {queue} wait for labels: fill in {', '.join(LABELS[:-1])} and {LABELS[-1]}, save "
+            f"them as {labelled} and run the same command again"
+        )
+    rows, waiting = read_labelled(labelled, queue)
+    write_jsonl(folder / STAGE_ROWS, rows)
+    return f"{len(rows):,} labelled pairs, {waiting:,} of the queue without a label"
+
+
+def _unlabelled(context: Context, name: str, stage: Collect, sampled: Responses) -> list[dict[str, Any]]:
+    rng = random.Random(f"{context.seed(name)} queue")
+    pairs = [unlabelled_pairs(prompt, responses, rng, stage.pairs_per_prompt) for prompt, responses in sampled]
+    return [row for rows in pairs for row in rows]
+
+
+def _sample(context: Context, name: str, stage: Collect) -> Responses:
+    config, seed = context.config, context.seed(name)
+    prompts = context.load_rows(name, [stage.prompts], load_prompts)[stage.skip :]
+    if not prompts:
+        raise CastorError(f"{name}: the first {stage.skip} prompts, all there are, are passed over: give more prompts")
+    if stage.annotator == "simulated":
+        _require_synthetic(name, prompts)
+    policy = context.folder.model_path(stage.policy)
+    prompts = fitting_prompts(context, name, prompts, policy, stage.rollout.max_prompt_tokens)
+    count = stage.samples_per_prompt
+    requests = [
+        PromptRequest(i * count + k, prompt, request_seed(seed, "collect", i, k))
+        for i, prompt in enumerate(prompts)
+        for k in range(count)
+    ]
+    answers: dict[int, str] = {}
+    with context.terminal.bar(name) as bar:
+        pool = RolloutPool(policy, stage.rollout, config.template)
+        try:
+            pool.wait_ready()
+            for chunk in pool.generate(requests, decode=True):
+                assert chunk.info.texts is not None
+                answers |= zip(chunk.info.uids, chunk.info.texts, strict=True)
+                bar.update(len(answers), len(requests), "responses")
+        finally:
+            pool.stop()
+    return [(prompt, [answers[i * count + k] for k in range(count)]) for i, prompt in enumerate(prompts)]
+
+
+def _require_synthetic(name: str, prompts: list[str]) -> None:
+    foreign = next((prompt for prompt in prompts if find_prompt(prompt) is None), None)
+    if foreign is not None:
+        raise CastorError(
+            f"{name}: the simulated annotator can only judge the synthetic corpus, and {foreign[:60]!r} is not of it: "
+            "set collect.annotator to queue or to a language model, or give labelled preference rows to reward and "
+            "cost instead and leave the collect section out"
+        )
