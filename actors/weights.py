@@ -25,15 +25,21 @@ Bucket = dict[str, tuple[np.ndarray, str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class WeightUpdate:
-    """All weights of one policy version. `buckets` are refs to `Bucket`s; nothing here is large."""
+    """All weights of one policy version. `buckets` are refs to `Bucket`s; nothing here is large.
+
+    With a `base` they are only what training changes: an engine loads the base once, and `digest` is that of both.
+    """
 
     version: int
     digest: str
     buckets: list[Any]
+    base: WeightUpdate | None = None
 
 
-def publish(named_tensors: Iterable[tuple[str, Tensor]], version: int, keep: bool) -> WeightUpdate | None:
-    """Put full CPU tensors into the object store, bucket by bucket.
+def publish(
+    named_tensors: Iterable[tuple[str, Tensor]], version: int, keep: bool, base: WeightUpdate | None = None
+) -> WeightUpdate | None:
+    """Put full CPU tensors into the object store, bucket by bucket; `base` holds the rest of the weights, if any.
 
     All ranks of an SPMD group iterate (gathering shards is a collective); only the one with `keep` puts and returns.
     """
@@ -53,7 +59,8 @@ def publish(named_tensors: Iterable[tuple[str, Tensor]], version: int, keep: boo
             current, size = {}, 0
     if current:
         buckets.append(ray.put(current))
-    return WeightUpdate(version, hasher.hexdigest(), buckets) if keep else None
+    digest = joined_digest(base.digest if base else None, hasher.hexdigest())
+    return WeightUpdate(version, digest, buckets, base) if keep else None
 
 
 def read_bucket(bucket: Bucket, hasher: Any) -> Iterator[tuple[str, Tensor]]:
@@ -77,8 +84,17 @@ class FolderWeights:
 
 
 def new_hasher() -> Any:
-    """Hasher over a whole update; its hexdigest is comparable with `WeightUpdate.digest`."""
+    """Hasher over all buckets of an update; `joined_digest` makes `WeightUpdate.digest` of its hexdigest."""
     return hashlib.blake2b(digest_size=16)
+
+
+def joined_digest(base: str | None, buckets: str) -> str:
+    """Digest of an update: of its buckets alone, or of the base that was loaded before and of its buckets."""
+    if base is None:
+        return buckets
+    hasher = new_hasher()
+    hasher.update(f"{base} {buckets}".encode())
+    return str(hasher.hexdigest())
 
 
 def _add(hasher: Any, name: str, raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> None:

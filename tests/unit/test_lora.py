@@ -57,7 +57,7 @@ def test_merged_weights_give_the_adapted_model(policy, tmp_path):
     config = LoRA(rank=3, alpha=5.0)
     add_adapters(model, config)
     weights = trained(model)
-    merged = {name.removeprefix("lm."): tensor for name, tensor in merge(model, weights).items()}
+    merged = {name.removeprefix("lm."): tensor for name, tensor in merge(model, weights.items(), weights)}
     assert merged.keys() == dict(plain.named_parameters()).keys()
     save_adapter(tmp_path / "adapter", model, weights, config, "the base")
     loaded = PeftModel.from_pretrained(
@@ -76,7 +76,7 @@ def test_a_head_beside_the_backbone_stays_trainable(backbone):
     add_adapters(model, LoRA(rank=2))
     learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name in learned if ".lora_" not in name} == {"score_head.weight", "score_head.bias"}
-    assert merge(model, dict(model.named_parameters())).keys() == names
+    assert dict(merge(model, model.named_parameters(), dict(model.named_parameters()))).keys() == names
 
 
 @pytest.mark.parametrize("names", [["nope"], ["embed_tokens"]])
