@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
 
 from actors.group import node_id
-from actors.weights import WeightUpdate, joined_digest
+from actors.weights import HeldWeights, WeightUpdate
 from castor.config.rlhf import Rollout
 from castor.experience import Experience
 
@@ -62,8 +62,8 @@ class RolloutWorker:
         limit = config.max_prompt_tokens + config.max_new_tokens
         context = context_length(model, trust_remote_code)
         self.engine = make_engine(model, config, min(limit, context or limit), trust_remote_code)
+        self.held = HeldWeights(self.engine.load_weights)
         self.version = 0
-        self.base: str | None = None  # digest of the base loaded last, if nothing but updates over it came after
 
     def ready(self) -> int:
         """Answers once the engine is up: the version it holds."""
@@ -74,17 +74,10 @@ class RolloutWorker:
         return node_id()
 
     def load_weights(self, update: WeightUpdate) -> tuple[int, str]:
-        """Take over new weights; returns the version and the digest of the bytes that were loaded.
-
-        An update with a base loads it when this engine has not loaded that very base, or something over it, since.
-        """
-        base, self.base = self.base, None  # whatever fails below, the next update loads its base again
-        if update.base is not None and base != update.base.digest:
-            base = self.engine.load_weights(replace(update.base, version=self.version))
-        digest = self.engine.load_weights(update)
-        self.base = base if update.base is not None else None
+        """Take over new weights; returns the version and the digest of the bytes that were loaded."""
+        digest = self.held.take(update, self.version)
         self.version = update.version
-        return self.version, joined_digest(self.base, digest)
+        return self.version, digest
 
     def generate(self, requests: Sequence[PromptRequest], decode: bool) -> Iterator[Experience | ChunkInfo]:
         """Streams pairs (Experience, ChunkInfo), each as soon as `chunk_size` responses are finished.

@@ -6,8 +6,8 @@ The learner puts each bucket into the object store once; every engine on a node 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,24 @@ def read_bucket(bucket: Bucket, hasher: Any) -> Iterator[tuple[str, Tensor]]:
         _add(hasher, name, raw, dtype, shape)
         # the view is read-only shared memory; vLLM only copies out of it
         yield name, torch.frombuffer(raw, dtype=getattr(torch, dtype)).view(shape)
+
+
+class HeldWeights:
+    """What an engine has been given: it loads the base of an update only when it does not hold that very base yet."""
+
+    def __init__(self, load: Callable[[WeightUpdate], str]) -> None:
+        """`load` puts an update's own buckets into the engine and returns the digest of the bytes it loaded."""
+        self.load = load
+        self.base: str | None = None  # digest of the base's bytes, while only updates over it have come after
+
+    def take(self, update: WeightUpdate, version: int) -> str:
+        """Bring the engine from `version` to `update`; the returned digest is the update's if everything arrived."""
+        held, self.base = self.base, None  # whatever fails below, the next update loads its base again
+        if update.base is not None and held != update.base.digest:
+            held = self.load(replace(update.base, version=version))
+        digest = self.load(update)
+        self.base = held if update.base is not None else None
+        return joined_digest(self.base, digest)
 
 
 @ray.remote(num_cpus=0)
