@@ -1,5 +1,7 @@
 """Adapters: what is trained, switched off, merged, saved."""
 
+import copy
+
 import pytest
 import torch
 from peft import PeftModel
@@ -11,8 +13,7 @@ from castor.models.lora import add_adapters, merge, moving_prefixes, save_adapte
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
 
-SIZES = dict(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
-LLAMA = LlamaConfig(**SIZES)
+LLAMA = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
 GPT2 = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32)
 IDS = torch.arange(20)[None]
 
@@ -99,7 +100,8 @@ def test_neighbours_of_an_adapted_layer_move_with_it(kind, target, moving):
 
 
 def test_a_layer_that_shares_its_weights_cannot_have_an_adapter():
-    tied = LlamaConfig(**SIZES, tie_word_embeddings=True)
+    tied = copy.deepcopy(LLAMA)
+    tied.tie_word_embeddings = True
     with pytest.raises(CastorError, match="lm_head shares its weights with another layer"):
         add_adapters(PolicyModel(LlamaForCausalLM(tied)), LoRA(target_modules=["lm_head"]))
 
