@@ -187,7 +187,8 @@ def _offloaded(config: Engine) -> dict[str, Any]:
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]  # an adapter has neither biases nor norms
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: Optimizer, total_steps: int) -> Any:
