@@ -126,9 +126,38 @@ def forward_by_budget(
         micro = make_micro_batch(experience, sequences, {}, engine.pack_length, device)
         where = np.concatenate([np.arange(ends[i] - lengths[i], ends[i]) for i in sequences])
         result[where] = forward(micro).float().cpu().numpy()
-    if not np.isfinite(result).all():
-        raise FloatingPointError("a frozen model returned a value that is not finite")
-    return result
+    return _finite(result)
+
+
+@torch.no_grad()
+def forward_shared(
+    experience: Experience,
+    forward: Callable[[MicroBatch], torch.Tensor],
+    *,
+    engine: Engine,
+    device: torch.device,
+    rank: int,
+    world_size: int,
+) -> NDArray[np.float32]:
+    """[R] float32 values of the response tokens, on every rank, each of which works on its share. Collective.
+
+    All ranks run `forward` equally often, as ZeRO-3 asks for, if need be on an empty micro-batch. Raises
+    FloatingPointError as `forward_by_budget` does.
+    """
+    shares = partition(experience.lengths, world_size)
+    mine = []
+    for piece in micro_batches(experience.lengths, shares, engine.micro_batch_tokens)[rank]:
+        sequences = np.asarray(piece, dtype=np.int64)
+        values = forward(make_micro_batch(experience, sequences, {}, engine.pack_length, device))
+        if piece:
+            mine.append((sequences, values[None].float().cpu().numpy()))
+    return _finite(gather_tokens(mine, experience.response_lengths)[0])
+
+
+def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(values).all():
+        raise FloatingPointError("a model that was only asked returned a value that is not finite")
+    return values
 
 
 def gather_tokens(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.batch import MiniBatch, gather_tokens, make_micro_batch, plan_mini_batches, sum_over_ranks
-from castor.config.rlhf import RLHF, Learner
+from actors.batch import forward_shared, make_micro_batch, plan_mini_batches, sum_over_ranks
+from castor.config.rlhf import RLHF
 from castor.config.training import Engine
 from castor.experience import Experience
 
@@ -38,14 +36,14 @@ class Critic:
 
     def values(self, experience: Experience) -> NDArray[np.float32]:
         """[R] float32 predicted return before each response token, on every rank."""
-        mine = []
-        (whole,) = self._plan(experience, Learner())
-        for sequences in whole.micro:
-            micro = make_micro_batch(experience, sequences, {}, self.engine_config.pack_length, self.device)
-            values = self.engine.infer(micro.rows, micro.response_positions - 1)
-            if len(sequences):
-                mine.append((sequences, values[None].cpu().numpy()))
-        return gather_tokens(mine, experience.response_lengths)[0]
+        return forward_shared(
+            experience,
+            lambda micro: self.engine.infer(micro.rows, micro.response_positions - 1),
+            engine=self.engine_config,
+            device=self.device,
+            rank=self.rank,
+            world_size=self.world,
+        )
 
     def train(
         self, experience: Experience, values: NDArray[np.float32], returns: NDArray[np.float32], step: int
@@ -59,8 +57,16 @@ class Critic:
 
         learner, clip = self.config.learner, self.config.advantage.clip_range_value
         columns = {"values": values, "returns": returns}
+        plan = plan_mini_batches(
+            experience,
+            learner,
+            self.engine_config,
+            rank=self.rank,
+            world_size=self.world,
+            seed=(self.seed, step),
+        )
         losses, norm = [], 0.0
-        for mini in self._plan(experience, learner, step):
+        for mini in plan:
             loss_sum = 0.0
             for sequences in mini.micro:
                 micro = make_micro_batch(experience, sequences, columns, self.engine_config.pack_length, self.device)
@@ -73,8 +79,3 @@ class Critic:
             norm = self.engine.step()
             losses.append(sum_over_ranks({"loss": loss_sum})["loss"])
         return {"critic_loss": float(np.mean(losses)), "critic_grad_norm": norm}
-
-    def _plan(self, experience: Experience, learner: Learner, step: int = 0) -> Iterator[MiniBatch]:
-        return plan_mini_batches(
-            experience, learner, self.engine_config, rank=self.rank, world_size=self.world, seed=(self.seed, step)
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,18 @@ class TrainEngine:
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter in full, one at a time, in an order that is the same on every rank (copies on the CPU)."""
+        for name, tensor in self.whole_tensors(lambda name: True):
+            yield name, tensor.to("cpu", copy=True)
+
+    def whole_tensors(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+        """The parameters with a wanted name, one at a time; each holds its values until the next one is asked for."""
         import deepspeed
 
         for name, parameter in self.engine.module.named_parameters():
+            if not wanted(name):
+                continue
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
-                tensor = parameter.detach().to("cpu", copy=True)
-            yield name, tensor
+                yield name, parameter.detach()
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of the training state into `folder`, which exists. See `actors.engine_state`."""
@@ -189,7 +195,8 @@ def _offloaded(config: Engine) -> dict[str, Any]:
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]  # an adapter has neither biases nor norms
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: Optimizer, total_steps: int) -> Any:

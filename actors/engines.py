@@ -51,7 +51,10 @@ class RolloutEngine(Protocol):
         ...
 
     def load_weights(self, update: WeightUpdate) -> str:
-        """Take over the weights of `update`; returns the digest of the bytes that were loaded."""
+        """Take over the buckets of `update`; returns the digest of the bytes that were loaded.
+
+        Layers the buckets leave out keep their weights.
+        """
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class LearnerWorker(SpmdActor):
             self.model, resolve_dtype(self.learner.engine.dtype), self.config.policy.trust_remote_code
         )
         self.lm = policy.lm
+        self.adapter = None
+        if config.policy.lora is not None:
+            from actors.adapter import Adapter
+
+            self.adapter = Adapter(policy, config.policy.lora, self.rank, self.world_size)
         updates = self.config.steps * self.learner.update_iters * self.learner.mini_batches
         self.engine = TrainEngine(policy, self.learner.engine, updates)
         self.ptx = None
@@ -90,6 +95,7 @@ class LearnerWorker(SpmdActor):
             FloatingPointError: a gradient is not finite.
 
         """
+        self._seed(step)
         experience = Experience.concatenate(read(batch.experience))
         columns = {
             "reference": np.concatenate(read(batch.reference)),
@@ -129,6 +135,11 @@ class LearnerWorker(SpmdActor):
             "truncated_share": float(experience.truncated.mean()),
             "learning_rate": self.engine.learning_rate,
         }
+
+    def _seed(self, step: int) -> None:
+        """Dropout of a step follows from seed, step and rank, so that no state has to be kept."""
+        sequence = np.random.SeedSequence([self.seed, step, self.rank])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def _combined(self, advantages: dict[str, Any], prices: Prices | None) -> NDArray[np.float32]:
         """[R] float32 combined advantages under the prices of this batch."""
@@ -210,18 +221,38 @@ class LearnerWorker(SpmdActor):
             )
         return {"logprob_gap_mean": mean, "logprob_gap_max": maximum}
 
+    def reference_logprobs(self, experience: Experience) -> NDArray[np.float32] | None:
+        """The reference policy's answer (`ReferenceWorker.logprobs`) where there is an adapter: the weights without it.
+
+        Collective under ZeRO-3, where rank 0 answers; up to ZeRO-2 any rank does by itself.
+        """
+        assert self.adapter is not None
+        return self.adapter.reference_logprobs(self.engine, experience, self.config.rollout.temperature)
+
     def publish(self, version: int) -> WeightUpdate | None:
         """The policy's weights as `version`, from rank 0. Collective."""
-        tensors = ((name.removeprefix(_PREFIX), tensor) for name, tensor in self.engine.named_tensors())
-        return publish(tensors, version, keep=self.rank == 0)
+        if self.adapter is not None:
+            return self.adapter.publish(self.engine, version)
+        return publish(self._weights(), version, keep=self.rank == 0)
 
     def export(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face folder, whole or not at all. Collective; rank 0 writes."""
-        weights = {name.removeprefix(_PREFIX): tensor for name, tensor in self.engine.named_tensors() if self.rank == 0}
+        """Write the policy as a Hugging Face folder, whole or not at all. Collective; rank 0 writes.
+
+        A policy with an adapter has it merged, and the adapter itself is written beside the folder, in peft's format.
+        """
+        if self.adapter is not None:
+            self.adapter.save(self.engine, folder, self.model)
+        weights = {name: tensor for name, tensor in self._weights() if self.rank == 0}
         if self.rank == 0:
             with atomic_folder(folder) as aside:
                 self.lm.save_pretrained(aside, state_dict=weights)
                 load_tokenizer(self.model).save_pretrained(aside)
+
+    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The policy's whole weights under their Hugging Face names, on the CPU. Collective."""
+        if self.adapter is not None:
+            return self.adapter.merged(self.engine)
+        return ((name.removeprefix(_PREFIX), tensor) for name, tensor in self.engine.named_tensors())
 
 
 _PREFIX = "lm."  # PolicyModel holds the language model as `lm`; weights travel under their Hugging Face names

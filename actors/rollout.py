@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 from actors.group import node_id
-from actors.weights import WeightUpdate
+from actors.weights import HeldWeights, WeightUpdate
 from castor.config.rlhf import Rollout
 from castor.experience import Experience
 
@@ -62,6 +62,7 @@ class RolloutWorker:
         limit = config.max_prompt_tokens + config.max_new_tokens
         context = context_length(model, trust_remote_code)
         self.engine = make_engine(model, config, min(limit, context or limit), trust_remote_code)
+        self.held = HeldWeights(self.engine.load_weights)
         self.version = 0
 
     def ready(self) -> int:
@@ -74,7 +75,7 @@ class RolloutWorker:
 
     def load_weights(self, update: WeightUpdate) -> tuple[int, str]:
         """Take over new weights; returns the version and the digest of the bytes that were loaded."""
-        digest = self.engine.load_weights(update)
+        digest = self.held.take(update, self.version)
         self.version = update.version
         return self.version, digest
 

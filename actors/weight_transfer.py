@@ -7,6 +7,7 @@ as `worker_extension_cls`, so that every vLLM worker process imports this module
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,5 +84,9 @@ class WorkerExtension:
         return self.weight_transfer_engine.hasher.hexdigest()
 
 
+# an update over a base leaves layers out, which then keep their weights: vLLM would warn of each, every time
+logging.getLogger(finalize_layerwise_reload.__module__).addFilter(
+    lambda record: "Failed to load weights" not in str(record.msg)
+)
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, HostWeightTransfer)

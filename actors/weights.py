@@ -6,8 +6,8 @@ The learner puts each bucket into the object store once; every engine on a node 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,21 @@ Bucket = dict[str, tuple[np.ndarray, str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class WeightUpdate:
-    """All weights of one policy version. `buckets` are refs to `Bucket`s; nothing here is large."""
+    """All weights of one policy version. `buckets` are refs to `Bucket`s; nothing here is large.
+
+    With a `base` they are only what training changes: an engine loads the base once, and `digest` is that of both.
+    """
 
     version: int
     digest: str
     buckets: list[Any]
+    base: WeightUpdate | None = None
 
 
-def publish(named_tensors: Iterable[tuple[str, Tensor]], version: int, keep: bool) -> WeightUpdate | None:
-    """Put full CPU tensors into the object store, bucket by bucket.
+def publish(
+    named_tensors: Iterable[tuple[str, Tensor]], version: int, keep: bool, base: WeightUpdate | None = None
+) -> WeightUpdate | None:
+    """Put full CPU tensors into the object store, bucket by bucket; `base` holds the rest of the weights, if any.
 
     All ranks of an SPMD group iterate (gathering shards is a collective); only the one with `keep` puts and returns.
     """
@@ -53,7 +59,8 @@ def publish(named_tensors: Iterable[tuple[str, Tensor]], version: int, keep: boo
             current, size = {}, 0
     if current:
         buckets.append(ray.put(current))
-    return WeightUpdate(version, hasher.hexdigest(), buckets) if keep else None
+    digest = joined_digest(base.digest if base else None, hasher.hexdigest())
+    return WeightUpdate(version, digest, buckets, base) if keep else None
 
 
 def read_bucket(bucket: Bucket, hasher: Any) -> Iterator[tuple[str, Tensor]]:
@@ -62,6 +69,24 @@ def read_bucket(bucket: Bucket, hasher: Any) -> Iterator[tuple[str, Tensor]]:
         _add(hasher, name, raw, dtype, shape)
         # the view is read-only shared memory; vLLM only copies out of it
         yield name, torch.frombuffer(raw, dtype=getattr(torch, dtype)).view(shape)
+
+
+class HeldWeights:
+    """What an engine has been given: it loads the base of an update only when it does not hold that very base yet."""
+
+    def __init__(self, load: Callable[[WeightUpdate], str]) -> None:
+        """`load` puts an update's own buckets into the engine and returns the digest of the bytes it loaded."""
+        self.load = load
+        self.base: str | None = None  # digest of the base's bytes, while only updates over it have come after
+
+    def take(self, update: WeightUpdate, version: int) -> str:
+        """Bring the engine from `version` to `update`; the returned digest is the update's if everything arrived."""
+        held, self.base = self.base, None  # whatever fails below, the next update loads its base again
+        if update.base is not None and held != update.base.digest:
+            held = self.load(replace(update.base, version=version))
+        digest = self.load(update)
+        self.base = held if update.base is not None else None
+        return joined_digest(self.base, digest)
 
 
 @ray.remote(num_cpus=0)
@@ -77,8 +102,17 @@ class FolderWeights:
 
 
 def new_hasher() -> Any:
-    """Hasher over a whole update; its hexdigest is comparable with `WeightUpdate.digest`."""
+    """Hasher over all buckets of an update; `joined_digest` makes `WeightUpdate.digest` of its hexdigest."""
     return hashlib.blake2b(digest_size=16)
+
+
+def joined_digest(base: str | None, buckets: str) -> str:
+    """Digest of an update: of its buckets alone, or of the base that was loaded before and of its buckets."""
+    if base is None:
+        return buckets
+    hasher = new_hasher()
+    hasher.update(f"{base} {buckets}".encode())
+    return str(hasher.hexdigest())
 
 
 def _add(hasher: Any, name: str, raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> None:

@@ -49,13 +49,8 @@ class Groups:
         """
         trust = config.policy.trust_remote_code
         self.rollout = RolloutPool(policy, config.rollout, template, trust)
-        engine, reference = config.learner.engine, config.policy.reference
-        options = [actor_options(reference.resources, "reference") for _ in range(reference.ranks)]
-        arguments = (policy, engine, config.rollout.temperature, reference.resources.threads, trust)
-        worker = cast(Any, ReferenceWorker)
-        self.reference = ActorGroup(
-            "the reference policy", [worker.options(**option).remote(*arguments) for option in options]
-        )
+        self.config = config
+        self.reference = None if config.policy.lora else _start_reference(policy, config)
         learner = config.learner
         self.learner = ActorGroup.start("learner", LearnerWorker, learner.ranks, learner.resources)
         self.signals = {
@@ -72,10 +67,23 @@ class Groups:
         loading = {self.learner.name: self.learner.call("load", policy, config, seed, template, rows_ref)}
         for name, group in self.signals.items():
             loading[group.name] = group.call("load", name, signals[name], config, seed, thresholds.get(name))
-        loading[self.reference.name] = self.reference.call("ready")
+        if self.reference is not None:
+            loading[self.reference.name] = self.reference.call("ready")
         for name, refs in loading.items():
             get(refs, START_TIMEOUT_S, f"{name} (loading its model)")
         self.rollout.wait_ready()
+
+    def reference_logprobs(self, number: int, experience: Any) -> Any:
+        """A ref to the reference log-probabilities of chunk `number`, a ref to experience.
+
+        A policy with an adapter is its own reference: up to ZeRO-2 the learner's ranks take turns, under ZeRO-3, where
+        a forward pass is a collective, all of them share the chunk.
+        """
+        if self.reference is not None:
+            return turn(self.reference.handles, number).logprobs.remote(experience)
+        if self.config.learner.engine.zero_stage == 3:
+            return self.learner.call("reference_logprobs", experience)[0]
+        return turn(self.learner.handles, number).reference_logprobs.remote(experience)
 
     def nodes(self) -> dict[str, str]:
         """Which node the first actor of each group runs on."""
@@ -90,7 +98,26 @@ class Groups:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.rollout.stop()
-        for group in (self.reference, self.learner, *self.signals.values()):
+        for group in (self.learner, *self.signals.values(), *([self.reference] if self.reference else [])):
             group.stop()
         if self.multipliers is not None:
             ray.kill(self.multipliers)
+
+
+def turn(handles: Sequence[Any], number: int) -> Any:
+    """The actor whose turn it is to work on chunk `number`."""
+    return handles[number % len(handles)]
+
+
+def _start_reference(policy: str, config: RLHF) -> ActorGroup:
+    wanted = config.policy.reference
+    arguments = (
+        policy,
+        config.learner.engine,
+        config.rollout.temperature,
+        wanted.resources.threads,
+        config.policy.trust_remote_code,
+    )
+    worker = cast(Any, ReferenceWorker)
+    options = [actor_options(wanted.resources, "reference") for _ in range(wanted.ranks)]
+    return ActorGroup("the reference policy", [worker.options(**option).remote(*arguments) for option in options])

@@ -17,7 +17,7 @@ from actors.rollout_pool import request_seed
 from castor.clock import Clock
 from castor.config.rlhf import RLHF
 from castor.data.prompt_stream import PromptStream
-from trainers.groups import Groups
+from trainers.groups import Groups, turn
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def collect_experience(groups: Groups, requests: Sequence[PromptRequest]) -> Ste
     """Sample all requests; every chunk goes to the signals and the reference the moment it is finished."""
     chunks: list[tuple[int, Any, Any, dict[str, Any]]] = []
     for number, chunk in enumerate(groups.rollout.generate(requests)):
-        reference = _turn(groups.reference.handles, number).logprobs.remote(chunk.experience)
+        reference = groups.reference_logprobs(number, chunk.experience)
         scores = {
-            name: _turn(group.handles, number).score.remote(chunk.experience) for name, group in groups.signals.items()
+            name: turn(group.handles, number).score.remote(chunk.experience) for name, group in groups.signals.items()
         }
         chunks.append((min(chunk.info.uids), chunk.experience, reference, scores))
     chunks.sort(key=lambda chunk: chunk[0])  # the order of arrival must not decide anything
@@ -86,7 +86,3 @@ def collect_experience(groups: Groups, requests: Sequence[PromptRequest]) -> Ste
         reference=[chunk[2] for chunk in chunks],
         scores={name: [chunk[3][name] for chunk in chunks] for name in groups.signals},
     )
-
-
-def _turn(handles: Sequence[Any], number: int) -> Any:
-    return handles[number % len(handles)]

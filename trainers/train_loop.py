@@ -56,11 +56,6 @@ def metrics_file(out: Path) -> Path:
     return out.with_name(f"{out.name}.metrics.json")
 
 
-def adapter_folder(out: Path) -> Path:
-    """Where the adapter of a stage that trained one is kept, beside the merged model."""
-    return out.with_name(f"{out.name}.adapter")
-
-
 def train_worker(config: dict[str, Job]) -> None:
     """One rank of a supervised stage. Ray Train has set up the process group.
 
@@ -268,6 +263,8 @@ class Worker:
 
     def finish(self) -> dict[str, float]:
         """Put the result in place: the best model or the last one, and its metrics."""
+        from castor.models.lora import adapter_folder
+
         state = self.state
         kept = state.best_step or state.step
         if not state.best_step:
@@ -292,14 +289,14 @@ class Worker:
 
     def _save(self, folder: Path) -> None:
         """Write the model, adapters merged into it, and beside it the adapter."""
-        from castor.models.lora import merge, save_adapter
+        from castor.models.lora import adapter_folder, merge, save_adapter
 
         weights = {name: tensor for name, tensor in self.engine.named_tensors() if self.rank == 0}
         if self.rank != 0:
             return
         if lora := self.job.stage.lora:
             save_adapter(adapter_folder(folder), self.model, weights, lora, self.job.model)
-            weights = merge(self.model, weights)
+            weights = dict(merge(self.model, weights.items(), weights))
         self.task.save(folder, self.model, weights, self.outputs)
 
     def _post(self, metrics: dict[str, float]) -> None:

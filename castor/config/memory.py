@@ -125,11 +125,12 @@ def trained(
     on_gpu = resources.gpus > 0
     size, stage = bytes_per_number(engine.dtype, on_gpu), engine.zero_stage
     count = shape.score if score else shape.parameters
-    learned = count if lora is None else _adapted(shape, lora)
+    adapters = 0 if lora is None else _adapted(shape, lora)
+    learned = adapters or count
     # in float32, stages 1 and 2 keep their partition of the weights a second time; 0 and 3 update them in place
     master = MASTER if size == 2 or stage in (1, 2) else 0
     bucket = 0 if stage == 0 else BUCKET if on_gpu else min(BUCKET, learned)  # on a CPU only touched pages are real
-    weights = count * size / (ranks if stage == 3 else 1)
+    weights = (count + adapters) * size / (ranks if stage == 3 else 1)
     optimizer = learned * (MOMENTS + master) / (ranks if stage >= 1 else 1)
     away = {"parameters": weights, "optimizer": optimizer} if on_gpu else {}  # without a GPU it all lies in one memory
     away = {what: amount for what, amount in away.items() if getattr(engine.offload, what) == "cpu"}

@@ -23,7 +23,7 @@ from castor.config.memory import (
 from castor.config.pipeline import Collect, Config, DemoModel, Evaluate, RayCluster
 from castor.config.rlhf import RLHF, Rollout
 from castor.config.supervised import SFT, Supervised, Workers
-from castor.config.training import Engine, Resources
+from castor.config.training import Engine, LoRA, Resources
 
 SCORER_ENGINE = Engine(pack_length=128)  # of the scorers of `evaluate`, which has no engine section
 
@@ -109,7 +109,8 @@ def _supervised(stage: Supervised, shape: Shape | None) -> list[Actors]:
             name="RayTrainWorker",
             count=stage.max_workers,
             resources=resources,
-            work=f"{_trains(stage.engine, resources)}{_ranks(stage.max_workers)}{_elastic(stage)}{_adapters(stage)}",
+            work=f"{_trains(stage.engine, resources)}{_ranks(stage.max_workers)}{_elastic(stage)}"
+            f"{_adapters(stage.lora)}",
             memory=_of(
                 shape,
                 lambda s: trained(s, stage.engine, _fewest(stage), resources, score=score, lora=stage.lora),
@@ -122,27 +123,34 @@ def _supervised(stage: Supervised, shape: Shape | None) -> list[Actors]:
 
 
 def _rlhf(run: RLHF, sizes: Sizes) -> list[Actors]:
-    learner, policy = run.learner, sizes(run.policy.model)
+    learner, policy, lora = run.learner, sizes(run.policy.model), run.policy.lora
     reference = run.policy.reference
-    actors = [
-        _rollout(run.rollout, policy),
-        Actors(
-            name="reference",
-            count=reference.ranks,
-            resources=reference.resources,
-            work=f"frozen policy, {_dtype(learner.engine, reference.resources)}",
-            memory=_of(policy, lambda s: frozen(s, learner.engine, reference.resources, score=False)),
-            parameters=_count(policy, score=False),
-        ),
+    actors = [_rollout(run.rollout, policy)]
+    if lora is None:
+        actors.append(
+            Actors(
+                name="reference",
+                count=reference.ranks,
+                resources=reference.resources,
+                work=f"frozen policy, {_dtype(learner.engine, reference.resources)}",
+                memory=_of(policy, lambda s: frozen(s, learner.engine, reference.resources, score=False)),
+                parameters=_count(policy, score=False),
+            )
+        )
+    both = f"policy{_adapters(lora)}{', and the reference' if lora else ''}"
+    actors.append(
         Actors(
             name=_numbered("learner", learner.ranks),
             count=learner.ranks,
             resources=learner.resources,
-            work=f"policy, {_trains(learner.engine, learner.resources)}{_ranks(learner.ranks)}",
-            memory=_of(policy, lambda s: trained(s, learner.engine, learner.ranks, learner.resources, score=False)),
+            work=f"{both}, {_trains(learner.engine, learner.resources)}{_ranks(learner.ranks)}",
+            memory=_of(
+                policy,
+                lambda s: trained(s, learner.engine, learner.ranks, learner.resources, score=False, lora=lora),
+            ),
             parameters=_count(policy, score=False),
-        ),
-    ]
+        )
+    )
     actors += [_signal(run, name, sizes) for name in run.signals]
     if run.has_owner:
         actors.append(_helper("MultiplierOwner", _owned(run)))
@@ -252,8 +260,8 @@ def _elastic(stage: Supervised) -> str:
     return f", elastic from {stage.workers.min}" if isinstance(stage.workers, Workers) else ""
 
 
-def _adapters(stage: Supervised) -> str:
-    return f", LoRA of rank {stage.lora.rank}" if stage.lora else ""
+def _adapters(lora: LoRA | None) -> str:
+    return f", LoRA of rank {lora.rank}" if lora else ""
 
 
 def _numbered(name: str, count: int) -> str:

@@ -9,7 +9,7 @@ from castor.config.base import Section
 from castor.config.data import DataSource
 from castor.config.multipliers import Constraint, Multipliers
 from castor.config.signal import Signal
-from castor.config.training import Engine, Optimizer, Resources
+from castor.config.training import Engine, LoRA, Optimizer, Resources
 
 
 class Reference(Section):
@@ -25,6 +25,17 @@ class Policy(Section):
     model: str = Field("stage:sft", description="stage:NAME, a folder, or a hub id")
     trust_remote_code: bool = Field(False, description="run model code shipped with a hub checkpoint")
     reference: Reference = Field(default_factory=Reference, description="the frozen starting point")
+    lora: LoRA | None = Field(
+        None,
+        description="train low-rank adapters instead of the model; the learner is then the reference too, with the "
+        "adapters switched off",
+    )
+
+    @model_validator(mode="after")
+    def _one_copy_of_the_weights(self) -> "Policy":
+        if self.lora is not None and self.reference != Reference():
+            raise ValueError("with lora the learner computes the reference: remove the reference section")
+        return self
 
 
 class Rollout(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ def inner_model(model: nn.Module) -> tuple[str, Any]:
 def add_adapters(model: nn.Module, config: LoRA) -> None:
     """Put adapters into the model's language model, in place, and freeze its own weights. Heads stay trainable.
 
-    A fresh adapter changes nothing: B is zero. Raises CastorError when `target_modules` names no linear layer.
+    A fresh adapter changes nothing: B is zero. Raises CastorError when `target_modules` names no linear layer, or one
+    that shares its weights.
     """
     _, inner = inner_model(model)
     try:
@@ -41,6 +42,13 @@ def add_adapters(model: nn.Module, config: LoRA) -> None:
         raise CastorError(f"lora.target_modules: {_names(inner)} ({str(error).splitlines()[0]})") from error
     if not all(layer.lora_A for layer in _layers(model).values()):
         raise CastorError(f"lora.target_modules: only linear layers can have an adapter; {_names(inner)}")
+    once = {name for name, _ in model.named_parameters()}
+    for name in _layers(model):
+        if f"{name}.base_layer.weight" not in once:  # tied: what is merged into it would move the other layer too
+            raise CastorError(
+                f"lora.target_modules: {name.rpartition('.')[2]} shares its weights with another layer of this model "
+                "and cannot have an adapter: leave it out"
+            )
 
 
 @contextmanager
@@ -57,26 +65,48 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def merge(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Full weights by their names without adapters, W + alpha / rank · B A in place of W, each in W's type.
+def merge(
+    model: nn.Module, tensors: Iterable[tuple[str, Tensor]], factors: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Full weights by their names without adapters, one at a time: W + alpha / rank · B A in place of W.
 
     Args:
         model: with adapters (only its structure is looked at: under ZeRO-3 its own weights may be shards).
-        weights: full weights by parameter name, the adapters' among them.
+        tensors: full weights by parameter name; the adapters' own are left out of the result.
+        factors: the adapters' weights by parameter name, on the device of `tensors`.
 
+    The sum is taken in float32; each tensor keeps its type.
     """
-    layers, merged = _layers(model), {}
-    for name, tensor in weights.items():
-        owner, inside, leaf = name.rpartition(".base_layer.")
-        if ".lora_" in name:
+    layers = _layers(model)
+    for name, tensor in tensors:
+        if is_factor(name):
             continue
+        owner, inside, leaf = name.rpartition(".base_layer.")
         if inside and leaf == "weight":
             layer = layers[owner]
-            factors = [weights[f"{owner}.lora_{which}.{ADAPTER}.weight"].float() for which in "BA"]
-            delta = layer.scaling[ADAPTER] * (factors[0] @ factors[1])
+            b, a = (factors[f"{owner}.lora_{which}.{ADAPTER}.weight"].float() for which in "BA")
+            delta = layer.scaling[ADAPTER] * (b @ a)
             tensor = (tensor.float() + (delta.T if layer.fan_in_fan_out else delta)).to(tensor.dtype)
-        merged[f"{owner}.{leaf}" if inside else name] = tensor
-    return merged
+        yield f"{owner}.{leaf}" if inside else name, tensor
+
+
+def is_factor(name: str) -> bool:
+    """Is the parameter of this name an adapter's A or B?"""
+    return ".lora_" in name
+
+
+def moving_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of all weights an engine has to load anew when the adapters have changed.
+
+    These are the adapted layers and whatever stands beside them: engines fuse neighbours (query, key and value; gate
+    and up) into one layer, which is only loaded as a whole. The other weights are the base model's for ever.
+    """
+    return tuple(sorted({name.removesuffix(name.rpartition(".")[2]) for name in _layers(model)}))
+
+
+def adapter_folder(policy: Path) -> Path:
+    """Where the adapter of a model that was trained with one is kept: beside the merged model."""
+    return policy.with_name(f"{policy.name}.adapter")
 
 
 def save_adapter(folder: Path, model: nn.Module, weights: Mapping[str, Tensor], config: LoRA, base: str) -> None:
@@ -85,7 +115,7 @@ def save_adapter(folder: Path, model: nn.Module, weights: Mapping[str, Tensor], 
     adapter = {
         f"base_model.model.{name.removeprefix(prefix + '.').replace(f'.{ADAPTER}.', '.')}": tensor.contiguous()
         for name, tensor in weights.items()
-        if ".lora_" in name
+        if is_factor(name)
     }
     with atomic_folder(folder) as aside:
         save_file(adapter, aside / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -1,5 +1,7 @@
 """Adapters: what is trained, switched off, merged, saved."""
 
+import copy
+
 import pytest
 import torch
 from peft import PeftModel
@@ -7,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, Ll
 
 from castor.config.training import LoRA
 from castor.errors import CastorError
-from castor.models.lora import add_adapters, merge, save_adapter, without_adapters
+from castor.models.lora import add_adapters, merge, moving_prefixes, save_adapter, without_adapters
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
 
@@ -57,7 +59,7 @@ def test_merged_weights_give_the_adapted_model(policy, tmp_path):
     config = LoRA(rank=3, alpha=5.0)
     add_adapters(model, config)
     weights = trained(model)
-    merged = {name.removeprefix("lm."): tensor for name, tensor in merge(model, weights).items()}
+    merged = {name.removeprefix("lm."): tensor for name, tensor in merge(model, weights.items(), weights)}
     assert merged.keys() == dict(plain.named_parameters()).keys()
     save_adapter(tmp_path / "adapter", model, weights, config, "the base")
     loaded = PeftModel.from_pretrained(
@@ -76,7 +78,50 @@ def test_a_head_beside_the_backbone_stays_trainable(backbone):
     add_adapters(model, LoRA(rank=2))
     learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name in learned if ".lora_" not in name} == {"score_head.weight", "score_head.bias"}
-    assert merge(model, dict(model.named_parameters())).keys() == names
+    assert dict(merge(model, model.named_parameters(), dict(model.named_parameters()))).keys() == names
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "moving"),
+    [
+        ("llama", "q_proj", {"lm.model.layers.0.self_attn.": {"q_proj", "k_proj", "v_proj", "o_proj"}}),
+        ("gpt2", "c_attn", {"lm.transformer.h.0.attn.": {"c_attn", "c_proj"}}),
+        ("llama", "lm_head", {"lm.": {"lm_head", "model"}}),
+    ],
+)
+def test_neighbours_of_an_adapted_layer_move_with_it(kind, target, moving):
+    model = make(kind)
+    add_adapters(model, LoRA(rank=2, target_modules=[target]))
+    prefixes = moving_prefixes(model)
+    assert set(prefixes) == set(moving)
+    for prefix, layers in moving.items():
+        names = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+        assert {name.removeprefix(prefix).partition(".")[0] for name in names} == layers
+
+
+def test_a_layer_that_shares_its_weights_cannot_have_an_adapter():
+    tied = copy.deepcopy(LLAMA)
+    tied.tie_word_embeddings = True
+    with pytest.raises(CastorError, match="lm_head shares its weights with another layer"):
+        add_adapters(PolicyModel(LlamaForCausalLM(tied)), LoRA(target_modules=["lm_head"]))
+
+
+@torch.no_grad()
+def test_merging_adds_in_float32_and_keeps_the_type():
+    model = PolicyModel(LlamaForCausalLM(LLAMA)).bfloat16()
+    add_adapters(model, LoRA(rank=2, alpha=3.0))
+    weights = trained(model)
+    for name, tensor in merge(model, weights.items(), weights):
+        owner, _, _ = name.rpartition(".weight")
+        if f"{owner}.base_layer.weight" not in weights:
+            assert tensor is weights[name]
+            continue
+        base, a, b = (
+            weights[f"{owner}.{end}.weight"].double() for end in ("base_layer", "lora_A.default", "lora_B.default")
+        )
+        expected = base + 1.5 * b @ a
+        assert tensor.dtype == torch.bfloat16
+        assert ((tensor.double() - expected).abs() <= expected.abs() * 2**-8 + 1e-6).all()  # rounded once
 
 
 @pytest.mark.parametrize("names", [["nope"], ["embed_tokens"]])

@@ -101,6 +101,20 @@ def test_the_demo_starts_these_actors():
     assert (reserved["sft"], reserved["collect"], reserved["ppo_lag"], reserved["ppo"]) == (1, 0.5, 1.25, 1)
 
 
+def test_a_policy_with_an_adapter_has_no_reference_and_few_optimizer_states(shape):
+    full, adapted = (placement(demo(*more))["ppo_lag"] for more in ([], ["rlhf.ppo_lag.policy.lora.rank=4"]))
+    assert [a.name for a in adapted] == [a.name for a in full if a.name != "reference"]
+    (before,), (after,) = ([a for a in actors if a.name == "learner-0"] for actors in (full, adapted))
+    assert after.work == f"policy, LoRA of rank 4, and the reference, {before.work.removeprefix('policy, ')}"
+    factors = 4 * (4 * 2 * 192 + 3 * (192 + 512)) * 2  # four square projections and a gated MLP, two layers
+    assert (before.memory.optimizer, after.memory.optimizer) == (12 * PARAMETERS, 12 * factors)
+    assert (after.memory.gradients, after.memory.weights) == (4 * factors, 4 * (PARAMETERS + factors))
+    text = describe(demo("rlhf.ppo_lag.policy.lora={}"))
+    assert "LoRA of rank 16" in " ".join(text.split())
+    with pytest.raises(CastorError, match="the learner computes the reference: remove the reference section"):
+        demo("rlhf.ppo_lag.policy.lora.rank=4", "rlhf.ppo_lag.policy.reference.ranks=2")
+
+
 def test_the_text_holds_the_config_and_fits_its_width():
     text = describe(demo("ray.num_cpus=2", "rlhf.ppo_lag.multipliers.lambda_update_delay_steps=7"))
     config, plan = text.split("Stages, in order")

@@ -1,0 +1,209 @@
+"""LoRA policies with real engines: what is trained, what is sampled from, what is the reference, what is written."""
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from actors.batch import forward_by_budget, make_micro_batch
+from actors.group import ActorGroup, get
+from actors.reference import ReferenceWorker
+from castor.config.data import DataSource
+from castor.config.rlhf import PTX, RLHF, Learner, Policy, Rollout, Signal
+from castor.config.training import Engine, LoRA, Optimizer
+from castor.data.hygiene import RowReport
+from castor.data.load import load_demonstrations
+from castor.data.prompt_stream import PromptStream
+from castor.data.template import PromptTemplate, load_tokenizer
+from castor.experience import Experience
+from castor.files import sha256_file
+from castor.models.lora import adapter_folder
+from castor.models.policy import PolicyModel
+from trainers.groups import Groups
+from trainers.rlhf import train
+
+LORA = LoRA(rank=2, alpha=4.0, target_modules=["q_proj", "v_proj"])
+
+
+def engine_of(zero_stage):
+    return Engine(
+        zero_stage=zero_stage,
+        micro_batch_tokens=200,
+        pack_length=128,
+        optimizer=Optimizer(lr=3e-2, lr_scheduler_type="constant", lr_warmup_ratio=0),
+    )
+
+
+def weights_of(folder):
+    (file,) = Path(folder).glob("model.safetensors")
+    return load_file(file)
+
+
+def experience_of(prompts, model):
+    """Eight made-up responses of 3 to 24 tokens."""
+    template, rng = PromptTemplate(load_tokenizer(model)), np.random.default_rng(0)
+    heads = [template.encode_prompt(prompt) for prompt in prompts[:8]]
+    lengths = 3 * np.arange(1, 9)
+    tokens = [np.array([*head, *rng.integers(5, 300, n)], np.int32) for head, n in zip(heads, lengths, strict=True)]
+    total = int(lengths.sum())
+    return Experience(
+        uids=np.arange(8),
+        tokens=np.concatenate(tokens),
+        prompt_lengths=np.array([len(head) for head in heads], np.int32),
+        response_lengths=lengths.astype(np.int32),
+        logprobs=np.full(total, -6.0, np.float32),
+        versions=np.zeros(total, np.int32),
+        truncated=np.zeros(8, bool),
+    )
+
+
+def plain_logprobs(policy, experience):
+    return forward_by_budget(
+        experience,
+        lambda micro: policy(micro.rows, micro.response_positions),
+        lengths=experience.response_lengths,
+        engine=engine_of(0),
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.fixture(scope="module")
+def process_group():
+    before = dict(os.environ)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from actors.deepspeed_engine import init_process_group
+
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        port = sock.getsockname()[1]
+    init_process_group(0, 1, "127.0.0.1", port, 60)
+    yield
+    torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def make(model, zero_stage):
+    from actors.adapter import Adapter
+    from actors.deepspeed_engine import TrainEngine
+
+    torch.manual_seed(0)
+    policy = PolicyModel.load(model, torch.float32)
+    adapter = Adapter(policy, LORA, 0, 1)
+    return adapter, TrainEngine(policy, engine_of(zero_stage), 10)
+
+
+def step(engine, experience, sign):
+    micro = make_micro_batch(experience, np.arange(8), {}, 128, torch.device("cpu"))
+    engine.accumulate(sign * engine.forward(micro.rows, micro.response_positions).mean())
+    engine.step()
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_only_the_adapter_is_trained_and_without_it_the_policy_is_the_reference(
+    process_group, tiny_models, prompts, tmp_path, zero_stage
+):
+    model, experience = tiny_models.policy, experience_of(prompts, tiny_models.policy)
+    base, plain = weights_of(model), PolicyModel.load(model, torch.float32).eval()
+    reference = plain_logprobs(plain, experience)
+    adapter, engine = make(model, zero_stage)
+    np.testing.assert_allclose(adapter.reference_logprobs(engine, experience, 1.0), reference, atol=1e-5)
+    for _ in range(2):  # asking for the reference in between disturbs nothing
+        step(engine, experience, -1.0)
+        np.testing.assert_allclose(adapter.reference_logprobs(engine, experience, 1.0), reference, atol=1e-5)
+
+    layers = [name for name in base if name.endswith(("q_proj.weight", "v_proj.weight"))]
+    count = sum(LORA.rank * sum(base[name].shape) for name in layers)
+    moments = [state["exp_avg"].numel() for state in engine.engine.basic_optimizer.state.values()]
+    assert count <= sum(moments) < count + 64  # DeepSpeed pads its partitions
+    merged = dict(adapter.merged(engine))
+    assert {name for name in merged if not torch.equal(merged[name], base[name])} == set(layers)
+    plain.lm.load_state_dict(merged, strict=False)
+    logprobs = plain_logprobs(plain, experience)
+    assert np.abs(logprobs - reference).max() > 1e-3
+    micro = make_micro_batch(experience, np.arange(8), {}, 128, torch.device("cpu"))
+    np.testing.assert_allclose(engine.infer(micro.rows, micro.response_positions), logprobs, atol=1e-4)
+
+    engine.save(tmp_path)
+    keys = {key.rpartition("/")[0] for file in tmp_path.glob("rank-*") for key in load_file(file)}
+    assert keys == {name for name, _ in engine.engine.module.named_parameters() if ".lora_" in name}
+    other, again = make(model, zero_stage)
+    again.load(tmp_path)
+    for each in (engine, again):
+        step(each, experience, 1.0)
+    ours, theirs = dict(adapter.merged(engine)), dict(other.merged(again))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def loop_config(zero_stage):
+    engine = engine_of(zero_stage)
+    return RLHF(
+        steps=3,
+        prompts_per_step=4,
+        samples_per_prompt=2,
+        policy=Policy(lora=LORA),
+        signals={"help": Signal(role="objective", model="reward", critic=None)},
+        advantage={"estimator": "leave_one_out"},
+        rollout=Rollout(max_prompt_tokens=64, max_new_tokens=16, chunk_size=3, max_num_seqs=16, kv_cache_mib=64),
+        learner=Learner(
+            ranks=2, engine=engine, logprob_gap_alarm=1e-4, entropy_coeff=0.01, ptx=PTX(batch_size=4, ptx_coeff=1.0)
+        ),
+    )
+
+
+def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tmp_path):
+    """Two ranks of ZeRO-3, with entropy and PTX; then the same learners at ZeRO-2, whose ranks answer by themselves."""
+    model, config, results = tiny_models.policy, loop_config(3), []
+    before = {path: sha256_file(path) for path in Path(model).iterdir()}
+    rows = load_demonstrations(DataSource(limit=40), RowReport(), None)
+    with Groups(
+        config,
+        policy=model,
+        signals={"help": tiny_models.reward},
+        thresholds={},
+        template="auto",
+        seed=3,
+        ptx_rows=rows,
+        state_dir=tmp_path,
+    ) as groups:
+        assert groups.reference is None
+        train(config, groups, PromptStream(prompts, 4, 3), 3, 1, results.append)
+        get(groups.learner.call("export", tmp_path / "policy"), 300, "export")
+        transfer, experience = groups.rollout.update, experience_of(prompts, model)
+        updates = (transfer, transfer.base)
+        sent, once = ({name for bucket in ray.get(each.buckets) for name in bucket} for each in updates)
+        shared = get(groups.reference_logprobs(0, ray.put(experience)), 120, "reference")
+        get(groups.learner.call("load", model, loop_config(2), 3, "auto", rows), 300, "load")
+        alone = get(groups.learner.handles[1].reference_logprobs.remote(experience), 120, "reference")
+    worker = ActorGroup("reference", [ReferenceWorker.remote(model, engine_of(3), 1.0, 1, False)])
+    expected = get(worker.call("logprobs", experience)[0], 300, "reference")
+    worker.stop()
+    np.testing.assert_allclose(shared, expected, atol=1e-5)
+    np.testing.assert_allclose(alone, expected, atol=1e-5)
+
+    gaps = [result.metrics["logprob_gap_max"] for result in results]  # of versions 0, 1 (base and all) and 2 (no base)
+    assert max(gaps) < 1e-4, gaps
+    assert abs(results[0].metrics["kl"]) < 1e-3 < abs(results[2].metrics["kl"])
+    assert all(result.metrics[name] != 0 for result in results for name in ("ptx_loss", "entropy", "grad_norm"))
+    base, merged = weights_of(model), weights_of(tmp_path / "policy")
+    assert before == {path: sha256_file(path) for path in Path(model).iterdir()}
+    layers = {name for name in base if name.endswith(("q_proj.weight", "v_proj.weight"))}
+    assert {name for name in base if not torch.equal(base[name], merged[name])} == layers
+    assert sent == {name for name in base if ".self_attn." in name}
+    assert once == base.keys() - sent
+
+    ids = torch.arange(5, 45)[None]
+    plain = AutoModelForCausalLM.from_pretrained(model).eval()
+    start = plain(ids).logits
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").eval()(ids).logits
+    adapted = PeftModel.from_pretrained(plain, adapter_folder(tmp_path / "policy")).eval()(ids).logits
+    torch.testing.assert_close(ours, adapted, rtol=1e-4, atol=1e-4)
+    assert (ours - start).abs().max() > 1e-3
+    load_tokenizer(str(tmp_path / "policy"))
