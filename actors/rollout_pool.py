@@ -212,7 +212,7 @@ class RolloutPool:
         for i, worker in enumerate(self.workers):
             share = list(requests[i :: len(self.workers)])
             if share:
-                stream: Any = worker.generate.options(num_returns="streaming").remote(share, job.decode)
+                stream = cast(Any, worker).generate.options(num_returns="streaming").remote(share, job.decode)
                 self._streams[stream] = _Dealt(worker, job, {request.uid: request for request in share})
 
     def _next_chunk(self, stream: Any) -> Chunk | None:

@@ -46,7 +46,7 @@ def test_values_and_gradients_of_ragged_batches(seed, lengths, cap):
     losses = correction * clipped_policy_loss(new, proximal.detach(), advantages, CLIP)
     (weights * losses).sum().backward()
     expected = 0.0
-    for i, owner in enumerate(sum(([n] * n for n in lengths), [])):
+    for i, owner in enumerate(n for n in lengths for _ in range(n)):
         fixed = proximal[i].item(), behaviour[i].item(), advantages[i].item(), cap
         share = 1 / (owner * len(lengths))
         expected += share * naive_loss(new[i].item(), *fixed)
