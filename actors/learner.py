@@ -186,13 +186,12 @@ class LearnerWorker(SpmdActor):
                 continue
             logprobs = output[0] if with_entropy else output
             weights = token_weights(micro.lengths, self.learner.loss_normalization, mini.sequences, mini.tokens)
-            old = proximal = micro.columns["logprobs"]
-            if stale:
-                proximal = micro.columns.get("proximal", logprobs.detach())
+            old = micro.columns["logprobs"]
+            proximal = micro.columns.get("proximal", logprobs.detach()) if stale else old
             surrogate = self._surrogate(logprobs, proximal, micro.columns["advantages"])
             if stale:
-                ratio = importance_ratio(proximal, old)
-                surrogate = truncated_importance_weights(ratio, self.learner.importance_cap) * surrogate
+                correction = truncated_importance_weights(importance_ratio(proximal, old), self.learner.importance_cap)
+                surrogate = surrogate * correction
             loss = total = (weights * surrogate).sum()
             if with_kl:
                 kl_loss = (weights * k3(logprobs, micro.columns["reference"])).sum()
@@ -203,22 +202,34 @@ class LearnerWorker(SpmdActor):
                 total = total - self.learner.entropy_coeff * entropy
                 sums["entropy"] += float(entropy.detach())
             self.engine.accumulate(total)
-            with torch.no_grad():
-                gap = (logprobs - old).abs()
-                if stale:
-                    gap = gap * micro.columns["fresh"]
-                    sums["fresh"] += float(micro.columns["fresh"].sum())
-                    sums["importance_mean"] += float(ratio.sum())
-                    sums["importance_truncated_share"] += float((ratio > self.learner.importance_cap).sum())
-                    maxima["importance_max"] = max(maxima["importance_max"], float(ratio.max()))
-                sums["loss"] += float(loss)
-                sums["clipped"] += float(self._outside(logprobs, proximal).sum())
-                sums["logprob"] += float(logprobs.sum())
-                sums["gap"] += float(gap.sum())
-                maxima["gap_max"] = max(maxima["gap_max"], float(gap.max()))
+            sums["loss"] += float(loss.detach())
+            self._tally(sums, maxima, logprobs.detach(), proximal, micro.columns)
         if self.ptx is not None:
             sums["ptx_loss"] = self.ptx.accumulate(self.engine, self.learner.engine, self.rank, self.world_size)
         return {**sum_over_ranks(sums), **{key: max_over_ranks(value) for key, value in maxima.items()}}
+
+    def _tally(
+        self,
+        sums: dict[str, float],
+        maxima: dict[str, float],
+        logprobs: torch.Tensor,
+        proximal: torch.Tensor,
+        columns: dict[str, torch.Tensor],
+    ) -> None:
+        """Add the figures of one micro-batch's response tokens."""
+        old = columns["logprobs"]
+        gap = (logprobs - old).abs()
+        if "fresh" in columns:
+            gap = gap * columns["fresh"]
+            ratio = importance_ratio(proximal, old)
+            sums["fresh"] += float(columns["fresh"].sum())
+            sums["importance_mean"] += float(ratio.sum())
+            sums["importance_truncated_share"] += float((ratio > self.learner.importance_cap).sum())
+            maxima["importance_max"] = max(maxima["importance_max"], float(ratio.max()))
+        sums["clipped"] += float(self._outside(logprobs, proximal).sum())
+        sums["logprob"] += float(logprobs.sum())
+        sums["gap"] += float(gap.sum())
+        maxima["gap_max"] = max(maxima["gap_max"], float(gap.max()))
 
     def _surrogate(self, logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
         low, high = self.learner.clip_range
