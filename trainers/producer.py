@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from actors.batch import StepBatch
-from actors.group import get
+from actors.group import get, too_late
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, Job, request_seed
 from actors.weights import WeightUpdate
@@ -73,7 +73,7 @@ class Producer:
         """
         begin = time.perf_counter()
         self._deal()
-        while self.growing[step].job.unfinished:
+        while step not in self.growing or self.growing[step].job.unfinished:
             self._grow(self.pool.wait())
         self.waited["learner_waited_s"] += time.perf_counter() - begin
         batch = self.growing.pop(step)
@@ -87,12 +87,12 @@ class Producer:
             events = [*pending, *self.pool.events]
             ready, _ = ray.wait(events, num_returns=1, timeout=max(deadline - time.monotonic(), 0.0))
             if not ready:
-                break
+                raise too_late(timeout_s, what)
             if ready[0] in pending:
                 pending.remove(ready[0])
             else:
                 self._grow(self.pool.handle(ready[0]))
-        return get(refs, max(deadline - time.monotonic(), 0.0), what)
+        return get(refs, timeout_s, what)
 
     def load_weights(self, update: WeightUpdate) -> None:
         """Give the workers new weights; with a staleness of 0, wait until every one has proven that it holds them."""
