@@ -143,7 +143,7 @@ def test_finishing_responses_are_exactly_one_version_behind(finished, tiny_model
         check_tokens(tiny_models, finished.updates, experience)
         assert metrics["staleness_mean"] == metrics["staleness_max"] == min(step - 1, 1)
         assert metrics["dropped_overdue"] == 0
-        assert metrics["learner_waited_s"] == pytest.approx(metrics["rollout_s"], abs=0.05)
+        assert 0 <= metrics["learner_waited_s"] <= metrics["rollout_s"]
         assert metrics["rollout_waited_s"] >= 0
     first, *later = (result.metrics for result in finished.results)
     assert first["logprob_gap_mean"] < 1e-5
