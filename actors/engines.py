@@ -34,12 +34,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """A finished response. `logprobs` are those of the distribution that was sampled from (tempered)."""
+    """A finished response. `logprobs` are those of the distribution that was sampled from (tempered).
+
+    Weights that arrive meanwhile leave the finished tokens, their log-probabilities and versions as they are.
+    """
 
     uid: int
     prompt: list[int]
     tokens: list[int]
     logprobs: list[float]
+    versions: list[int]  # of the weights that sampled each token
     truncated: bool
 
 
@@ -53,7 +57,8 @@ class RolloutEngine(Protocol):
     def load_weights(self, update: WeightUpdate) -> str:
         """Take over the buckets of `update`; returns the digest of the bytes that were loaded.
 
-        Layers the buckets leave out keep their weights.
+        Layers the buckets leave out keep their weights. From another thread also during `generate`: the responses under
+        way go on on the new weights. No key or value that the old weights computed survives.
         """
         ...
 
@@ -113,7 +118,10 @@ def _response(request: Request, output: Any) -> Response:
     if completion.logprobs is None or len(completion.logprobs) != len(tokens) or not tokens:
         raise RuntimeError(f"vLLM returned no log-probability for every token of request {request.uid}")
     logprobs = [entry[token].logprob for entry, token in zip(completion.logprobs, tokens, strict=True)]
-    return Response(request.uid, request.prompt, tokens, logprobs, completion.finish_reason == "length")
+    versions = [int(span.version) for span in completion.weight_versions or () for _ in range(span.start, span.end)]
+    if len(versions) != len(tokens):
+        raise RuntimeError(f"vLLM does not say which weights sampled the tokens of request {request.uid}")
+    return Response(request.uid, request.prompt, tokens, logprobs, versions, completion.finish_reason == "length")
 
 
 class InprocEngine:
@@ -124,31 +132,45 @@ class InprocEngine:
 
         self.config = config
         self.llm = LLM(**kwargs)
+        self.llm.llm_engine.set_weight_version("0")
+        self._stepping = threading.Lock()  # the engine is not thread-safe: one step, or one transfer, at a time
+        self._turn = threading.Lock()  # held by a waiting transfer, so that the next step cannot overtake it
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
         """See `RolloutEngine`."""
         engine = self.llm.llm_engine
         waiting = {str(request.uid): request for request in requests}
-        for key, request in waiting.items():
-            engine.add_request(key, {"prompt_token_ids": request.prompt}, sampling_params(self.config, request.seed))
+        with self._stepping:
+            for key, request in waiting.items():
+                params = sampling_params(self.config, request.seed)
+                engine.add_request(key, {"prompt_token_ids": request.prompt}, params)
         try:
             while waiting:
-                for output in engine.step():
+                with self._turn:
+                    pass
+                with self._stepping:
+                    outputs = engine.step()
+                for output in outputs:
                     if output.finished:
                         yield _response(waiting.pop(output.request_id), output)
         finally:
             if waiting:  # an error, or a caller that stopped listening: leave nothing running behind
-                engine.abort_request(list(waiting))
+                with self._stepping:
+                    engine.abort_request(list(waiting))
 
     def load_weights(self, update: WeightUpdate) -> str:
         """See `RolloutEngine`."""
-        self.llm.collective_rpc("start_weight_update")
-        for bucket in update.buckets:
-            self.llm.collective_rpc("update_weights", kwargs={"update_info": {"bucket": [bucket]}})
-        self.llm.collective_rpc("finish_weight_update")
-        self.llm.reset_prefix_cache()
-        self.llm.llm_engine.set_weight_version(str(update.version))
-        return _agreed(self.llm.collective_rpc("loaded_digest"))
+        client: Any = self.llm.llm_engine.engine_core  # of this process, so it holds the core itself
+        core = client.engine_core
+        with self._turn, self._stepping:
+            core.pause_scheduler(mode="keep", clear_cache=True)
+            self.llm.collective_rpc("start_weight_update")
+            for bucket in update.buckets:
+                self.llm.collective_rpc("update_weights", kwargs={"update_info": {"bucket": [bucket]}})
+            self.llm.collective_rpc("finish_weight_update")
+            self.llm.llm_engine.set_weight_version(str(update.version))
+            core.resume_scheduler()
+            return _agreed(self.llm.collective_rpc("loaded_digest"))
 
 
 class AsyncEngine:
@@ -163,7 +185,9 @@ class AsyncEngine:
         threading.Thread(target=self.loop.run_forever, name="vllm", daemon=True).start()
 
         async def start() -> AsyncLLM:
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**kwargs))
+            llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**kwargs))
+            await llm.update_weight_version("0")
+            return llm
 
         self.llm = self._run(start())
 
@@ -196,6 +220,7 @@ class AsyncEngine:
         """See `RolloutEngine`. The engine process cannot read the object store: buckets go through shared memory."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
+        self._run(self.llm.pause_generation(mode="keep", clear_cache=True))
         self._run(self.llm.start_weight_update())
         for ref in update.buckets:
             with NamedTemporaryFile(dir=_shared_memory(), suffix=".castor-weights") as file:
@@ -203,7 +228,7 @@ class AsyncEngine:
                 file.flush()
                 self._run(self.llm.update_weights(WeightTransferUpdateRequest(update_info={"path": file.name})))
         self._run(self.llm.finish_weight_update(weight_version=str(update.version)))
-        self._run(self.llm.reset_prefix_cache())
+        self._run(self.llm.resume_generation())
         return _agreed(self._run(self.llm.collective_rpc("loaded_digest")))
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:

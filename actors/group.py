@@ -57,10 +57,7 @@ def get(refs: Any, timeout_s: float, what: str) -> Any:
     try:
         return ray.get(refs, timeout=timeout_s)
     except GetTimeoutError:
-        raise ActorFailure(
-            f"{what} did not answer within {timeout_s:.0f} s: see the run's logs; "
-            "raise its timeout_s if it is only slow"
-        ) from None
+        raise too_late(timeout_s, what) from None
     except RayActorError as error:
         raise ActorFailure(f"{what} died: {error}") from error
     except RayTaskError as error:
@@ -74,6 +71,13 @@ def _told(error: BaseException | None) -> CastorError | None:
     while isinstance(error, RayTaskError):
         error = error.cause
     return error if isinstance(error, CastorError) else None
+
+
+def too_late(timeout_s: float, what: str) -> ActorFailure:
+    """The failure of an actor that does not answer."""
+    return ActorFailure(
+        f"{what} did not answer within {timeout_s:.0f} s: see the run's logs; raise its timeout_s if it is only slow"
+    )
 
 
 def node_id() -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from actors.batch import (
     MiniBatch,
     StepBatch,
+    forward_shared,
     make_micro_batch,
     max_over_ranks,
     plan_mini_batches,
@@ -26,6 +27,7 @@ from actors.weights import WeightUpdate, publish
 from castor.algorithms.advantages import combine
 from castor.algorithms.kl import k3
 from castor.algorithms.losses import clipped_policy_loss
+from castor.algorithms.off_policy import importance_ratio, truncated_importance_weights
 from castor.algorithms.ragged import token_weights
 from castor.checkpoint import atomic_folder
 from castor.config.rlhf import RLHF
@@ -86,12 +88,15 @@ class LearnerWorker(SpmdActor):
         Returns:
             Metrics over all ranks: actor_loss (of the surrogate alone), clip_fraction, entropy_estimate (nats per
             token), kl_loss and entropy (nats per token) where they are in the loss, grad_norm, ptx_loss,
-            logprob_gap_mean and _max, kl (nats per response, Σ_t log π - log π_ref), response_tokens, tokens,
-            response_length, truncated_share, learning_rate.
+            logprob_gap_mean and _max, kl (nats per response, Σ_t log π - log π_ref, of the policy that sampled),
+            response_tokens, tokens, response_length, truncated_share, learning_rate. With max_staleness over 0 also
+            staleness_mean and _max (of response tokens, in versions), importance_mean, _max and _truncated_share (of
+            the ratio before truncation); the gap is then that of the tokens of this version, and is left out where
+            there are none.
 
         Raises:
             RuntimeError: the learner's and the rollout's log-probabilities are too far apart: the engines hold other
-                weights than the learner, or compute something else.
+                weights than the learner, or compute something else. Or a token is older than max_staleness allows.
             FloatingPointError: a gradient is not finite.
 
         """
@@ -109,12 +114,18 @@ class LearnerWorker(SpmdActor):
             world_size=self.world_size,
             seed=(self.seed, step),
         )
+        stale = {}
+        if self.config.rollout.max_staleness:
+            stale = self._staleness(step, experience)
+            columns["fresh"] = (experience.versions == step - 1).astype(np.float32)
+            if self.learner.update_iters * self.learner.mini_batches > 1:  # else the one update's own forward pass
+                columns["proximal"] = self._proximal(experience)
         kl_coeff = 0.0 if self.config.advantage.kl_in_reward else effective_kl_coeff(self.config, prices)
         updates: list[dict[str, float]] = []
         for mini in plan:
             sums = self._accumulate(experience, mini, columns, kl_coeff)
-            if not updates:  # before the first update the learner holds the very weights that sampled
-                gap = self._check_gap(sums["gap"] / mini.tokens, sums.pop("gap_max"))
+            if not updates:  # before the first update the learner holds the very weights that sampled the fresh tokens
+                gap = self._check_gap(sums, mini.tokens)
             norm = self.engine.step()
             updates.append(
                 {
@@ -123,11 +134,15 @@ class LearnerWorker(SpmdActor):
                     "entropy_estimate": -sums["logprob"] / mini.tokens,
                     "grad_norm": norm,
                     **{key: sums[key] for key in ("kl_loss", "entropy", "ptx_loss") if key in sums},
+                    **{key: sums[key] / mini.tokens for key in IMPORTANCE if key in sums},
                 }
             )
+            if stale:
+                stale["importance_max"] = max(stale.get("importance_max", 0.0), sums["importance_max"])
         return {
             **{key: float(np.mean([update[key] for update in updates])) for key in updates[0]},
             **gap,
+            **stale,
             "kl": _kl_per_response(experience, columns["reference"]),
             "response_tokens": float(experience.response_lengths.sum()),
             "tokens": float(len(experience.tokens)),
@@ -162,14 +177,16 @@ class LearnerWorker(SpmdActor):
     def _accumulate(
         self, experience: Experience, mini: MiniBatch, columns: dict[str, NDArray[np.float32]], kl_coeff: float
     ) -> dict[str, float]:
-        """Backward passes of one mini-batch; sums over all ranks (gap_max: the maximum)."""
-        with_kl, with_entropy = kl_coeff > 0, self.learner.entropy_coeff > 0
+        """Backward passes of one mini-batch; sums over all ranks (gap_max and importance_max: maxima)."""
+        with_kl, with_entropy, stale = kl_coeff > 0, self.learner.entropy_coeff > 0, "fresh" in columns
         sums = dict.fromkeys(("loss", "clipped", "logprob", "gap"), 0.0)
         if with_kl:
             sums["kl_loss"] = 0.0
         if with_entropy:
             sums["entropy"] = 0.0
-        gap_max = 0.0
+        if stale:
+            sums |= dict.fromkeys(("fresh", *IMPORTANCE), 0.0)
+        maxima = dict.fromkeys(("gap_max", "importance_max") if stale else ("gap_max",), 0.0)
         for sequences in mini.micro:
             micro = make_micro_batch(experience, sequences, columns, self.learner.engine.pack_length, self.device)
             output = self.engine.forward(
@@ -179,9 +196,14 @@ class LearnerWorker(SpmdActor):
                 self.engine.accumulate(output.sum() * 0.0)
                 continue
             logprobs = output[0] if with_entropy else output
-            old = micro.columns["logprobs"]
             weights = token_weights(micro.lengths, self.learner.loss_normalization, mini.sequences, mini.tokens)
-            loss = total = (weights * self._surrogate(logprobs, old, micro.columns["advantages"])).sum()
+            old = micro.columns["logprobs"]
+            proximal = micro.columns.get("proximal", logprobs.detach()) if stale else old
+            surrogate = self._surrogate(logprobs, proximal, micro.columns["advantages"])
+            if stale:
+                correction = truncated_importance_weights(importance_ratio(proximal, old), self.learner.importance_cap)
+                surrogate = surrogate * correction
+            loss = total = (weights * surrogate).sum()
             if with_kl:
                 kl_loss = (weights * k3(logprobs, micro.columns["reference"])).sum()
                 total = total + kl_coeff * kl_loss
@@ -191,16 +213,34 @@ class LearnerWorker(SpmdActor):
                 total = total - self.learner.entropy_coeff * entropy
                 sums["entropy"] += float(entropy.detach())
             self.engine.accumulate(total)
-            with torch.no_grad():
-                gap = (logprobs - old).abs()
-                sums["loss"] += float(loss)
-                sums["clipped"] += float(self._outside(logprobs, old).sum())
-                sums["logprob"] += float(logprobs.sum())
-                sums["gap"] += float(gap.sum())
-                gap_max = max(gap_max, float(gap.max()))
+            sums["loss"] += float(loss.detach())
+            self._tally(sums, maxima, logprobs.detach(), proximal, micro.columns)
         if self.ptx is not None:
             sums["ptx_loss"] = self.ptx.accumulate(self.engine, self.learner.engine, self.rank, self.world_size)
-        return {**sum_over_ranks(sums), "gap_max": max_over_ranks(gap_max)}
+        return {**sum_over_ranks(sums), **{key: max_over_ranks(value) for key, value in maxima.items()}}
+
+    def _tally(
+        self,
+        sums: dict[str, float],
+        maxima: dict[str, float],
+        logprobs: torch.Tensor,
+        proximal: torch.Tensor,
+        columns: dict[str, torch.Tensor],
+    ) -> None:
+        """Add the figures of one micro-batch's response tokens."""
+        old = columns["logprobs"]
+        gap = (logprobs - old).abs()
+        if "fresh" in columns:
+            gap = gap * columns["fresh"]
+            ratio = importance_ratio(proximal, old)
+            sums["fresh"] += float(columns["fresh"].sum())
+            sums["importance_mean"] += float(ratio.sum())
+            sums["importance_truncated_share"] += float((ratio > self.learner.importance_cap).sum())
+            maxima["importance_max"] = max(maxima["importance_max"], float(ratio.max()))
+        sums["clipped"] += float(self._outside(logprobs, proximal).sum())
+        sums["logprob"] += float(logprobs.sum())
+        sums["gap"] += float(gap.sum())
+        maxima["gap_max"] = max(maxima["gap_max"], float(gap.max()))
 
     def _surrogate(self, logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
         low, high = self.learner.clip_range
@@ -212,14 +252,40 @@ class LearnerWorker(SpmdActor):
         moved = torch.exp(logprobs - old) - 1.0
         return (moved > high) | (-moved > low)
 
-    def _check_gap(self, mean: float, maximum: float) -> dict[str, float]:
+    def _check_gap(self, sums: dict[str, float], tokens: int) -> dict[str, float]:
+        """The gap of the first mini-batch, over the tokens that the weights before the update sampled."""
+        measured = sums.get("fresh", tokens)
+        if not measured:
+            return {}
+        mean = sums["gap"] / measured
         if not mean <= self.learner.logprob_gap_alarm:
             raise RuntimeError(
                 f"learner and rollout log-probabilities differ by {mean:.3g} on average (alarm at "
                 f"{self.learner.logprob_gap_alarm:g}): the engines do not hold the learner's weights, or compute "
                 "something else; check dtype, attention and the weight transfer"
             )
-        return {"logprob_gap_mean": mean, "logprob_gap_max": maximum}
+        return {"logprob_gap_mean": mean, "logprob_gap_max": sums["gap_max"]}
+
+    def _staleness(self, step: int, experience: Experience) -> dict[str, float]:
+        """How many versions the response tokens are behind the one this step updates."""
+        staleness, allowed = step - 1 - experience.versions, self.config.rollout.max_staleness
+        if staleness.min() < 0 or staleness.max() > allowed:
+            raise RuntimeError(
+                f"step {step} updates version {step - 1} and was given tokens of versions {experience.versions.min()} "
+                f"to {experience.versions.max()}: max_staleness allows {allowed} versions behind"
+            )
+        return {"staleness_mean": float(staleness.mean()), "staleness_max": float(staleness.max())}
+
+    def _proximal(self, experience: Experience) -> NDArray[np.float32]:
+        """[R] float32 log-probabilities under the weights before the step's updates, on every rank. Collective."""
+        return forward_shared(
+            experience,
+            lambda micro: self.engine.infer(micro.rows, micro.response_positions, self.config.rollout.temperature),
+            engine=self.learner.engine,
+            device=self.device,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
 
     def reference_logprobs(self, experience: Experience) -> NDArray[np.float32] | None:
         """The reference policy's answer (`ReferenceWorker.logprobs`) where there is an adapter: the weights without it.
@@ -255,6 +321,7 @@ class LearnerWorker(SpmdActor):
         return ((name.removeprefix(_PREFIX), tensor) for name, tensor in self.engine.named_tensors())
 
 
+IMPORTANCE = ("importance_mean", "importance_truncated_share")  # metrics of the ratio before truncation, per token
 _PREFIX = "lm."  # PolicyModel holds the language model as `lm`; weights travel under their Hugging Face names
 
 

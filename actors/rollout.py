@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import ray
@@ -42,12 +42,15 @@ class ChunkInfo:
 
     uids: tuple[int, ...]
     response_tokens: int
+    oldest: int  # versions that sampled the chunk's tokens
+    newest: int
     texts: tuple[str, ...] | None  # the responses decoded, where the caller asked for them
 
 
-@ray.remote
 class RolloutWorker:
-    """One vLLM engine. Calls are served one after the other: no weight update during a generation."""
+    """One vLLM engine. As `FinishingWorker` it serves its calls one after the other: weights wait for the end of a
+    generation. As `ContinuingWorker` it takes weights in between, where they are sent to the group `WEIGHTS`.
+    """
 
     def __init__(self, model: str, config: Rollout, template: str, threads: int, trust_remote_code: bool) -> None:
         import torch
@@ -94,15 +97,26 @@ class RolloutWorker:
         for number, response in enumerate(self.engine.generate(encoded), start=1):
             chunk.append(response)
             if len(chunk) == self.config.chunk_size or number == len(encoded):
-                experience = pack_experience(chunk, self.version)
+                experience = pack_experience(chunk)
                 yield experience
                 texts = tuple(self.template.decode_response(r.tokens) for r in chunk) if decode else None
-                yield ChunkInfo(tuple(r.uid for r in chunk), int(experience.response_lengths.sum()), texts)
+                yield ChunkInfo(
+                    uids=tuple(r.uid for r in chunk),
+                    response_tokens=int(experience.response_lengths.sum()),
+                    oldest=int(experience.versions.min()),
+                    newest=int(experience.versions.max()),
+                    texts=texts,
+                )
                 chunk = []
 
 
-def pack_experience(responses: Sequence[Response], version: int) -> Experience:
-    """Finished responses, all sampled by policy `version`, as experience."""
+WEIGHTS = "weights"
+FinishingWorker = ray.remote(RolloutWorker)
+ContinuingWorker = cast(Any, ray.remote)(concurrency_groups={WEIGHTS: 1})(RolloutWorker)
+
+
+def pack_experience(responses: Sequence[Response]) -> Experience:
+    """Finished responses as experience."""
     lengths = np.array([len(r.tokens) for r in responses], dtype=np.int32)
     return Experience(
         uids=np.array([r.uid for r in responses], dtype=np.int64),
@@ -110,6 +124,6 @@ def pack_experience(responses: Sequence[Response], version: int) -> Experience:
         prompt_lengths=np.array([len(r.prompt) for r in responses], dtype=np.int32),
         response_lengths=lengths,
         logprobs=np.concatenate([np.array(r.logprobs, dtype=np.float32) for r in responses]),
-        versions=np.full(int(lengths.sum()), version, dtype=np.int32),
+        versions=np.concatenate([np.array(r.versions, dtype=np.int32) for r in responses]),
         truncated=np.array([r.truncated for r in responses], dtype=bool),
     )

@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from actors.group import START_TIMEOUT_S, ActorFailure, actor_options, get
-from actors.rollout import VLLM_ENV, ChunkInfo, PromptRequest, RolloutWorker
+from actors.rollout import VLLM_ENV, WEIGHTS, ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
 from actors.weights import WeightUpdate
 from castor.config.rlhf import Rollout
 
@@ -34,11 +34,34 @@ def request_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+@dataclass
+class Job:
+    """Requests that were dealt together."""
+
+    unfinished: set[int]  # uids; the job is done when it is empty
+    decode: bool
+    oldest: int  # no token may be sampled by a version older than this
+    overdue: int = 0  # responses that were dropped because one was
+
+
+@dataclass(frozen=True)
+class _Dealt:
+    """What one worker samples in one stream, and has not handed on yet."""
+
+    worker: ActorHandle
+    job: Job
+    waiting: dict[int, PromptRequest]  # by uid
+
+
 class RolloutPool:
     """Workers that hold the same weights.
 
     A worker that dies is replaced, at most `max_worker_restarts` times in all; what it had not handed on is sampled
     again by the others, with the same seeds. A replacement is stale until a verified transfer gives it the weights.
+
+    Jobs may be dealt while others are sampled, and weights sent meanwhile. Where running responses finish on the old
+    weights (`on_new_weights: finish`), every worker serves its calls in order: what is dealt after weights were sent
+    is sampled with them. Where they continue on the new ones, weights overtake, and count once all have proven them.
     """
 
     def __init__(self, model: str, config: Rollout, template: str, trust_remote_code: bool = False) -> None:
@@ -46,13 +69,21 @@ class RolloutPool:
         self.config = config
         self.args = (model, config, template, config.resources.threads, trust_remote_code)
         self.restarts = 0
-        self.update: WeightUpdate | None = None  # what the workers hold; None: the weights of the model's folder
+        self.update: WeightUpdate | None = None  # what the workers were sent; None: the weights of the model's folder
+        self.version = 0  # a job dealt now is sampled with this version or a later one
         self.workers = [self._start() for _ in range(config.workers)]
         self.stale: list[ActorHandle] = []
+        self._streams: dict[Any, _Dealt] = {}
+        self._proofs: dict[Any, tuple[ActorHandle, WeightUpdate]] = {}  # answers of workers that were sent weights
+
+    @property
+    def _continues(self) -> bool:
+        return self.config.on_new_weights == "continue"
 
     def _start(self) -> ActorHandle:
         options = actor_options(self.config.resources, "rollout", **VLLM_ENV)
-        return cast(Any, RolloutWorker).options(**options).remote(*self.args)
+        worker = ContinuingWorker if self._continues else FinishingWorker
+        return cast(Any, worker).options(**options).remote(*self.args)
 
     def wait_ready(self) -> None:
         """Until every engine is up. Raises ActorFailure when one cannot start."""
@@ -64,68 +95,125 @@ class RolloutPool:
         A response counts as finished when its chunk has arrived. Raises ActorFailure when no worker is left, or when
         nothing arrives for timeout_s.
         """
-        unfinished = {request.uid: request for request in requests}
-        if len(unfinished) != len(requests):
+        job = self.submit(requests, decode)
+        while job.unfinished:
+            arrived = self.wait()
+            if arrived is not None and arrived[0] is job:
+                yield arrived[1]
+
+    def submit(self, requests: Sequence[PromptRequest], decode: bool = False, oldest: int = 0) -> Job:
+        """Deal requests to the workers; `wait` or `handle` gives their chunks.
+
+        A chunk with a token sampled by a version before `oldest` is dropped, and its prompts are sampled again.
+        """
+        job = Job({request.uid for request in requests}, decode, oldest)
+        if len(job.unfinished) != len(requests):
             raise ValueError("two requests of one call share a uid")
-        streams = self._deal(requests, decode)
-        while streams:
-            ready, _ = ray.wait(list(streams), num_returns=1, timeout=self.config.timeout_s)
-            if not ready:
-                raise ActorFailure(
-                    f"no rollout worker finished a response within {self.config.timeout_s:.0f} s "
-                    f"({len(unfinished)} prompts open): see the run's logs"
-                )
-            worker, dealt = streams[ready[0]]
-            try:
-                chunk = self._next_chunk(ready[0])
-            except RayActorError as error:
-                del streams[ready[0]]
-                self._replace(worker, error)
-                streams |= self._deal([request for request in dealt if request.uid in unfinished], decode)
-                continue
-            if chunk is None:
-                del streams[ready[0]]
-                continue
-            for uid in chunk.info.uids:
-                del unfinished[uid]
-            yield chunk
-        if unfinished:
-            raise ActorFailure(f"{len(unfinished)} prompts were never answered: a rollout stream ended early")
+        self._deal(requests, job)
+        return job
+
+    @property
+    def events(self) -> list[Any]:
+        """What to `ray.wait` for while this pool has work: each goes to `handle` when it is ready."""
+        return [*self._proofs, *self._streams]
+
+    def wait(self) -> tuple[Job, Chunk] | None:
+        """`handle` of the next event. Raises ActorFailure when there is none for timeout_s, or no worker is left."""
+        ready, _ = ray.wait(self.events, num_returns=1, timeout=self.config.timeout_s)
+        if not ready:
+            open_prompts = sum(len(dealt.waiting) for dealt in self._streams.values())
+            raise ActorFailure(
+                f"no rollout worker finished a response within {self.config.timeout_s:.0f} s "
+                f"({open_prompts} prompts open): see the run's logs"
+            )
+        return self.handle(ready[0])
+
+    def handle(self, event: Any) -> tuple[Job, Chunk] | None:
+        """Deal with something that has happened; a chunk and its job, if it was a chunk that may be used."""
+        if event in self._proofs:
+            self._verify(event)
+            return None
+        dealt = self._streams[event]
+        try:
+            chunk = self._next_chunk(event)
+        except RayActorError as error:
+            del self._streams[event]
+            self._replace(dealt.worker, error)
+            self._deal(list(dealt.waiting.values()), dealt.job)
+            return None
+        if chunk is None:
+            del self._streams[event]
+            if dealt.waiting:
+                raise ActorFailure(f"{len(dealt.waiting)} prompts were never answered: a rollout stream ended early")
+            return None
+        return (dealt.job, chunk) if self._may_use(chunk.info, dealt) else None
+
+    def _may_use(self, info: ChunkInfo, dealt: _Dealt) -> bool:
+        """Whether a chunk is recent enough, and from weights that were proven. If not, it is sampled again."""
+        requests, job = [dealt.waiting.pop(uid) for uid in info.uids], dealt.job
+        for proof, (worker, update) in list(self._proofs.items()):
+            if worker == dealt.worker and update.version <= info.newest:  # loaded, so the answer is on its way
+                self._verify(proof)
+        if dealt.worker not in self.workers:
+            self._deal(requests, job)  # it died before it could prove what it held
+            return False
+        if info.oldest < job.oldest:
+            assert self.update is not None  # version 0 is not older than anything
+            log.warning("%d responses of version %d are overdue and sampled again", len(requests), info.oldest)
+            job.overdue += len(requests)
+            self.load_weights(self.update)  # whoever lags holds the newest weights from here on
+            self._deal(requests, job)
+            return False
+        job.unfinished.difference_update(info.uids)
+        return True
 
     def load_weights(self, update: WeightUpdate) -> None:
         """Give every worker, replacements included, the weights of `update`; each proves version and digest.
 
         Raises RuntimeError when a worker holds anything else, ActorFailure when it does not answer.
         """
+        self.send_weights(update)
+        while self._proofs:
+            self._verify(next(iter(self._proofs)))
+
+    def send_weights(self, update: WeightUpdate) -> None:
+        """`load_weights` without waiting: the proofs are events. Running responses do as `on_new_weights` says."""
         self.update = update
         self.workers, self.stale = self.workers + self.stale, []
-        answers: list[Any] = [worker.load_weights.remote(update) for worker in self.workers]
-        for worker, answer in zip(self.workers, answers, strict=True):
-            self._verify(worker, answer, update)
+        for worker in self.workers:
+            method: Any = worker.load_weights
+            if self._continues:
+                method = method.options(concurrency_group=WEIGHTS)
+            self._proofs[method.remote(update)] = worker, update
+        if not self._continues:
+            self.version = update.version
 
-    def _verify(self, worker: ActorHandle, answer: Any, update: WeightUpdate) -> None:
+    def _verify(self, proof: Any) -> None:
+        worker, update = self._proofs.pop(proof)
         try:
-            proof = ray.get(answer, timeout=START_TIMEOUT_S)
+            held = ray.get(proof, timeout=START_TIMEOUT_S)
         except RayActorError as error:
             self._replace(worker, error)
             return
-        if proof != (update.version, update.digest):
+        if held != (update.version, update.digest):
             raise RuntimeError(
-                f"a rollout worker holds version {proof[0]} with digest {proof[1]} after the transfer of version "
+                f"a rollout worker holds version {held[0]} with digest {held[1]} after the transfer of version "
                 f"{update.version} with digest {update.digest}: the weights did not arrive"
             )
+        self._settle()
 
-    def _deal(
-        self, requests: Sequence[PromptRequest], decode: bool
-    ) -> dict[Any, tuple[ActorHandle, list[PromptRequest]]]:
+    def _settle(self) -> None:
+        if self.update is not None and not self._proofs:
+            self.version = self.update.version
+
+    def _deal(self, requests: Sequence[PromptRequest], job: Job) -> None:
         if requests and not self.workers:
             self._admit_stale()
-        shares = [list(requests[i :: len(self.workers)]) for i in range(len(self.workers))]
-        pairs = [(worker, share) for worker, share in zip(self.workers, shares, strict=True) if share]
-        return {
-            worker.generate.options(num_returns="streaming").remote(share, decode): (worker, share)
-            for worker, share in pairs
-        }
+        for i, worker in enumerate(self.workers):
+            share = list(requests[i :: len(self.workers)])
+            if share:
+                stream = cast(Any, worker).generate.options(num_returns="streaming").remote(share, job.decode)
+                self._streams[stream] = _Dealt(worker, job, {request.uid: request for request in share})
 
     def _next_chunk(self, stream: Any) -> Chunk | None:
         """The next chunk of a ready stream; None at its end. A stream yields experience and info in turn."""
@@ -142,7 +230,11 @@ class RolloutPool:
         return Chunk(experience, ray.get(info, timeout=self.config.timeout_s))
 
     def _replace(self, worker: ActorHandle, error: RayActorError) -> None:
+        if worker not in self.workers:
+            return  # another of its calls has told already
         self.workers = [other for other in self.workers if other != worker]
+        self._proofs = {ref: pair for ref, pair in self._proofs.items() if pair[0] != worker}
+        self._settle()
         self.restarts += 1
         if self.restarts > self.config.max_worker_restarts:
             raise ActorFailure(

@@ -159,9 +159,17 @@ def _step(step: dict[str, Any]) -> Step:
 def _throughput(steps: list[dict[str, Any]]) -> Throughput:
     metrics = [step["metrics"] for step in steps]
     return Throughput(
-        rollout_tokens_per_s=sum(m["response_tokens"] for m in metrics) / sum(m["rollout_s"] for m in metrics),
+        rollout_tokens_per_s=sum(m["response_tokens"] for m in metrics) / sum(map(_sampling_seconds, metrics)),
         learner_tokens_per_s=sum(m["tokens"] for m in metrics) / sum(m["learn_s"] for m in metrics),
     )
+
+
+def _sampling_seconds(metrics: dict[str, float]) -> float:
+    """How long responses were sampled in a step: with overlap that is not how long the learner waited for them."""
+    if "rollout_waited_s" not in metrics:
+        return metrics["rollout_s"]
+    step = metrics["rollout_s"] + metrics["learn_s"] + metrics["transfer_s"]
+    return step - metrics["rollout_waited_s"]
 
 
 def _versions() -> Versions:

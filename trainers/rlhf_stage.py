@@ -158,6 +158,13 @@ class StepLog:
             parts.append(f"λ{label} {record['multipliers'][key]:.2f}")
         parts.append(f"KL {record['kl']:5.2f}")
         parts.append(f"{metrics['tokens'] / seconds:6,.0f} tok/s")
+        if "staleness_mean" in metrics:
+            parts.append(
+                f"stale {metrics['staleness_mean']:.2f}  waited: learner {metrics['learner_waited_s']:.1f} s, "
+                f"rollout {metrics['rollout_waited_s']:.1f} s"
+            )
+        if metrics.get("dropped_overdue"):
+            parts.append(f"overdue {metrics['dropped_overdue']:.0f}")
         return "  ".join(parts)
 
     def _against_limit(self, key: str, label: str, cost: float, share: float, width: int = 0) -> str:

@@ -54,7 +54,17 @@ class Rollout(Section):
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory one engine may use")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one engine")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")
-    max_staleness: Literal[0] = Field(0, description="0: every response comes from the newest weights")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="how many versions the weights that sampled a token may be behind those being updated. 0: sampling "
+        "and learning take turns; k: the next k steps' responses are sampled while the learner works",
+    )
+    on_new_weights: Literal["finish", "continue"] = Field(
+        "finish",
+        description="with max_staleness over 0: responses being sampled when new weights arrive are finished on the "
+        "old ones, or continue on the new",
+    )
     max_worker_restarts: int = Field(3, ge=0, description="dead workers replaced before the run fails")
     timeout_s: float = Field(600.0, gt=0, description="longest wait for one more response before the run fails")
     resources: Resources = Field(default_factory=Resources, description="of one worker")
@@ -87,6 +97,12 @@ class Learner(Section):
     )
     entropy_coeff: float = Field(
         0.0, ge=0, description="weight of an entropy bonus, exact over the vocabulary (one more softmax a token)"
+    )
+    importance_cap: float = Field(
+        2.0,
+        ge=1,
+        description="with rollout.max_staleness over 0: a token's loss is weighted by the ratio of its probability "
+        "before the update to that under the weights that sampled it, truncated here",
     )
     update_iters: int = Field(1, ge=1, description="passes over the experience of a step")
     mini_batches: int = Field(1, ge=1, description="optimiser steps in one pass")

@@ -1,5 +1,7 @@
 """The learner against plain PyTorch, on one and two ranks and every ZeRO stage; the multiplier owner; signals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import ray
@@ -111,11 +113,11 @@ def plain_step(model, experience, advantages, lam, reference=None, loss_of=ppo_l
     return float(loss), float(norm), {k.removeprefix("lm."): p.detach() for k, p in policy.named_parameters()}
 
 
-def learner_step(group, model, config, batch, advantages, lam):
+def learner_step(group, model, config, batch, advantages, lam, step=1):
     get(group.call("load", model, config, 0, "auto", None), 300, "load")
     prices = Prices(1, {"harm": lam}, {"harm": 0.0})
     refs = {name: ray.put(a) for name, a in advantages.items()}
-    metrics = get(group.call("step", 1, batch, refs, prices), 300, "step")[0]
+    metrics = get(group.call("step", step, batch, refs, prices), 300, "step")[0]
     update = get(group.call("publish", 1), 300, "publish")[0]
     weights = {}
     for bucket in ray.get(update.buckets):
@@ -179,6 +181,50 @@ def test_every_term_of_the_loss_is_in_the_step(learners, tiny_models, step_data)
     assert metrics["grad_norm"] == pytest.approx(plain[1], rel=1e-3)
     kl, responses = get(learners.handles[0].measure_kl.remote(as_batch(experience, reference)), 120, "measure_kl")
     assert (kl, responses) == (pytest.approx(metrics["kl"]), 12)
+
+
+@pytest.mark.parametrize("mini_batches", [1, 2])
+def test_stale_tokens_are_weighted_by_truncated_importance(learners, tiny_models, step_data, mini_batches):
+    """Against the decoupled loss in plain PyTorch, whose proximal policy is the one before the step."""
+    experience, reference, advantages = step_data
+    versions = (np.arange(len(experience.versions)) % 3 > 0).astype(np.int32)  # step 2 updates version 1
+    stale = replace(experience, versions=versions)
+    before = []
+
+    def decoupled(policy, rows, positions, old, advantage, logp_ref):
+        new = policy(rows, positions)
+        before.append(new.detach())
+        weight = torch.exp(before[-1] - old).clamp(max=1.2)
+        return weight * clipped_policy_loss(new, before[-1], advantage, 0.2)
+
+    plain = plain_step(tiny_models.policy, stale, advantages, 0.7, loss_of=decoupled)
+    config = rlhf_config(
+        len(learners.handles), 2, {"rollout": {"max_staleness": 1}}, importance_cap=1.2, mini_batches=mini_batches
+    )
+    batch = as_batch(stale, reference)
+    metrics, weights = learner_step(learners, tiny_models.policy, config, batch, advantages, 0.7, step=2)
+    assert (metrics["staleness_mean"], metrics["staleness_max"]) == (pytest.approx(1 - versions.mean()), 1.0)
+    if mini_batches > 1:  # the second update sees a policy that has moved away from the proximal one
+        assert metrics["clip_fraction"] > 0
+        return
+    ratio = torch.exp(torch.cat(before) - torch.from_numpy(experience.logprobs))
+    gap = (torch.cat(before) - torch.from_numpy(experience.logprobs)).abs()[torch.from_numpy(versions == 1)]
+    assert metrics["actor_loss"] == pytest.approx(plain[0], abs=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(plain[1], rel=1e-3)
+    for name, tensor in plain[2].items():
+        torch.testing.assert_close(weights[name], tensor, atol=2e-5, rtol=0)
+    assert metrics["importance_mean"] == pytest.approx(float(ratio.mean()), rel=1e-4)
+    assert metrics["importance_max"] == pytest.approx(float(ratio.max()), rel=1e-4)
+    assert metrics["importance_truncated_share"] == pytest.approx(float((ratio > 1.2).double().mean()), abs=1e-6)
+    assert metrics["logprob_gap_mean"] == pytest.approx(float(gap.mean()), rel=1e-4)
+    assert metrics["logprob_gap_max"] == pytest.approx(float(gap.max()), rel=1e-4)
+
+
+def test_tokens_beyond_the_staleness_are_refused(learners, tiny_models, step_data):
+    experience, reference, advantages = step_data
+    config = rlhf_config(len(learners.handles), 2, {"rollout": {"max_staleness": 1}})
+    with pytest.raises(Exception, match="max_staleness allows 1 versions behind"):
+        learner_step(learners, tiny_models.policy, config, as_batch(experience, reference), advantages, 0.7, step=3)
 
 
 def test_stale_engines_trip_the_alarm(learners, tiny_models, step_data):

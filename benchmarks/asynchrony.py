@@ -1,0 +1,85 @@
+"""What overlapping rollout and learning gains: steps per second at max_staleness 1 against 0, same run, same machine.
+
+`python benchmarks/asynchrony.py runs/demo` takes the policy and the score models of a finished run and its first RLHF
+section. The two take turns on the same actors, starting over each time; the first step of a turn, which has nothing
+to overlap with, is left out. Without cores for both there is nothing to gain: the number of cores is printed too.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from actors.cluster import cluster
+from actors.group import get
+from actors.weights import FolderWeights
+from castor.config.load import load_config
+from castor.config.rlhf import RLHF
+from castor.data.hygiene import RowReport
+from castor.data.load import load_prompts
+from castor.data.prompt_stream import PromptStream
+from trainers.groups import Groups
+from trainers.rlhf import train
+
+
+def seconds_per_step(groups: Groups, config: RLHF, paths: dict[str, str], prompts: list[str]) -> tuple[float, ...]:
+    """Mean seconds of a step after the first: whole, the learner waited, the rollout waited."""
+    loading = groups.learner.call("load", paths["policy"], config, 0, "auto", None)
+    for name, group in groups.signals.items():
+        loading += group.call("load", name, paths[name], config, 0)
+    get(loading, 900, "loading")
+    source = FolderWeights.remote()  # type: ignore[attr-defined]  # Ray adds it
+    groups.rollout.config = config.rollout
+    groups.rollout.load_weights(get(source.publish.remote(paths["policy"], 0), 120, "publishing"))
+    rows: list[dict[str, float]] = []
+    train(
+        config, groups, PromptStream(prompts, config.prompts_per_step, 0), 0, 1, lambda step: rows.append(step.metrics)
+    )
+    rows = rows[1:]
+    whole = [row["rollout_s"] + row["learn_s"] + row["transfer_s"] for row in rows]
+    learner = [row["rollout_s"] for row in rows]
+    rollout = [row.get("rollout_waited_s", row["learn_s"] + row["transfer_s"]) for row in rows]
+    return tuple(sum(column) / len(rows) for column in (whole, learner, rollout))
+
+
+def with_staleness(config: RLHF, max_staleness: int) -> RLHF:
+    """The same run at another staleness."""
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_staleness": max_staleness})})
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--turns", type=int, default=3)
+    args = parser.parse_args()
+    whole = load_config(args.run / "config.yaml")
+    section = next(iter(whole.rlhf.values()))
+    signals = {name: signal for name, signal in section.signals.items() if signal.role == "objective"}
+    config = section.model_copy(update={"steps": args.steps, "signals": signals, "multipliers": None})
+    models = {"policy": section.policy.model, **{name: signal.model for name, signal in signals.items()}}
+    paths = {name: str(args.run / model.removeprefix("stage:")) for name, model in models.items()}
+    prompts = load_prompts(section.prompts, RowReport(), args.run)
+    modes = {k: with_staleness(config, k) for k in (0, 1)}
+    measured: dict[int, list[tuple[float, ...]]] = {k: [] for k in modes}
+    with (
+        cluster(whole.ray),
+        tempfile.TemporaryDirectory() as folder,
+        Groups(
+            config, policy=paths["policy"], signals=paths, thresholds={}, template=whole.template, seed=0,
+            ptx_rows=None, state_dir=Path(folder),
+        ) as groups,
+    ):  # fmt: skip
+        for _ in range(args.turns):
+            for k, mode in modes.items():
+                measured[k].append(seconds_per_step(groups, mode, paths, prompts))
+    print(f"{os.cpu_count()} cores; seconds of a step, the best of {args.turns} turns")
+    best = {k: min(turns) for k, turns in measured.items()}
+    for k, (seconds, learner, rollout) in best.items():
+        print(f"max_staleness {k}: {seconds:.2f} s   the learner waited {learner:.2f} s, the rollout {rollout:.2f} s")
+    print(f"ratio of steps per second, 1 against 0: {best[0][0] / best[1][0]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
