@@ -12,25 +12,30 @@ from pathlib import Path
 
 from actors.cluster import cluster
 from actors.group import get
+from actors.scorer import PolicyText
+from actors.signal import SignalModels
 from actors.weights import FolderWeights
 from castor.config.load import load_config
 from castor.config.rlhf import RLHF
 from castor.data.hygiene import RowReport
 from castor.data.load import load_prompts
 from castor.data.prompt_stream import PromptStream
+from castor.run import RunFolder
 from trainers.groups import Groups
 from trainers.rlhf import train
 
 
-def seconds_per_step(groups: Groups, config: RLHF, paths: dict[str, str], prompts: list[str]) -> tuple[float, ...]:
+def seconds_per_step(
+    groups: Groups, config: RLHF, policy: str, signals: dict[str, SignalModels], prompts: list[str]
+) -> tuple[float, ...]:
     """Mean seconds of a step after the first: whole, the learner waited, the rollout waited."""
-    loading = groups.learner.call("load", paths["policy"], config, 0, "auto", None)
+    loading = groups.learner.call("load", policy, config, 0, "auto", None)
     for name, group in groups.signals.items():
-        loading += group.call("load", name, paths[name], config, 0)
+        loading += group.call("load", name, signals[name], config, 0)
     get(loading, 900, "loading")
     source = FolderWeights.remote()  # type: ignore[attr-defined]  # Ray adds it
     groups.rollout.config = config.rollout
-    groups.rollout.load_weights(get(source.publish.remote(paths["policy"], 0), 120, "publishing"))
+    groups.rollout.load_weights(get(source.publish.remote(policy, 0), 120, "publishing"))
     rows: list[dict[str, float]] = []
     train(
         config, groups, PromptStream(prompts, config.prompts_per_step, 0), 0, 1, lambda step: rows.append(step.metrics)
@@ -56,24 +61,29 @@ def main() -> None:
     args = parser.parse_args()
     whole = load_config(args.run / "config.yaml")
     section = next(iter(whole.rlhf.values()))
-    signals = {name: signal for name, signal in section.signals.items() if signal.role == "objective"}
-    config = section.model_copy(update={"steps": args.steps, "signals": signals, "multipliers": None})
-    models = {"policy": section.policy.model, **{name: signal.model for name, signal in signals.items()}}
-    paths = {name: str(args.run / model.removeprefix("stage:")) for name, model in models.items()}
+    objectives = {
+        name: signal for name, signal in section.signals.items() if signal.role == "objective" and signal.model
+    }
+    config = section.model_copy(update={"steps": args.steps, "signals": objectives, "multipliers": None})
+    folder = RunFolder(whole.model_copy(update={"run_dir": args.run}))
+    policy = folder.model_path(section.policy.model)
+    text = PolicyText(policy, whole.template, section.policy.trust_remote_code)
+    models = {name: folder.model_path(signal.model) for name, signal in objectives.items() if signal.model}
+    signals = {name: SignalModels(model, model, text) for name, model in models.items()}
     prompts = load_prompts(section.prompts, RowReport(), args.run)
     modes = {k: with_staleness(config, k) for k in (0, 1)}
     measured: dict[int, list[tuple[float, ...]]] = {k: [] for k in modes}
     with (
         cluster(whole.ray),
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as state,
         Groups(
-            config, policy=paths["policy"], signals=paths, thresholds={}, template=whole.template, seed=0,
-            ptx_rows=None, state_dir=Path(folder),
+            config, policy=policy, signals=signals, thresholds={}, template=whole.template, seed=0,
+            ptx_rows=None, state_dir=Path(state),
         ) as groups,
     ):  # fmt: skip
         for _ in range(args.turns):
             for k, mode in modes.items():
-                measured[k].append(seconds_per_step(groups, mode, paths, prompts))
+                measured[k].append(seconds_per_step(groups, mode, policy, signals, prompts))
     print(f"{os.cpu_count()} cores; seconds of a step, the best of {args.turns} turns")
     best = {k: min(turns) for k, turns in measured.items()}
     for k, (seconds, learner, rollout) in best.items():

@@ -7,8 +7,11 @@ import torch
 from actors.batch import StepBatch, make_micro_batch
 from actors.group import get
 from actors.rollout import PromptRequest
+from actors.scorer import PolicyText
+from actors.signal import SignalModels
 from actors.weights import FolderWeights, new_hasher, read_bucket
-from castor.config.rlhf import RLHF, Learner, Rollout, Signal
+from castor.config.rlhf import RLHF, Learner, Rollout
+from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
 from castor.data.prompt_stream import PromptStream
 from castor.experience import Experience
@@ -38,12 +41,16 @@ def config(max_staleness, on_new_weights="finish"):
     )  # fmt: skip
 
 
+def reward(models):
+    return SignalModels(models.reward, models.reward, PolicyText(models.policy, "auto"))
+
+
 @pytest.fixture(scope="module")
 def groups(ray_session, tiny_models, tmp_path_factory):
     """Workers of the continuing kind, which in `finish` are sent their weights in turn like everything else."""
     with Groups(
-        config(1, "continue"), policy=tiny_models.policy, signals={"help": tiny_models.reward}, thresholds={},
-        template="auto", seed=SEED, ptx_rows=None, state_dir=tmp_path_factory.mktemp("state"),
+        config(1, "continue"), policy=tiny_models.policy, signals={"help": reward(tiny_models)},
+        thresholds={}, template="auto", seed=SEED, ptx_rows=None, state_dir=tmp_path_factory.mktemp("state"),
     ) as groups:  # fmt: skip
         yield groups
 
@@ -53,7 +60,7 @@ class Run:
 
     def __init__(self, groups, models, prompts, rlhf, loop=train, disturb=lambda groups, result: None):
         loading = groups.learner.call("load", models.policy, rlhf, SEED, "auto", None)
-        get([*loading, *groups.signals["help"].call("load", "help", models.reward, rlhf, SEED)], 300, "load")
+        get([*loading, *groups.signals["help"].call("load", "help", reward(models), rlhf, SEED)], 300, "load")
         pool, call = groups.rollout, groups.learner.call
         pool.config = rlhf.rollout
         pool.load_weights(get(FolderWeights.remote().publish.remote(models.policy, 0), 120, "publish"))

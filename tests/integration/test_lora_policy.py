@@ -15,8 +15,11 @@ from transformers import AutoModelForCausalLM
 from actors.batch import forward_by_budget, make_micro_batch
 from actors.group import ActorGroup, get
 from actors.reference import ReferenceWorker
+from actors.scorer import PolicyText
+from actors.signal import SignalModels
 from castor.config.data import DataSource
-from castor.config.rlhf import PTX, RLHF, Learner, Policy, Rollout, Signal
+from castor.config.rlhf import PTX, RLHF, Learner, Policy, Rollout
+from castor.config.signal import Signal
 from castor.config.training import Engine, LoRA, Optimizer
 from castor.data.hygiene import RowReport
 from castor.data.load import load_demonstrations
@@ -166,7 +169,7 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tmp_path):
     with Groups(
         config,
         policy=model,
-        signals={"help": tiny_models.reward},
+        signals={"help": SignalModels(tiny_models.reward, None, PolicyText(model, "auto"))},
         thresholds={},
         template="auto",
         seed=3,

@@ -82,3 +82,12 @@ def test_shares_follow_the_weights(drawn):
             assert found.total() <= size
             assert set(found.values()) == {1}
         assert max(found.values()) - min(found[row] for row in range(size)) <= 1
+
+
+def test_where_keeps_the_chosen_places():
+    """Across parts, also where a part gives nothing and where a row is given twice."""
+    mixture = mix([source(weight=2, replacement=True), source(weight=1)], ["ab", "cd"], 0)
+    assert sorted(mixture) == ["a", "a", "b", "b", "c", "d"]
+    for wanted in ("abcd", "ad", "c", ""):
+        kept = mixture.where(np.array([row in wanted for row in mixture]))
+        assert list(kept) == [row for row in mixture if row in wanted] == [kept[i] for i in range(len(kept))]
