@@ -164,7 +164,7 @@ def test_an_override_reads_floats_as_a_person_writes_them(path, text):
 
 @given(st.floats(1e-12, 1.0))
 def test_every_float_survives_an_override(rate):
-    file = CONFIGS[0]
+    file = CONFIGS[0].parent / "demo.yaml"
     config = load_config(file, [f"rlhf.ppo_lag.advantage.kl_coeff={rate!r}"])
     assert config.rlhf["ppo_lag"].advantage.kl_coeff == rate
 
