@@ -17,10 +17,10 @@ from castor.errors import CastorError
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
-# 1024 words x 192, in and out; two layers of 4 x 192² attention, 3 x 192 x 512 MLP and 2 x 192 norms; the last norm
-LAYER = 4 * 192**2 + 3 * 192 * 512 + 2 * 192
-BACKBONE = 1024 * 192 + 2 * LAYER + 192
-PARAMETERS = BACKBONE + 1024 * 192
+# 1024 words x 128, in and out; four layers of 4 x 128² attention, 3 x 128 x 344 MLP and 2 x 128 norms; the last norm
+LAYER = 4 * 128**2 + 3 * 128 * 344 + 2 * 128
+BACKBONE = 1024 * 128 + 4 * LAYER + 128
+PARAMETERS = BACKBONE + 1024 * 128
 
 
 def demo(*overrides):
@@ -33,15 +33,15 @@ def shape():
 
 
 def test_parameters_of_the_demo_model_are_exact(shape):
-    assert (shape.parameters, shape.backbone, shape.score) == (PARAMETERS, BACKBONE, BACKBONE + 193)
-    assert (PARAMETERS, BACKBONE) == (1_278_912, 1_082_304)
+    assert (shape.parameters, shape.backbone, shape.score) == (PARAMETERS, BACKBONE, BACKBONE + 129)
+    assert (PARAMETERS, BACKBONE) == (1_053_824, 922_752)
 
 
 def test_a_folder_is_measured_and_a_hub_id_is_unknown(tmp_path, shape):
     from transformers import LlamaConfig
 
     config = LlamaConfig(
-        vocab_size=1024, hidden_size=192, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=1024, hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=4, tie_word_embeddings=True,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
@@ -75,9 +75,9 @@ def test_float32_without_a_second_copy(shape):
 
 def test_frozen_models_and_engines(shape):
     scorer = frozen(shape, Engine(), Resources(), score=True)
-    assert (scorer.frozen, scorer.optimizer, scorer.gradients) == (4 * (BACKBONE + 193), 0, 0)
+    assert (scorer.frozen, scorer.optimizer, scorer.gradients) == (4 * (BACKBONE + 129), 0, 0)
     (signal,) = (a.memory for a in placement(demo())["ppo_lag"] if a.name == "signal-harm-0")
-    assert signal.frozen == signal.weights == 4 * (BACKBONE + 193)
+    assert signal.frozen == signal.weights == 4 * (BACKBONE + 129)
     engine = sampled(shape, Rollout(kv_cache_mib=64))
     assert (engine.weights, engine.kv_cache, engine.gpu_share) == (4 * PARAMETERS, 64 << 20, None)
     on_gpu = sampled(shape, Rollout(tensor_parallel_size=2, resources=Resources(gpus=2)))
@@ -106,7 +106,7 @@ def test_a_policy_with_an_adapter_has_no_reference_and_few_optimizer_states(shap
     assert [a.name for a in adapted] == [a.name for a in full if a.name != "reference"]
     (before,), (after,) = ([a for a in actors if a.name == "learner-0"] for actors in (full, adapted))
     assert after.work == f"policy, LoRA of rank 4, and the reference, {before.work.removeprefix('policy, ')}"
-    factors = 4 * (4 * 2 * 192 + 3 * (192 + 512)) * 2  # four square projections and a gated MLP, two layers
+    factors = 4 * (4 * 2 * 128 + 3 * (128 + 344)) * 4  # four square projections and a gated MLP, four layers
     assert (before.memory.optimizer, after.memory.optimizer) == (12 * PARAMETERS, 12 * factors)
     assert (after.memory.gradients, after.memory.weights) == (4 * factors, 4 * (PARAMETERS + factors))
     text = describe(demo("rlhf.ppo_lag.policy.lora={}"))
