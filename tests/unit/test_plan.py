@@ -29,10 +29,10 @@ def demo(*overrides):
 
 @pytest.fixture(scope="module")
 def shape():
-    return measure(demo().model)
+    return measure(DemoModel())
 
 
-def test_parameters_of_the_demo_model_are_exact(shape):
+def test_parameters_of_a_made_model_are_exact(shape):
     assert (shape.parameters, shape.backbone, shape.score) == (PARAMETERS, BACKBONE, BACKBONE + 193)
     assert (PARAMETERS, BACKBONE) == (1_278_912, 1_082_304)
 
