@@ -16,7 +16,7 @@ import typer
 from castor.commands.assess import assess
 from castor.commands.data import app as data_app
 from castor.commands.export import export
-from castor.commands.failures import Interrupted, failures_told
+from castor.commands.failures import Interrupted, failures_told, interrupt
 from castor.errors import CastorError
 
 app = typer.Typer(
@@ -44,7 +44,8 @@ EXIT_USER, EXIT_INTERRUPTED = 2, 130
 
 def main() -> None:
     """Entry point. Exit codes: 0 done; 2 something to put right; 1 a failure; 130 interrupted."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         app(standalone_mode=True)
     except CastorError as error:
@@ -54,10 +55,6 @@ def main() -> None:
         print("castor: interrupted; finished stages are kept, the same command goes on from them", file=sys.stderr)
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)  # a thread may be waiting inside Ray, whose core aborts an orderly interpreter exit
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 @app.command()

@@ -44,12 +44,12 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     from castor.config.data import DataSource
     from castor.config.pipeline import DemoModel
     from castor.data.hygiene import RowReport
-    from castor.data.load import load_demonstrations
+    from castor.data.load import stream_demonstrations
     from castor.models.score import ScoreInfo, ScoreModel, save_score_model
     from castor.models.tiny import make_demo_model
 
     folder = tmp_path_factory.mktemp("models")
-    rows = load_demonstrations(DataSource(limit=600), RowReport(), None)
+    rows = list(stream_demonstrations(DataSource(limit=600), RowReport(), None))
     config = DemoModel(hidden_size=64, intermediate_size=96, heads=2, max_position_embeddings=160)
     make_demo_model(config, (text for row in rows for text in (row.prompt, row.response)), 0, folder / "policy")
     torch.manual_seed(1)

@@ -139,11 +139,6 @@ def load_qa(source: DataSource, report: RowReport, run_dir: Path | None, need: C
     return list(stream_qa(source, report, run_dir, need))
 
 
-def load_demonstrations(source: DataSource, report: RowReport, run_dir: Path | None) -> list[QARow]:
-    """`stream_demonstrations` as a list."""
-    return list(stream_demonstrations(source, report, run_dir))
-
-
 def load_prompts(source: DataSource, report: RowReport, run_dir: Path | None) -> list[str]:
     """`stream_prompts` as a list."""
     return list(stream_prompts(source, report, run_dir))

@@ -15,6 +15,7 @@ from castor.data.rows import Exchange, PreferenceRow, QARow
 from castor.errors import CastorError
 from castor.evaluation.assessment import ModelKind, SetName
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES, beavertails_to_pku, pku_to_beavertails
+from castor.taxonomy_labels import label_matrix
 
 SAFE = "safe"  # the group of rows in no category
 
@@ -102,8 +103,8 @@ def label_vectors(
     known = [row.category for row in rows]
     mapped = any(not names <= set(categories) for names in known if names is not None)
     own = [None if names is None else (names & set(categories)) | translate(names - set(categories)) for names in known]
-    vectors = np.array([[name in (names or ()) for name in categories] for names in own], dtype=bool)
-    return vectors.reshape(-1, len(categories)), np.array([names is not None for names in own], dtype=bool), mapped
+    vectors = label_matrix([names or () for names in own], categories)
+    return vectors, np.array([names is not None for names in own], dtype=bool), mapped
 
 
 def category_groups(categories: list[frozenset[str] | None]) -> dict[str, NDArray[np.bool_]]:

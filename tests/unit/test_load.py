@@ -8,7 +8,7 @@ import pytest
 from castor.config.data import DataSource
 from castor.data.files import read_records
 from castor.data.hygiene import RowReport, require_both_classes
-from castor.data.load import load_demonstrations, load_preferences, load_prompts, load_qa
+from castor.data.load import load_preferences, load_prompts, load_qa, stream_demonstrations
 from castor.data.pairing import MAX_PAIRS_PER_PROMPT, safety_pairs
 from castor.data.rows import QARow, RowError, parse_qa
 from castor.errors import CastorError
@@ -112,7 +112,7 @@ def test_nothing_left_says_why(tmp_path):
     with pytest.raises(CastorError, match="no usable rows for this use: kept 0 of 0 rows"):
         load_prompts(source_of(tmp_path, []), RowReport(), None)
     with pytest.raises(CastorError, match="the row has 'question', 'answer'"):
-        load_demonstrations(source_of(tmp_path, [{"question": "i", "answer": "o"}]), RowReport(), None)
+        list(stream_demonstrations(source_of(tmp_path, [{"question": "i", "answer": "o"}]), RowReport(), None))
 
 
 def test_hardly_any_row_left_is_an_error(tmp_path):
@@ -172,7 +172,7 @@ def test_texts_labelled_both_ways_are_left_out_and_repeats_count_once():
 def test_demonstrations_take_the_better_then_the_safer_response(tmp_path):
     rows = [pair(0), pair(1, better_response_id=None), pair(2, better_response_id=None, safer_response_id=None)]
     report = RowReport()
-    loaded = load_demonstrations(source_of(tmp_path, [*rows, {"prompt": "q", "response": "a"}]), report, None)
+    loaded = list(stream_demonstrations(source_of(tmp_path, [*rows, {"prompt": "q", "response": "a"}]), report, None))
     assert loaded == [QARow("p0", "yes", False), QARow("p1", "no", True), QARow("q", "a")]
     assert report.reasons() == {"missing label": 1}
 
@@ -283,8 +283,8 @@ def test_real_evaluation_prompts():
     assert Counter(r.raw["category"] for r in read_records(EVALUATION)) == dict.fromkeys(BEAVERTAILS_CATEGORIES, 50)
 
 
-@pytest.mark.parametrize("load", [load_preferences, load_qa, load_demonstrations, load_prompts])
+@pytest.mark.parametrize("load", [load_preferences, load_qa, stream_demonstrations, load_prompts])
 def test_the_synthetic_corpus_has_no_bad_rows(load):
     report = RowReport()
-    assert len(load(DataSource(split="validation", limit=300), report, None)) == 300
+    assert len(list(load(DataSource(split="validation", limit=300), report, None))) == 300
     assert report.dropped == []
