@@ -22,7 +22,7 @@ from castor.config.rlhf import PTX, RLHF, Learner, Policy, Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, LoRA, Optimizer
 from castor.data.hygiene import RowReport
-from castor.data.load import load_demonstrations
+from castor.data.load import stream_demonstrations
 from castor.data.prompt_stream import PromptStream
 from castor.data.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
@@ -165,7 +165,7 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tmp_path):
     """Two ranks of ZeRO-3, with entropy and PTX; then the same learners at ZeRO-2, whose ranks answer by themselves."""
     model, config, results = tiny_models.policy, loop_config(3), []
     before = {path: sha256_file(path) for path in Path(model).iterdir()}
-    rows = load_demonstrations(DataSource(limit=40), RowReport(), None)
+    rows = list(stream_demonstrations(DataSource(limit=40), RowReport(), None))
     with Groups(
         config,
         policy=model,

@@ -9,7 +9,7 @@ from castor.config.data import DataSource
 from castor.config.pipeline import DemoModel
 from castor.config.training import Engine
 from castor.data.hygiene import RowReport
-from castor.data.load import load_demonstrations
+from castor.data.load import stream_demonstrations
 from castor.data.samples import Samples
 from castor.data.template import PromptTemplate, load_tokenizer
 from castor.errors import CastorError
@@ -23,7 +23,7 @@ ENGINE = Engine(micro_batch_tokens=200, pack_length=64)
 
 @pytest.fixture(scope="module")
 def exchanges():
-    rows = load_demonstrations(DataSource(limit=600), RowReport(), None)
+    rows = list(stream_demonstrations(DataSource(limit=600), RowReport(), None))
     return [(row.prompt, row.response) for row in rows]
 
 
