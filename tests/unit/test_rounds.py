@@ -99,7 +99,7 @@ def test_weights_of_new_rows_are_shared_by_the_rounds():
 def test_options_can_differ_between_rounds():
     changes = "{2: {rlhf.ppo_lag.multipliers.lambda_init: 0.25, collect.prompts.limit: 7}}"
     stages = stage_sections(rounds(f"rounds={{count: 3, unified: false, changes: {changes}}}"))
-    assert [stages[f"round-{k}/ppo_lag"].multipliers.lambda_init for k in (1, 2, 3)] == [0.5, 0.25, 0.5]
+    assert [stages[f"round-{k}/ppo_lag"].multipliers.lambda_init for k in (1, 2, 3)] == [1.0, 0.25, 1.0]
     assert [stages[f"round-{k}/collect"].prompts.limit for k in (1, 2, 3)] == [1000, 1007, 2007]
     assert "unified/reward" not in stages
     assert stages["evaluate"].cost == "stage:round-3/cost"

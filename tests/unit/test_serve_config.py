@@ -138,7 +138,6 @@ def test_pku_chat_template_gives_the_tokens_of_training() -> None:
     [
         {},
         {"prompt": "a"},
-        {"prompt": "a", "response": " "},
         {"prompt": "", "response": "b"},
         {"prompt": 1, "response": "b"},
         {"items": []},
