@@ -12,8 +12,8 @@ import torch
 from castor.config.data import DataSource, SyntheticOptions
 from castor.config.moderation import Moderation
 from castor.config.preference import Cost, Reward
-from castor.config.supervised import SFT, Best
-from castor.config.training import Engine, LoRA, Optimizer
+from castor.config.supervised import SFT, Best, Workers
+from castor.config.training import Engine, LoRA, Offload, Optimizer
 from castor.data.mixture import mix
 from castor.data.rows import QARow, parse_preference, parse_qa
 from castor.data.store import RowStore
@@ -131,11 +131,16 @@ def test_a_poisoned_row_is_named(ray_session, poisoned, tmp_path):
 
 
 def test_the_best_model_is_kept_adapters_are_merged_and_poisoned_batches_left_out(ray_session, poisoned, tmp_path):
-    """A learning rate so high that the model soon becomes worse: the stage stops early and keeps the best."""
+    """A learning rate so high that the model soon becomes worse: the stage stops early and keeps the best.
+
+    As many workers as there is room for, up to two, with weights and optimiser states offloaded.
+    """
     model, rows, seed = poisoned
     optimizer = Optimizer(lr=1.0, lr_scheduler_type="constant", lr_warmup_ratio=0.3)
+    away = Offload(optimizer="cpu", parameters="cpu")
     config = stage(
-        engine=Engine(zero_stage=3, micro_batch_tokens=400, pack_length=64, optimizer=optimizer),
+        engine=Engine(zero_stage=3, offload=away, micro_batch_tokens=400, pack_length=64, optimizer=optimizer),
+        workers=Workers(min=1, max=2),
         eval_every=8,
         best=Best(metric="validation_loss", mode="min"),
         patience=2,
