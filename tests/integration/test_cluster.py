@@ -1,4 +1,4 @@
-"""A cluster of two nodes on this machine, with Ray's token authentication: a submitted job runs the whole pipeline."""
+"""A cluster of two nodes on this machine, with Ray's token authentication: a job trains, aligns, evaluates."""
 
 import json
 import os
@@ -74,39 +74,27 @@ def two_nodes(tmp_path):
         process.kill()
 
 
-def test_a_submitted_job_runs_the_pipeline_with_its_rollout_workers_on_the_second_node(two_nodes, tmp_path):
+def test_a_submitted_job_runs_the_pipeline_with_its_rollout_workers_on_the_second_node(
+    two_nodes, tiny_models, tmp_path
+):
     run_dir = tmp_path / "run"
-    placed = [f"rlhf.{name}.rollout.resources.custom={{rollout: 1}}" for name in ("ppo_lag", "ppo")]
-    command = [
-        RAY,
-        "job",
-        "submit",
-        "--working-dir",
-        ".",
-        "--runtime-env-json",
-        '{"excludes": [".venv", "runs", ".git"]}',
-    ]
-    command += [
-        "--",
-        sys.executable,
-        "-m",
-        "castor",
-        "pipeline",
-        "configs/demo.yaml",
-        f"run_dir={run_dir}",
-        *SMALL,
-        *placed,
-    ]
-    output = run(command, two_nodes, timeout=900)
+    settings = [setting for setting in SMALL if setting.startswith(("wandb", "sft", "rlhf.ppo_lag", "evaluate"))]
+    settings += [f"run_dir={run_dir}", "rlhf.ppo_lag.rollout.resources.custom={rollout: 1}"]
+    settings += ["model=null", "collect=null", "reward=null", "cost=null", "rlhf.ppo=null"]
+    settings += [f"sft.model={tiny_models.policy}", f"evaluate.reward={tiny_models.reward}"]
+    settings += [f"evaluate.cost={tiny_models.cost}", f"rlhf.ppo_lag.signals.helpfulness.model={tiny_models.reward}"]
+    settings += [f"rlhf.ppo_lag.signals.harm.model={tiny_models.cost}"]
+    submit = [RAY, "job", "submit", "--working-dir", "."]
+    submit += ["--runtime-env-json", '{"excludes": [".venv", "runs", ".git"]}']
+    job = [sys.executable, "-m", "castor", "pipeline", "configs/demo.yaml", *settings]
+    output = run([*submit, "--", *job], two_nodes, timeout=900)
     assert "succeeded" in output
     summary = read_summary(run_dir / "summary.json")
-    assert list(summary.policies) == ["sft", "ppo", "ppo_lag"]
+    assert list(summary.policies) == ["sft", "ppo_lag"]
     assert all(policy.gold_harmful_rate is not None for policy in summary.policies.values())
     lag = json.loads((run_dir / "ppo_lag" / "run.json").read_text())
     assert len(lag["steps"]) == 3
     prices = [step["multipliers"]["harm"] for step in lag["steps"]]
     assert prices[0] == pytest.approx(1.0)  # the delay of one step
     assert prices[2] != prices[1]
-    nodes = lag["nodes"]
-    assert nodes["rollout"] != nodes["learner"]
-    assert summary.runs["ppo"].thresholds == {}
+    assert lag["nodes"]["rollout"] != lag["nodes"]["learner"]

@@ -56,7 +56,6 @@ def naive_gae(rewards, values, lengths, gamma, gae_lambda):
     return torch.tensor(advantages, dtype=torch.float64)
 
 
-@settings(deadline=None)
 @given(ragged, seeds, st.sampled_from([("objective", -1.0), ("constraint", 1.0)]), st.floats(0.5, 60.0))
 def test_the_stream_is_the_signed_penalty_plus_the_end_score_clamped_after_the_sum(lengths, seed, role_sign, clip):
     rng, (role, sign) = generator(seed), role_sign
@@ -83,7 +82,6 @@ def test_a_worked_stream_clamps_the_sum_and_not_the_score():
         )
 
 
-@settings(deadline=None)
 @given(ragged, seeds)
 def test_gae_equals_the_sum_over_deltas_of_each_sequence(lengths, seed):
     rng = generator(seed)
@@ -102,7 +100,6 @@ def test_worked_gae_without_whitening():
     assert returns.tolist() == [2.75, 3.0, 10.0]
 
 
-@settings(deadline=None)
 @given(ragged, seeds)
 def test_with_gamma_and_lambda_one_the_return_is_the_sum_of_what_is_left(lengths, seed):
     rng = generator(seed)
@@ -112,7 +109,6 @@ def test_with_gamma_and_lambda_one_the_return_is_the_sum_of_what_is_left(lengths
     torch.testing.assert_close(returns, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-@settings(deadline=None)
 @given(ragged, seeds, st.floats(0.0, 100.0), st.floats(0.0, 100.0))
 def test_effective_kl_strength_does_not_depend_on_the_multipliers(lengths, seed, first_price, second_price):
     """Invariant 4: with all scores and values zero, A is that of -β k whatever the prices are."""
@@ -133,7 +129,6 @@ def test_effective_kl_strength_does_not_depend_on_the_multipliers(lengths, seed,
     torch.testing.assert_close(combined, penalty, rtol=1e-10, atol=1e-12)
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(1, 3), st.integers(0, 3))
 def test_combine_is_the_weighted_difference_over_one_plus_the_prices(seed, objectives, constraints):
     rng = generator(seed)
@@ -176,7 +171,6 @@ def naive_value_loss(value, old, target, clip):
     return 0.5 * max((value - target) ** 2, (clipped - target) ** 2)
 
 
-@settings(deadline=None)
 @given(seeds)
 def test_policy_and_value_loss_equal_the_formulas(seed):
     rng = generator(seed)
@@ -239,7 +233,6 @@ def slope(naive, values, index, step=1e-5):
     return (naive(up) - naive(down)) / (2 * step)
 
 
-@settings(deadline=None)
 @given(seeds, st.floats(0, 1), st.floats(0.1, 3))
 def test_preference_losses_equal_the_formulas(seed, regularization, sign_weight):
     """Values to 1e-12 and gradients to 1e-6 of loops over float64."""
@@ -286,7 +279,7 @@ def naive_token_wise(scores, tokens, per_position):
 token_lists = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(token_lists, token_lists), min_size=1, max_size=4), seeds, st.floats(0, 1))
 def test_token_wise_losses_equal_the_formulas(pairs, seed, regularization):
     rng = generator(seed)
@@ -351,7 +344,6 @@ def test_zero_is_the_boundary_of_the_cost():
     assert costs.grad.tolist() == [0.5, -0.5]  # descent lowers the safe cost, raises the unsafe one
 
 
-@settings(deadline=None)
 @given(ragged, seeds, st.sampled_from(["sequence", "token"]), st.integers(1, 4))
 def test_the_loss_does_not_depend_on_how_a_mini_batch_is_cut(lengths, seed, normalization, pieces):
     losses = normal(sum(lengths), generator(seed))
@@ -377,7 +369,6 @@ def test_an_empty_share_has_no_weight_and_an_unknown_normalization_is_an_error()
         token_weights(torch.tensor([1]), "batch", 1, 1)
 
 
-@settings(deadline=None)
 @given(ragged, seeds)
 def test_ragged_helpers_place_every_token(lengths, seed):
     values, flat = normal(sum(lengths), generator(seed)), torch.tensor(lengths)

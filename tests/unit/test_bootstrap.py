@@ -100,7 +100,7 @@ def test_a_term_that_is_no_number_is_an_error() -> None:
         one(mean([0.0, math.nan, 1.0]), np.arange(3))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=30))
 def test_an_interval_holds_its_value(rows: list[tuple[bool, int]]) -> None:
     found = one(share([hit for hit, _ in rows]), np.array([prompt for _, prompt in rows]))

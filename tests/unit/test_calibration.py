@@ -49,7 +49,7 @@ def test_the_curve_has_an_interval_for_each_bin_of_several_prompts() -> None:
     assert middle.observed is None  # one prompt
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(2, 40).flatmap(lambda n: st.tuples(arrays(np.float64, n, elements=st.floats(0, 1)), arrays(bool, n)))
 )

@@ -63,7 +63,7 @@ def test_majority_is_the_share_of_the_most_frequent_answer() -> None:
     assert ours.majority(answers) == {"flag": 2 / 3, "vector": 3 / 4}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(3, 40).flatmap(lambda n: st.tuples(*(arrays(bool, (n, 4)) for _ in range(2)))))
 def test_verdicts_and_labels_agree_with_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> None:
     predicted, actual = case
@@ -83,7 +83,7 @@ def test_verdicts_and_labels_agree_with_scikit_learn(case: tuple[np.ndarray, np.
         assert value(overall["micro_f1"]) == pytest.approx(sk.f1_score(actual, predicted, average="micro"))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(2, 40).flatmap(lambda n: st.tuples(*(arrays(np.int64, n, elements=st.integers(0, 3)) for _ in "ab")))
 )

@@ -157,7 +157,7 @@ def test_unusable_sources_say_what_is_wrong(tmp_path: Path, rows: list[Any], mes
         require_usable(found.report, found.name)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     sizes=st.lists(st.integers(1, 5), min_size=8, max_size=40),
     first=st.floats(0.3, 0.7),

@@ -41,7 +41,6 @@ def members(prompts, values):
     return {p: [v for q, v in zip(prompts.tolist(), values.tolist(), strict=True) if q == p] for p in prompts.tolist()}
 
 
-@settings(deadline=None)
 @given(groups, seeds, st.booleans())
 def test_group_relative_is_the_standard_score_within_the_prompt(sizes, seed, divide):
     prompts = shuffled_groups(sizes, seed)
@@ -55,7 +54,6 @@ def test_group_relative_is_the_standard_score_within_the_prompt(sizes, seed, div
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(groups, seeds)
 def test_leave_one_out_is_the_distance_from_the_mean_of_the_others(sizes, seed):
     prompts = shuffled_groups(sizes, seed)
@@ -86,7 +84,6 @@ def test_equal_returns_teach_nothing_and_a_lone_response_is_an_error():
             estimate(torch.tensor([0, 0, 0, 1]))
 
 
-@settings(deadline=None)
 @given(groups, seeds)
 def test_leave_one_out_does_not_move_with_what_all_samples_share(sizes, seed):
     prompts = shuffled_groups(sizes, seed)
@@ -96,7 +93,6 @@ def test_leave_one_out_does_not_move_with_what_all_samples_share(sizes, seed):
     )
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), seeds, st.floats(0.5, 1.0))
 def test_return_to_go_and_whitening_equal_the_loops(lengths, seed, gamma):
     stream = normal(sum(lengths), seed)
@@ -115,7 +111,6 @@ def test_return_to_go_and_whitening_equal_the_loops(lengths, seed, gamma):
     torch.testing.assert_close(plus_plus, whiten(returns), rtol=0, atol=0)
 
 
-@settings(deadline=None)
 @given(groups, seeds, st.booleans())
 def test_every_token_has_its_responses_advantage(sizes, seed, divide):
     prompts = shuffled_groups(sizes, seed)
@@ -150,7 +145,7 @@ def run_config(combination, estimator, weights):
     ("combination", "estimator"),
     list(itertools.product(("normalized", "plain"), ("gae", "leave_one_out", "group_relative"))),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds, st.tuples(st.floats(0, 100), st.floats(0, 100)), st.lists(st.floats(0.1, 4), min_size=1, max_size=3))
 def test_the_kl_penalty_has_its_full_weight_once(combination, estimator, seed, prices, weights):
     """Invariant 4: with all scores zero the combined advantage is that of -β k, whatever λ, weights and combination."""

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -151,7 +151,6 @@ def test_a_verdict_on_some_rows_only_is_an_error(field: str) -> None:
         policy_metrics([HARMFUL, dataclasses.replace(BENIGN, **{field: None})])
 
 
-@settings(deadline=None)  # every example writes and syncs a file
 @given(
     prompt=st.text(),
     response=st.text(),

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from castor.config.data import DataSource
@@ -66,7 +66,6 @@ def test_mixtures_that_cannot_be_meant():
         counts([source(weight=1), source(weight=0.001)], [10, 10])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 300), st.floats(0.1, 10), st.booleans()), min_size=1, max_size=4))
 def test_shares_follow_the_weights(drawn):
     sources = [source(weight=weight, replacement=repeat) for _, weight, repeat in drawn]

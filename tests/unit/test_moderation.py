@@ -87,7 +87,7 @@ def graded(backbone, tmp_path_factory):
 # losses
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_the_loss_is_the_formula(data):
     n, k = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6))
@@ -204,7 +204,7 @@ def test_rows_that_cannot_teach_it(rows, message):
 # thresholds
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=1, max_size=30),
     st.sampled_from(["f1", "balanced_accuracy"]),

@@ -107,7 +107,7 @@ def windows_of(steps, size):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(runs, st.floats(-3, 1), st.integers(2, 9))
 def test_every_rule_equals_its_reference(rule, steps, limit, window):
     config = CONFIGS[rule].model_copy(update={"episode_cost_window_size": window})
@@ -120,7 +120,7 @@ def test_every_rule_equals_its_reference(rule, steps, limit, window):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(runs, st.data(), st.floats(-3, 1), st.sampled_from(["mean", "share"]), st.sampled_from([None, 0.95]))
 def test_a_restart_changes_nothing(rule, steps, data, limit, statistic, confidence):
     """The state is JSON values, and going on from them is the same to the last bit."""

@@ -5,7 +5,7 @@ from collections import deque
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from castor.algorithms.constraints import Limit
@@ -39,7 +39,6 @@ class Reference:
         return self.log_lambda.exp().item()
 
 
-@settings(deadline=None)
 @given(
     st.lists(costs_of_a_step, min_size=1, max_size=12),
     st.floats(-3, 1),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import multiprocessing, nn
 
@@ -13,7 +13,6 @@ from castor.models.normalizer import Normalizer
 batches = st.lists(st.lists(st.floats(-50, 50), max_size=7), min_size=1, max_size=6)
 
 
-@settings(deadline=None)
 @given(batches)
 def test_running_statistics_are_those_of_everything_seen(parts):
     normalizer = Normalizer("reward", "running", 0.9)
@@ -26,7 +25,6 @@ def test_running_statistics_are_those_of_everything_seen(parts):
     assert std == pytest.approx(seen.std(ddof=1) if len(seen) > 1 else 1.0, abs=1e-6)
 
 
-@settings(deadline=None)
 @given(batches, st.floats(0, 0.99))
 def test_the_moving_average_starts_from_zero_and_one(parts, momentum):
     normalizer, mean, var = Normalizer("reward", "ema", momentum), 0.0, 1.0

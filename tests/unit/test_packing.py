@@ -137,7 +137,7 @@ def one_by_one_logprobs(lm, batch, temperature):
 pairs = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(pairs, st.integers(1, 40), st.sampled_from([1.0, 0.7]))
 def test_packed_logprobs_equal_those_of_each_sequence_alone(policy, lengths, pack_length, temperature):
     batch = experience(lengths)
@@ -149,7 +149,7 @@ def test_packed_logprobs_equal_those_of_each_sequence_alone(policy, lengths, pac
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(pairs, st.integers(1, 40))
 def test_packed_scores_equal_those_of_each_sequence_alone(scorer, lengths, pack_length):
     batch = experience(lengths)
@@ -212,7 +212,6 @@ def test_a_micro_batch_selects_its_columns_and_positions():
     assert tokens.tolist() == np.r_[batch.tokens[7:13], batch.tokens[:5]].tolist()
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 2), st.integers(5, 60))
 def test_all_ranks_together_train_on_every_sequence_once_an_iteration(ranks, minis, per_rank, iterations, budget):
     rng = np.random.default_rng(per_rank)
@@ -236,7 +235,7 @@ def test_all_ranks_together_train_on_every_sequence_once_an_iteration(ranks, min
         assert sorted(seen) == list(range(count))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(pairs, st.integers(1, 40))
 def test_forward_by_budget_returns_results_in_the_order_of_the_experience(lengths, budget):
     batch = experience(lengths)

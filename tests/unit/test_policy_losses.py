@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from castor.algorithms.kl import adapted_coefficient, k3
@@ -31,7 +31,6 @@ def central_difference(function, value, step=1e-6):
     return (function(value + step) - function(value - step)) / (2 * step)
 
 
-@settings(deadline=None)
 @given(seeds, st.floats(0.05, 0.4), st.floats(0.05, 0.9), st.sampled_from([None, 1.5, 3.0]))
 def test_values_and_gradients_of_every_clip(seed, low, high, dual):
     rng = torch.Generator().manual_seed(seed)
@@ -67,7 +66,6 @@ def test_worked_clips():
     torch.testing.assert_close(dual, torch.tensor([-1.25, -1.28, 3.0, -0.5], dtype=torch.float64))
 
 
-@settings(deadline=None)
 @given(seeds)
 def test_k3_is_the_formula_with_the_gradient_one_minus_the_ratio(seed):
     rng = torch.Generator().manual_seed(seed)
@@ -101,7 +99,6 @@ def test_a_worked_coefficient():
     assert adapted_coefficient(0.1, 5.4, 6.0, 256, 2560) == pytest.approx(0.099)
 
 
-@settings(deadline=None)
 @given(ragged, seeds, st.sampled_from(["sequence", "token"]), st.integers(1, 3), st.integers(1, 2), st.integers(1, 3))
 def test_global_normalisation_of_every_term_over_mini_batches_ranks_and_micro_batches(
     lengths, seed, normalization, micro, ranks, minis
@@ -147,7 +144,6 @@ def test_global_normalisation_of_every_term_over_mini_batches_ranks_and_micro_ba
             torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(ragged, seeds)
 def test_sequence_sums(lengths, seed):
     values = normal(sum(lengths), torch.Generator().manual_seed(seed))

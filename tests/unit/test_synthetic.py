@@ -244,7 +244,7 @@ def test_refusals_are_recognised_when_garbled_and_not_when_something_follows():
 KNOWN_WORDS = sorted(words_of(*(prompt.text for prompt in ALL_PROMPTS[::50])) | words_of(HIT, WAIT, FIND, CHECK))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     prompt=st.one_of(st.text(max_size=80), st.sampled_from([HARMFUL, LOOKALIKE])),
     response=st.one_of(st.text(max_size=200), st.lists(st.sampled_from(KNOWN_WORDS), max_size=60).map(" ".join)),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -18,7 +18,6 @@ def names(labels, taxonomy):
     return [{name for name, held in zip(taxonomy, row, strict=True) if held} for row in labels]
 
 
-@settings(deadline=None)
 @given(fourteen, nineteen)
 def test_a_matrix_is_translated_row_by_row_as_sets_are(beavertails, pku):
     assert names(translate_labels(beavertails), PKU_CATEGORIES) == [
@@ -31,7 +30,6 @@ def test_a_matrix_is_translated_row_by_row_as_sets_are(beavertails, pku):
     assert (translate_labels(beavertails).any(1) == beavertails.any(1)).all()
 
 
-@settings(deadline=None)
 @given(nineteen)
 def test_the_true_labels_translated_are_never_wrong(pku):
     scores = related_scores(translate_labels(pku), pku)
