@@ -1,4 +1,4 @@
-"""From a YAML file and dotted overrides to a validated `Config`."""
+"""From YAML files and dotted overrides to a validated `Config`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from castor.config.base import Section
+from castor.config.extend import laid_over, without_removed
 from castor.config.pipeline import Config
 from castor.errors import CastorError
 
@@ -15,19 +16,24 @@ Validated = TypeVar("Validated", bound=Section)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, apply overrides such as `rlhf.ppo_lag.learner.engine.optimizer.lr=1e-6`, and validate.
+    """Read `path` and what it extends, apply overrides in order, and validate.
 
-    A value is parsed as YAML; `a.b=null` removes a section. Raises CastorError with one line per finding.
+    An override is a key with a value, such as `rlhf.ppo_lag.learner.engine.optimizer.lr=1e-6`, or a YAML file that is
+    laid over the config as `castor.config.extend` says. A value is parsed as YAML; `a.b=null` removes a section. Raises
+    CastorError with one line per finding.
     """
     return load_file(Config, path, overrides)
 
 
 def load_file(kind: type[Validated], path: Path, overrides: Sequence[str] = ()) -> Validated:
     """A section that has a file of its own, read as `load_config` reads a config."""
-    values = _read(path)
+    values = laid_over({}, path, _read)
     for override in overrides:
-        _apply(values, override)
-    return _validated(kind, values, f"{path}: ")
+        if "=" not in override and override.endswith((".yaml", ".yml")):
+            values = laid_over(values, Path(override), _read)
+        else:
+            _apply(values, override)
+    return _validated(kind, without_removed(values), f"{path}: ")
 
 
 def load_section(kind: type[Validated], values: dict[str, Any], overrides: Sequence[str]) -> Validated:
@@ -71,6 +77,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise CastorError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = _number_or_yaml(text)
+    except yaml.YAMLError:
+        raise CastorError(f"override {override!r}: the value is not valid YAML") from None
+    set_option(values, key, value, f"override {override!r}")
+
+
+def set_option(values: dict[str, Any], key: str, value: Any, what: str) -> None:
+    """Put `value` at the dotted `key` of nested `values`. Raises CastorError, about `what`, where that is no place."""
     *parents, last = key.split(".")
     node = values
     for parent in parents:
@@ -78,14 +93,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if child is None:
             child = {}
         elif not isinstance(child, dict):
-            raise CastorError(f"override {override!r}: {parent!r} is not a section")
+            raise CastorError(f"{what}: {parent!r} is not a section")
         # YAML anchors make two sections one object in memory: what is overridden must not leak into the other
         node[parent] = dict(child)
         node = node[parent]
-    try:
-        node[last] = _number_or_yaml(text)
-    except yaml.YAMLError:
-        raise CastorError(f"override {override!r}: the value is not valid YAML") from None
+    node[last] = value
 
 
 def _number_or_yaml(text: str) -> Any:
