@@ -52,7 +52,7 @@ def main() -> None:
         print(f"castor: {error}", file=sys.stderr)
         sys.exit(EXIT_USER)
     except (Interrupted, KeyboardInterrupt):
-        print("castor: interrupted; finished stages are kept, the same command goes on from them", file=sys.stderr)
+        print("castor: interrupted; the same command does not run the finished stages again", file=sys.stderr)
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)  # a thread may be waiting inside Ray, whose core aborts an orderly interpreter exit
 
