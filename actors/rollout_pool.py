@@ -196,6 +196,7 @@ class RolloutPool:
             self._replace(worker, error)
             return
         if held != (update.version, update.digest):
+            self._proofs.clear()  # of an update that is void
             raise RuntimeError(
                 f"a rollout worker holds version {held[0]} with digest {held[1]} after the transfer of version "
                 f"{update.version} with digest {update.digest}: the weights did not arrive"
