@@ -135,7 +135,9 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
     assert (records[0].location, records[0].raw.reason) == ("own_rows:numbers:row 1", "wrong type")
     with pytest.raises(CastorError, match="own_rows:text returned str; it must return an iterable of rows"):
         prompts("own_rows:text")
-    with pytest.raises(CastorError, match="own_rows:gone: module own_rows has no function gone; check the function's name"):
+    with pytest.raises(
+        CastorError, match="own_rows:gone: module own_rows has no function gone; check the function's name"
+    ):
         prompts("own_rows:gone")
     with pytest.raises(CastorError, match="no_such_module:rows: No module named 'no_such_module'; start castor in"):
         prompts("no_such_module:rows")
