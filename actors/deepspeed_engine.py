@@ -33,27 +33,26 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def init_process_group(rank: int, world_size: int, address: str, port: int, timeout_s: float) -> None:
-    """Join the SPMD group. A collective that waits longer than `timeout_s` raises on every rank."""
-    import deepspeed
-
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK="0",
-        LOCAL_WORLD_SIZE="1",
-        MASTER_ADDR=address,
-        MASTER_PORT=str(port),
-    )
-    # on a CPU, DeepSpeed would compile a shared-memory op at first use that only its inference path calls
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
-        timeout=timedelta(seconds=timeout_s),
+def init_process_group(rank: int, world_size: int, store: dist.Store, timeout_s: float) -> None:
+    """Join the SPMD group that meets in `store`. A collective longer than `timeout_s` raises on every rank."""
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=store,
         rank=rank,
         world_size=world_size,
-        verbose=False,
+        timeout=timedelta(seconds=timeout_s),
     )
+    adopt_process_group(rank, world_size)
+
+
+def adopt_process_group(rank: int, world_size: int) -> None:
+    """Let DeepSpeed use this process's group."""
+    import deepspeed
+
+    # on a CPU, DeepSpeed would compile a shared-memory op at first use that only its inference path calls
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 
 class TrainEngine:

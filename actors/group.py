@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -92,17 +91,22 @@ class SpmdActor:
         """The node this rank runs on."""
         return node_id()
 
-    def address(self) -> tuple[str, int]:
-        """This node's address and a port that is free on it now."""
-        with socket.socket() as sock:
-            sock.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(sock.getsockname()[1])
+    def open_store(self) -> tuple[str, int]:
+        """On rank 0: open the store where the ranks meet, on a port that is free; returns its address and port."""
+        from torch.distributed import TCPStore
+
+        address = ray.util.get_node_ip_address()
+        self.store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        return address, self.store.port
 
     def join(self, rank: int, world_size: int, address: str, port: int, timeout_s: float) -> None:
         """Enter the process group."""
+        from torch.distributed import TCPStore
+
         from actors.deepspeed_engine import init_process_group
 
-        init_process_group(rank, world_size, address, port, timeout_s)
+        store = TCPStore(address, port, is_master=False) if rank else self.store
+        init_process_group(rank, world_size, store, timeout_s)
         self.rank, self.world_size = rank, world_size
 
 
@@ -121,7 +125,7 @@ class ActorGroup:
 
     def join(self, timeout_s: float) -> None:
         """Form one process group of all actors, which are `SpmdActor`s; `timeout_s` bounds its collectives."""
-        address, port = get(self.handles[0].address.remote(), START_TIMEOUT_S, f"{self.name} rank 0")
+        address, port = get(self.handles[0].open_store.remote(), START_TIMEOUT_S, f"{self.name} rank 0")
         size = len(self.handles)
         joins = [h.join.remote(rank, size, address, port, timeout_s) for rank, h in enumerate(self.handles)]
         get(joins, START_TIMEOUT_S, f"{self.name} (forming its process group)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -101,7 +100,7 @@ class Worker:
     """One rank: its share of every batch, the validations, the results. All methods are collective."""
 
     def __init__(self, job: Job) -> None:
-        from actors.deepspeed_engine import TrainEngine, resolve_dtype
+        from actors.deepspeed_engine import TrainEngine, adopt_process_group, resolve_dtype
         from castor.data.samples import Samples
         from castor.data.template import PromptTemplate, load_tokenizer
         from castor.models.lora import add_adapters
@@ -111,7 +110,7 @@ class Worker:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(stage.resources.threads)
-        _adopt_process_group(self.rank, self.world_size)
+        adopt_process_group(self.rank, self.world_size)
         self.folder = training_folder(job.out)
         self.task = make_task(stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training)
         if self.rank == 0 and not (self.folder / SAMPLES).is_dir():
@@ -317,12 +316,3 @@ class Worker:
 def _copy_folder(source: Path, target: Path) -> None:
     with atomic_folder(target) as aside:
         shutil.copytree(source, aside, dirs_exist_ok=True)
-
-
-def _adopt_process_group(rank: int, world_size: int) -> None:
-    """Let DeepSpeed use the process group that Ray Train has made."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    deepspeed.init_distributed(dist_init_required=False, verbose=False)

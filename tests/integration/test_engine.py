@@ -1,7 +1,6 @@
 """The DeepSpeed engine alone, in this process: its state on disk, its guard against poisoned gradients, offload."""
 
 import os
-import socket
 
 import pytest
 import torch
@@ -32,10 +31,7 @@ def group():
     os.environ["DS_ACCELERATOR"] = "cpu"
     from actors.deepspeed_engine import init_process_group
 
-    with socket.socket() as sock:
-        sock.bind(("", 0))
-        port = sock.getsockname()[1]
-    init_process_group(0, 1, "127.0.0.1", port, 60)
+    init_process_group(0, 1, torch.distributed.HashStore(), 60)
     yield
     torch.distributed.destroy_process_group()
     os.environ.clear()
