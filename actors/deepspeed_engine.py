@@ -33,8 +33,8 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def init_process_group(rank: int, world_size: int, store: dist.Store, timeout_s: float) -> None:
-    """Join the SPMD group that meets in `store`. A collective longer than `timeout_s` raises on every rank."""
+def init_process_group(rank: int, world_size: int, store: Any, timeout_s: float) -> None:
+    """Join the SPMD group that meets in a torch `Store`. A collective longer than `timeout_s` raises on every rank."""
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
         store=store,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -93,19 +93,19 @@ class SpmdActor:
 
     def open_store(self) -> tuple[str, int]:
         """On rank 0: open the store where the ranks meet, on a port that is free; returns its address and port."""
-        from torch.distributed import TCPStore
+        import torch.distributed as dist
 
         address = ray.util.get_node_ip_address()
-        self.store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        self.store: Any = cast(Any, dist).TCPStore(address, 0, is_master=True, wait_for_workers=False)
         return address, self.store.port
 
     def join(self, rank: int, world_size: int, address: str, port: int, timeout_s: float) -> None:
         """Enter the process group."""
-        from torch.distributed import TCPStore
+        import torch.distributed as dist
 
         from actors.deepspeed_engine import init_process_group
 
-        store = TCPStore(address, port, is_master=False) if rank else self.store
+        store = cast(Any, dist).TCPStore(address, port, is_master=False) if rank else self.store
         init_process_group(rank, world_size, store, timeout_s)
         self.rank, self.world_size = rank, world_size
 
