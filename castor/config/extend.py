@@ -4,7 +4,7 @@
   other in order, and the file itself over the result.
 - Laid over: mappings are merged key by key; anything else (a number, a text, a list) is replaced. `null` removes what
   lies below, so that the option has its default again.
-- `extends: NAME` in an entry of `rlhf` or `moderation`: the entry starts as a copy of the entry NAME that lies below.
+- `extends: NAME` in an entry of `rlhf`, `moderation` or `dpo`: the entry starts as a copy of the entry NAME that lies below.
 - The key `*` speaks of every mapping that lies below in its place, such as all runs under `rlhf`.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from castor.errors import CastorError
 
 EXTENDS, EVERY = "extends", "*"
-NAMED = ("rlhf", "moderation")  # sections whose entries have names of the user's choice
+NAMED = ("rlhf", "moderation", "dpo")  # sections whose entries have names of the user's choice
 
 Values = dict[str, Any]
 
@@ -59,11 +59,13 @@ def merged(below: Values, above: Values) -> Values:
 
 
 def without_removed(values: Values) -> Values:
-    """Without the entries of `rlhf` and `moderation` that an override has set to null."""
+    """Without what an override has set to null of the sections `NAMED`: entries, or a whole section."""
     result = dict(values)
     for section in NAMED:
-        if isinstance(entries := values.get(section), dict):
+        if isinstance(entries := values.get(section, {}), dict):
             result[section] = {name: entry for name, entry in entries.items() if entry is not None}
+        elif entries is None:
+            del result[section]
     return result
 
 

@@ -64,6 +64,7 @@ def test_overrides_may_be_files_and_remove_runs(write):
     big = write("big.yaml", 'rlhf: {"*": {steps: 9}}')
     config = load_config(write("a.yaml", "extends: base.yaml"), [str(big), "rlhf.lag.steps=4", "rlhf.other=null"])
     assert [(name, run.steps) for name, run in config.rlhf.items()] == [("lag", 4)]
+    assert load_config(write("b.yaml", "extends: base.yaml"), ["rlhf=null", "moderation=null"]).rlhf == {}
 
 
 @pytest.mark.parametrize(
