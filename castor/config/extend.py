@@ -4,7 +4,7 @@
   other in order, and the file itself over the result.
 - Laid over: mappings are merged key by key; anything else (a number, a text, a list) is replaced. `null` removes what
   lies below, so that the option has its default again.
-- `extends: NAME` in an entry of `rlhf`, `moderation` or `dpo`: the entry starts as a copy of the entry NAME that lies below.
+- `extends: NAME` in an entry of `rlhf`, `moderation` or `dpo`: it starts as a copy of the entry NAME that lies below.
 - The key `*` speaks of every mapping that lies below in its place, such as all runs under `rlhf`.
 """
 
