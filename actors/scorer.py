@@ -175,11 +175,13 @@ class _ModelOnTexts:
 class ScoreWorker:
     """A scorer of its own, for evaluation."""
 
-    def __init__(self, model: str, engine: Engine, threads: int, policy: PolicyText) -> None:
+    def __init__(
+        self, model: str, engine: Engine, threads: int, policy: PolicyText, classifier: Classifier | None = None
+    ) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self.scorer = model_scorer(model, engine, policy)
+        self.scorer = model_scorer(model, engine, policy, classifier)
 
     def ready(self) -> None:
         """Answers once the model is loaded."""

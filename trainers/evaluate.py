@@ -19,6 +19,8 @@ from castor.data.load import load_prompts
 from castor.data.synthetic.judge import judge
 from castor.data.synthetic.prompts import find_prompt
 from castor.evaluation.records import JudgedResponse, write_responses
+from castor.models.classifier_cost import check_classifier
+from castor.models.moderation import read_moderation_info
 from castor.terminal import Bar
 from trainers.context import Context
 from trainers.prompts import check_context, fitting_prompts
@@ -33,6 +35,9 @@ def run_evaluate(context: Context, name: str, stage: Evaluate) -> str:
     policies = {policy: folder.model_path(reference) for policy, reference in evaluated(context.config).items()}
     first = next(iter(policies.values()))
     check_context(name, first, stage.rollout.max_prompt_tokens, stage.rollout.max_new_tokens)
+    if stage.cost_classifier is not None:
+        judge_of_harm = folder.model_path(stage.cost)
+        check_classifier(read_moderation_info(judge_of_harm), stage.cost_classifier, f"{name}.cost: {judge_of_harm}")
     prompts = context.load_rows(name, [stage.prompts], load_prompts)
     prompts = fitting_prompts(context, name, prompts, first, stage.rollout.max_prompt_tokens)
     with context.terminal.bar(name) as bar:
@@ -54,7 +59,13 @@ def evaluate(
     scorers = {
         kind: cast(Any, ScoreWorker)
         .options(**actor_options(stage.resources, f"{kind}-scorer"))
-        .remote(model, Engine(pack_length=128), stage.resources.threads, PolicyText(first, template))
+        .remote(
+            model,
+            Engine(pack_length=128),
+            stage.resources.threads,
+            PolicyText(first, template),
+            stage.cost_classifier if kind == "cost" else None,
+        )
         for kind, model in models.items()
     }
     source = cast(Any, FolderWeights).remote()

@@ -144,7 +144,7 @@ def _section_reads(config: Config, section: Section) -> Iterator[tuple[str, str,
         for name, reference in evaluated(config).items():
             yield f"policies.{name}", reference, LANGUAGE_MODEL
         yield "reward", section.reward, frozenset({"reward model"})
-        yield "cost", section.cost, frozenset({"cost model"})
+        yield "cost", section.cost, frozenset({"moderation model" if section.cost_classifier else "cost model"})
         yield "prompts.source", section.prompts.source, ROWS
 
 

@@ -14,6 +14,7 @@ from castor.config.dpo import DPO
 from castor.config.moderation import Moderation
 from castor.config.preference import Cost, Reward
 from castor.config.rlhf import RLHF, Rollout
+from castor.config.signal import Classifier
 from castor.config.supervised import SFT
 from castor.config.template import PromptFormat
 from castor.config.training import Resources
@@ -93,7 +94,10 @@ class Evaluate(Section):
         None, description="name: stage:NAME or folder. Default: sft, every stage under dpo and every run under rlhf"
     )
     reward: str = Field("stage:reward", description="reward model")
-    cost: str = Field("stage:cost", description="cost model")
+    cost: str = Field("stage:cost", description="cost model (with cost_classifier: moderation model)")
+    cost_classifier: Classifier | None = Field(
+        None, description="take the cost from a moderation model instead of a cost model"
+    )
     rollout: Rollout = Field(default_factory=Rollout, description="sampling")
     resources: Resources = Field(default_factory=Resources, description="of one scorer")
 

@@ -12,6 +12,7 @@ from castor.config.pipeline import Hardware
 from castor.config.placement import Actors, placement
 from castor.config.plan import WIDTH, describe
 from castor.config.training import Resources
+from castor.errors import CastorError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "parts")
@@ -96,3 +97,10 @@ def test_known_models_are_sized_without_a_network():
     shape = measure("PKU-Alignment/alpaca-8b-reproduced-llama-3")
     assert shape.parameters == 8_030_261_248  # as its authors count Llama 3 8B
     assert shape.backbone == shape.parameters - 128256 * 4096
+
+
+def test_a_moderation_model_can_judge_the_comparison_too():
+    overrides = ["evaluate.cost=stage:qa", "evaluate.cost_classifier={reduce: mean}"]
+    check(load_config(CONFIGS / "classifier_mean.yaml", overrides))
+    with pytest.raises(CastorError, match=r"evaluate\.cost: stage:qa"):
+        check(load_config(CONFIGS / "classifier_mean.yaml", overrides[:1]))
