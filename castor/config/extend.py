@@ -60,12 +60,10 @@ def merged(below: Values, above: Values) -> Values:
 
 def without_removed(values: Values) -> Values:
     """Without what an override has set to null of the sections `NAMED`: entries, or a whole section."""
-    result = dict(values)
+    result = {key: value for key, value in values.items() if value is not None or key not in NAMED}
     for section in NAMED:
-        if isinstance(entries := values.get(section, {}), dict):
+        if isinstance(entries := values.get(section), dict):
             result[section] = {name: entry for name, entry in entries.items() if entry is not None}
-        elif entries is None:
-            del result[section]
     return result
 
 

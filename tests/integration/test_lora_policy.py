@@ -1,7 +1,6 @@
 """LoRA policies with real engines: what is trained, what is sampled from, what is the reference, what is written."""
 
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +82,7 @@ def process_group():
     os.environ["DS_ACCELERATOR"] = "cpu"
     from actors.deepspeed_engine import init_process_group
 
-    with socket.socket() as sock:
-        sock.bind(("", 0))
-        port = sock.getsockname()[1]
-    init_process_group(0, 1, "127.0.0.1", port, 60)
+    init_process_group(0, 1, torch.distributed.HashStore(), 60)
     yield
     torch.distributed.destroy_process_group()
     os.environ.clear()
