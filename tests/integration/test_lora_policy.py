@@ -80,11 +80,13 @@ def plain_logprobs(policy, experience):
 def process_group():
     before = dict(os.environ)
     os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
     from actors.deepspeed_engine import init_process_group
 
     init_process_group(0, 1, torch.distributed.HashStore(), 60)
     yield
-    torch.distributed.destroy_process_group()
+    deepspeed.comm.destroy_process_group()  # and what DeepSpeed remembers of it
     os.environ.clear()
     os.environ.update(before)
 
