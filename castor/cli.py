@@ -88,28 +88,18 @@ _stage_command("reward", "Train the reward model.")
 _stage_command("cost", "Train the cost model.")
 
 
-@app.command()
-def moderation(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    run: Runs = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Train the moderation models of CONFIG."""
-    _run(config, overrides, dry_run, lambda context: _named_stages(context, config, "moderation", run, fresh))
+def _named_command(section: str, summary: str) -> None:
+    def command(
+        config: ConfigFile, overrides: Overrides = None, run: Runs = None, fresh: Fresh = False, dry_run: DryRun = False
+    ) -> None:
+        _run(config, overrides, dry_run, lambda context: _named_stages(context, config, section, run, fresh))
+
+    command.__doc__ = summary
+    app.command(section)(command)
 
 
-@app.command()
-def dpo(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    run: Runs = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Train the policies of CONFIG that learn from preference rows alone: DPO, SafeDPO, SACPO."""
-    _run(config, overrides, dry_run, lambda context: _named_stages(context, config, "dpo", run, fresh))
+_named_command("moderation", "Train the moderation models of CONFIG.")
+_named_command("dpo", "Train the policies of CONFIG that learn from preference rows alone: DPO, SafeDPO, SACPO.")
 
 
 @app.command()

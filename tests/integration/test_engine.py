@@ -1,13 +1,12 @@
 """The DeepSpeed engine alone, in this process: its state on disk, its guard against poisoned gradients, offload."""
 
-import os
-
 import pytest
 import torch
 from torch import nn
 
 from castor.config.training import Engine, Optimizer
 
+pytestmark = pytest.mark.usefixtures("process_group")
 STEPS = 10
 
 
@@ -23,21 +22,6 @@ class Toy(nn.Module):
     def forward(self, x):
         self.calls += 1
         return self.second(torch.tanh(self.first(x))).squeeze(-1).float()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def group():
-    before = dict(os.environ)
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
-    from actors.deepspeed_engine import init_process_group
-
-    init_process_group(0, 1, torch.distributed.HashStore(), 60)
-    yield
-    deepspeed.comm.destroy_process_group()  # and what DeepSpeed remembers of it
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def make(zero_stage, dtype="float32", **options):

@@ -1,6 +1,5 @@
 """LoRA policies with real engines: what is trained, what is sampled from, what is the reference, what is written."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -74,21 +73,6 @@ def plain_logprobs(policy, experience):
         engine=engine_of(0),
         device=torch.device("cpu"),
     )
-
-
-@pytest.fixture(scope="module")
-def process_group():
-    before = dict(os.environ)
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
-    from actors.deepspeed_engine import init_process_group
-
-    init_process_group(0, 1, torch.distributed.HashStore(), 60)
-    yield
-    deepspeed.comm.destroy_process_group()  # and what DeepSpeed remembers of it
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def make(model, zero_stage):
