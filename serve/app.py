@@ -85,7 +85,7 @@ def deploy(config: Serve, targets: Targets) -> Endpoints:
     app = policy_app(targets.name, targets.policy, targets.max_model_len, config)
     apps = [RunTarget(app, "policy", "/", QUIET)]
     if targets.cost is not None:
-        name = f"{config.run_dir.absolute().name}/cost"
+        name = f"{config.run_dir.absolute().name}/{config.cost}"
         app = scores_app(name, targets.cost, targets.reward, config)
         apps.append(RunTarget(app, "scores", "/v1/score", QUIET))
     serve.run_many(apps, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from actors.deepspeed_engine import device, resolve_dtype
 from castor.config.serve import Serve
 from castor.data.template import PromptTemplate, load_tokenizer
+from castor.models.classifier_cost import ClassifierCost
 from castor.models.load import load_score_model
+from castor.models.moderation import ModerationModel
 from castor.models.policy import context_length
 from castor.models.score import ScoreModel
 from castor.packing import micro_batches, pack_rows
@@ -22,10 +24,13 @@ from serve.replicas import TooLongError
 
 @dataclass(frozen=True)
 class Scorer:
-    """A score model with its tokenizer. Texts are formatted as in training: prompt, response, end-of-text token."""
+    """A score model, or a moderation model as one, with its tokenizer.
+
+    Texts are formatted as in training: prompt, response, end-of-text token.
+    """
 
     kind: str
-    model: ScoreModel
+    model: ScoreModel | ClassifierCost
     template: PromptTemplate
     context: int | None
     budget: int
@@ -33,9 +38,15 @@ class Scorer:
     @classmethod
     def load(cls, kind: str, folder: Path, config: Serve) -> Scorer:
         """From the folder of a finished stage, on this process's device."""
-        model = load_score_model(folder, resolve_dtype(config.dtype)).eval().requires_grad_(False).to(device())
+        dtype = resolve_dtype(config.dtype)
+        model: ScoreModel | ClassifierCost
+        if kind == "cost" and config.cost_classifier is not None:
+            model = ClassifierCost(ModerationModel.load(folder, dtype), config.cost_classifier, str(folder))
+        else:
+            model = load_score_model(folder, dtype)
         if model.info.score_type != kind:
             raise ValueError(f"{folder} holds a {model.info.score_type} model, not a {kind} model")
+        model = model.eval().requires_grad_(False).to(device())
         template = PromptTemplate(load_tokenizer(str(folder)), config.template)
         return cls(kind, model, template, context_length(str(folder)), config.score_batch_tokens)
 

@@ -15,6 +15,7 @@ from castor.files import read_json
 PREFERRED = "ppo_lag"
 POLICY_FOLDER = "policy"  # of an RLHF run
 SCORE_FILE = "castor_score.json"  # as in castor.models.score, whose import takes seconds
+MODERATION_FILE = "castor_moderation.json"  # as in castor.models.moderation
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ def resolve(config: Serve) -> Targets:
         raise CastorError(f"there is no run at {config.run_dir}: give the folder of a run, e.g. runs/demo")
     name = config.policy or _default_policy(run)
     policy = _policy_folder(run, name)
-    cost = _score_folder(run, "cost")
-    reward = _score_folder(run, "reward") if cost else None
+    cost = _cost_folder(run, config)
+    reward = _score_folder(run / "reward", "reward") if cost else None
     return Targets(name, policy, _max_model_len(config, name, policy), cost, reward)
 
 
@@ -70,8 +71,9 @@ def _policy_folder(run: Path, name: str) -> Path:
     stage = run / name
     if name not in {path.name for path in run.iterdir() if path.is_dir()}:
         raise CastorError(f"{run} holds no policy {name!r}: {_choices(run)}")
-    if (stage / SCORE_FILE).exists():
-        raise CastorError(f"{stage} is a score model, not a policy: {_choices(run)}")
+    for file, kind in ((SCORE_FILE, "score"), (MODERATION_FILE, "moderation")):
+        if (stage / file).exists():
+            raise CastorError(f"{stage} is a {kind} model, not a policy: {_choices(run)}")
     folder = next((path for path in (stage / POLICY_FOLDER, stage) if _is_model(path)), None)
     if folder is None:
         raise CastorError(f"{stage} holds no finished policy: run the pipeline to its end; {_choices(run)}")
@@ -85,17 +87,35 @@ def _choices(run: Path) -> str:
 
 
 def _is_policy(folder: Path) -> bool:
-    return _is_model(folder) and not (folder / SCORE_FILE).exists()
+    return _is_model(folder) and not any((folder / file).exists() for file in (SCORE_FILE, MODERATION_FILE))
 
 
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
-def _score_folder(run: Path, kind: str) -> Path | None:
-    folder = run / kind
+def _cost_folder(run: Path, config: Serve) -> Path | None:
+    folder = run / config.cost
+    if config.cost_classifier is None:
+        if config.cost != "cost" and not folder.is_dir():
+            raise CastorError(f"{run} holds no stage {config.cost!r}, whose cost model was to be served")
+        return _score_folder(folder, "cost")
+    if not _is_model(folder) or not (folder / MODERATION_FILE).is_file():
+        raise CastorError(
+            f"{folder} holds no finished moderation model for cost_classifier: set cost to the name of such a stage"
+        )
+    from castor.models.classifier_cost import check_classifier
+    from castor.models.moderation import read_moderation_info
+
+    check_classifier(read_moderation_info(folder), config.cost_classifier, str(folder))
+    return folder
+
+
+def _score_folder(folder: Path, kind: str) -> Path | None:
     if not folder.is_dir():
         return None
+    if (folder / MODERATION_FILE).is_file():
+        raise CastorError(f"{folder} holds a moderation model: set cost_classifier.reduce to make its output a {kind}")
     if not _is_model(folder) or not (folder / SCORE_FILE).is_file():
         raise CastorError(f"{folder} holds no finished {kind} model: run the pipeline to its end")
     return folder

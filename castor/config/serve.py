@@ -7,6 +7,7 @@ from pydantic import Field
 
 from castor.config.base import Section
 from castor.config.pipeline import RayCluster
+from castor.config.signal import Classifier
 from castor.config.template import PromptFormat
 from castor.config.training import Resources
 
@@ -17,6 +18,12 @@ class Serve(Section):
     run_dir: Path = Field(description="folder of the run")
     policy: str | None = Field(
         None, description="sft, or the name of an RLHF run; default: ppo_lag, else the only RLHF run, else sft"
+    )
+    cost: str = Field(
+        "cost", description="stage of the run whose cost model (with cost_classifier: moderation model) is served"
+    )
+    cost_classifier: Classifier | None = Field(
+        None, description="take the cost of /v1/score from a moderation model; e.g. cost=qa cost_classifier.reduce=max"
     )
     template: PromptFormat = Field(
         "auto", description="prompt format the models were trained with; auto: the chat template if there is one"

@@ -28,6 +28,7 @@ from castor.config.check import check
 from castor.config.data import SyntheticOptions
 from castor.config.moderation import Moderation
 from castor.config.pipeline import Config, DemoModel
+from castor.config.serve import Serve
 from castor.config.signal import Classifier
 from castor.data.harm_labels import moderation_targets
 from castor.data.rows import Exchange, QARow, parse_qa
@@ -50,6 +51,7 @@ from castor.models.moderator import Moderator, predict, verdicts
 from castor.models.tiny import make_demo_model
 from castor.packing import pack_rows
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
+from serve.scorer import Scorer
 from trainers.tasks import make_task
 
 DATA = {"source": "synthetic"}
@@ -489,6 +491,15 @@ def test_classifier_costs(backbone, tmp_path):
     where = [PKU_CATEGORIES.index(name) for name in names]
     margins = verdict.probabilities[:, where] - np.array(thresholds.labels)[where]
     np.testing.assert_allclose(value, margins.max(1), atol=1e-6)
+
+
+def test_a_served_cost_is_the_same(backbone, tmp_path):
+    folder = made(backbone, tmp_path / "m", thresholds=Thresholds((0.5,) * 19, 0.8, 0.4, 0.45, 1.2))
+    for classifier in (Classifier(), Classifier(reduce="expected_severity", margin="logit")):
+        expected, _ = costs(folder, **classifier.model_dump())
+        served = Scorer.load("cost", folder, Serve(run_dir=tmp_path, cost="m", cost_classifier=classifier))
+        found = served.score([served.encode(*pair) for pair in PAIRS])
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_zero_is_the_boundary_of_the_decision(backbone, tmp_path):

@@ -2,25 +2,31 @@
 
 import json
 import socket
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from castor.config.serve import Serve
+from castor.config.signal import Classifier
 from castor.data.template import PromptTemplate
 from castor.errors import CastorError
+from castor.models.moderation import ModerationInfo
 from serve.policy import chat_template
 from serve.scores import ScoreRequest
 from serve.targets import require_free_port, resolve
 
 
-def _model(folder: Path, context: int | None = 64, score: bool = False) -> Path:
+def _model(folder: Path, context: int | None = 64, kind: str = "policy") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_type": "llama"} | ({} if context is None else {"max_position_embeddings": context})
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"")
-    if score:
+    if kind == "score":
         (folder / "castor_score.json").write_text("{}")
+    if kind == "moderation":
+        info = ModerationInfo.fresh("beavertails", "pair", severity=False)
+        (folder / "castor_moderation.json").write_text(json.dumps(asdict(info)))
     return folder
 
 
@@ -28,7 +34,7 @@ def test_default_is_ppo_lag_and_both_score_models(tmp_path: Path) -> None:
     _model(tmp_path / "sft")
     _model(tmp_path / "ppo/policy")
     policy = _model(tmp_path / "ppo_lag/policy")
-    cost, reward = _model(tmp_path / "cost", score=True), _model(tmp_path / "reward", score=True)
+    cost, reward = _model(tmp_path / "cost", kind="score"), _model(tmp_path / "reward", kind="score")
     targets = resolve(Serve(run_dir=tmp_path))
     assert (targets.name, targets.policy, targets.max_model_len) == ("ppo_lag", policy, 64)
     assert (targets.cost, targets.reward) == (cost, reward)
@@ -53,6 +59,14 @@ def test_a_policy_can_be_named(tmp_path: Path) -> None:
     assert (targets.name, targets.policy, targets.max_model_len) == ("sft", sft, 32)
 
 
+def test_the_cost_can_be_a_moderation_models(tmp_path: Path) -> None:
+    _model(tmp_path / "sft")
+    qa = _model(tmp_path / "qa", kind="moderation")
+    assert resolve(Serve(run_dir=tmp_path)).cost is None
+    targets = resolve(Serve(run_dir=tmp_path, cost="qa", cost_classifier=Classifier(reduce=["privacy_violation"])))
+    assert (targets.cost, targets.reward) == (qa, None)
+
+
 def test_paths_do_not_depend_on_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _model(tmp_path / "demo/sft")
     monkeypatch.chdir(tmp_path)
@@ -72,6 +86,15 @@ def test_paths_do_not_depend_on_the_working_folder(tmp_path: Path, monkeypatch: 
         (["sft", "cost"], {}, "holds no finished cost model"),
         (["sft", "cost:score", "reward/"], {}, "holds no finished reward model"),
         (["sft"], {"max_model_len": 65}, "longer than the context of sft, 64 tokens"),
+        (["sft", "qa:moderation"], {"policy": "qa"}, "is a moderation model, not a policy: there is sft"),
+        (["sft", "qa:moderation"], {"cost": "harm"}, "holds no stage 'harm', whose cost model"),
+        (["sft", "qa:moderation"], {"cost": "qa"}, "holds a moderation model: set cost_classifier.reduce"),
+        (["sft", "cost:score"], {"cost_classifier": {}}, "set cost to the name of such a stage"),
+        (
+            ["sft", "qa:moderation"],
+            {"cost": "qa", "cost_classifier": {"reduce": "expected_severity"}},
+            "has no severity head",
+        ),
     ],
 )
 def test_what_cannot_be_served(tmp_path: Path, folders: list[str], options: dict, message: str) -> None:
@@ -79,8 +102,8 @@ def test_what_cannot_be_served(tmp_path: Path, folders: list[str], options: dict
         if name.endswith("/"):
             (tmp_path / name).mkdir()
         else:
-            folder, _, score = name.partition(":")
-            _model(tmp_path / folder, score=bool(score))
+            folder, _, kind = name.partition(":")
+            _model(tmp_path / folder, kind=kind or "policy")
     with pytest.raises(CastorError) as error:
         resolve(Serve(**({"run_dir": tmp_path} | options)))
     assert message in str(error.value)
