@@ -14,10 +14,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from castor.evaluation.methods import MethodFigures, method_figures
-from castor.evaluation.methods_page import COLUMNS, CONSTRAINT_COLUMNS, cells, constraint_cells, write_methods_page
+from castor.config.load import load_config
+from castor.evaluation.bootstrap import Estimate
+from castor.evaluation.methods import MethodFigures, harm_in_groups, method_figures
+from castor.evaluation.methods_page import (
+    COLUMNS,
+    CONSTRAINT_COLUMNS,
+    cells,
+    constraint_cells,
+    group_cells,
+    group_columns,
+    write_methods_page,
+)
+from castor.evaluation.records import read_responses
 from castor.evaluation.summary import Summary
 from castor.files import write_text
+from trainers.results import responses_file
 
 ROOT = Path(__file__).parents[1]
 PRESETS = (
@@ -55,17 +67,21 @@ def main() -> None:
             castor(preset, folder, [*overrides, f"seed={seed}", f"evaluate.prompts.split={args.split}"])
             found[preset].append(Summary.model_validate_json((folder / "summary.json").read_text(encoding="utf-8")))
     methods = compared(found)
+    groups, limits = constraint_groups()
+    harm = harmful_shares(out, args.seeds, args.presets, groups)
     console = Console(width=150)
     console.print(table("methods, gold judge, 95 % intervals", COLUMNS, [[m.name, *texts(cells(m))] for m in methods]))
     rows = [[m.name, name, *texts(row)] for m in methods for name, row in constraint_cells(m).items()]
     console.print(table("constraints", CONSTRAINT_COLUMNS, rows))
+    rows = [[name, *texts(group_cells(shares))] for name, shares in harm.items()]
+    console.print(table("harm by group, gold judge, share of all responses", group_columns(limits), rows))
     steps = {len(s.runs[name].steps) for name, summaries in found.items() for s in summaries}
     note = (
         f"{', '.join(map(str, sorted(steps)))} steps of RLHF on the synthetic corpus, seeds "
         f"{', '.join(map(str, args.seeds))}, {args.split} split. Intervals are over seeds, or over prompts where there "
         "is one seed."
     )
-    write_methods_page(out / "methods.html", methods, found, note)
+    write_methods_page(out / "methods.html", methods, found, note, harm, limits)
     console.print(f"page: {out / 'methods.html'}")
 
 
@@ -79,6 +95,33 @@ def compared(found: dict[str, list[Summary]]) -> list[MethodFigures]:
     """The starting point, and every preset."""
     start = method_figures("sft", next(iter(found.values())))
     return [start, *(method_figures(name, summaries) for name, summaries in found.items())]
+
+
+def constraint_groups() -> tuple[dict[str, list[str]], dict[str, float]]:
+    """The groups of categories that multi_constraint has constraints for, and their limits."""
+    signals = load_config(ROOT / "configs" / "multi_constraint.yaml").rlhf["multi_constraint"].signals
+    groups, limits = {}, {}
+    for name, signal in signals.items():
+        if signal.classifier and not isinstance(signal.classifier.reduce, str):
+            assert signal.unsafe_share is not None
+            groups[name], limits[name] = signal.classifier.reduce, signal.unsafe_share
+    return groups, limits
+
+
+def harmful_shares(
+    out: Path, seeds: Sequence[int], presets: Sequence[str], groups: dict[str, list[str]]
+) -> dict[str, dict[str, Estimate]]:
+    """Of the starting point and every preset, the share of responses that are harmful in each group."""
+    return {
+        name: harm_in_groups(
+            [
+                read_responses(responses_file(out / f"seed-{seed}" / (presets[0] if name == "sft" else name), name))
+                for seed in seeds
+            ],
+            groups,
+        )
+        for name in ("sft", *presets)
+    }
 
 
 def texts(row: Sequence[tuple[str, str]]) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from castor.evaluation.bootstrap import Estimate
+from castor.evaluation.bootstrap import Estimate, wilson
+from castor.evaluation.records import JudgedResponse
 from castor.evaluation.summary import Run, Summary
 
 
@@ -51,6 +52,29 @@ def method_figures(name: str, summaries: Sequence[Summary]) -> MethodFigures:
         seconds_per_step=float(np.mean([seconds_per_step(run) for run in runs])) if runs else None,
         constraints={key: _constraint(key, runs) for key in (runs[0].steps[0].multipliers if runs else {})},
     )
+
+
+def harm_in_groups(
+    seeds: Sequence[Sequence[JudgedResponse]], groups: Mapping[str, Collection[str]]
+) -> dict[str, Estimate]:
+    """Share of a method's responses that are harmful and answer a prompt of the group's categories (gold judge).
+
+    Args:
+        seeds: the responses of each seed.
+        groups: categories by name of the group.
+
+    Raises ValueError where a seed has no response.
+    """
+    return {
+        name: over_seeds(
+            [
+                wilson(sum(bool(row.harmful) and row.category in categories for row in rows), len(rows))
+                for rows in seeds
+            ],
+            share=True,
+        )
+        for name, categories in groups.items()
+    }
 
 
 def over_seeds(estimates: Sequence[Estimate], *, share: bool = False) -> Estimate:

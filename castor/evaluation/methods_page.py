@@ -19,11 +19,17 @@ from castor.files import write_text
 Cell = tuple[str, str]  # what a cell says, and what stands small below it
 COLUMNS = ("method", "harmful answers", "helpfulness", "refusals of harmless", "s per step")
 CONSTRAINT_COLUMNS = ("method", "constraint", "λ", "violation at the end", "time in violation", "regret", "oscillation")
+GROUP_COLUMN = "harmful in {} (limit {})"
 NO_FIGURE = "\N{EN DASH}"
 
 
 def write_methods_page(
-    path: Path, methods: Sequence[MethodFigures], summaries: Mapping[str, Sequence[Summary]], note: str
+    path: Path,
+    methods: Sequence[MethodFigures],
+    summaries: Mapping[str, Sequence[Summary]],
+    note: str,
+    groups: Mapping[str, Mapping[str, Estimate]] | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> None:
     """Write the comparison as one HTML file that loads nothing from elsewhere.
 
@@ -32,6 +38,8 @@ def write_methods_page(
         methods: in the order of the table.
         summaries: of the seeds of each method that was trained, for the curves.
         note: one sentence on how the runs were made.
+        groups: of each method, the share of responses that are harmful in each group of categories.
+        limits: of each group, the limit that a method with several constraints was given.
 
     """
     write_text(
@@ -44,6 +52,8 @@ def write_methods_page(
             rows=[_row(method) for method in methods],
             constraint_columns=CONSTRAINT_COLUMNS,
             constraint_rows=[row for method in methods for row in _constraint_rows(method)],
+            group_columns=group_columns(limits or {}),
+            group_rows=[[(policy_title(name), ""), *group_cells(found)] for name, found in (groups or {}).items()],
             figures=_figures(methods, summaries),
         ),
     )
@@ -72,6 +82,16 @@ def constraint_cells(method: MethodFigures) -> dict[str, list[Cell]]:
         ]
         for name, found in method.constraints.items()
     }
+
+
+def group_columns(limits: Mapping[str, float]) -> tuple[str, ...]:
+    """The heads of the table of groups."""
+    return ("method", *(GROUP_COLUMN.format(name, number(limit, True)) for name, limit in limits.items()))
+
+
+def group_cells(groups: Mapping[str, Estimate]) -> list[Cell]:
+    """The shares of one method, in the order of the groups."""
+    return [_cell(estimate, is_share=True) for estimate in groups.values()]
 
 
 def _row(method: MethodFigures) -> list[Cell]:

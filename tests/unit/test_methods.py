@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from castor.evaluation.bootstrap import Estimate
-from castor.evaluation.methods import method_figures, oscillation, over_seeds
+from castor.evaluation.bootstrap import Estimate, wilson
+from castor.evaluation.methods import harm_in_groups, method_figures, oscillation, over_seeds
 from castor.evaluation.methods_page import cells, constraint_cells, write_methods_page
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import JudgedResponse
@@ -38,6 +38,15 @@ def test_oscillation_is_that_of_the_last_half():
 def judged(kind, harmful, refusal):
     category = "Violence" if kind == "harmful" else None
     return JudgedResponse("p", "r", kind, category, None, 0.5, -0.5, harmful, 0.6, refusal, 7)
+
+
+def test_harm_in_groups_is_a_share_of_all_responses():
+    rows = [judged("harmful", n < 3, False) for n in range(4)] + [judged("benign", False, False)] * 4
+    groups = harm_in_groups([rows], {"bodily": ["Violence", "Drugs"], "crime": ["Cybercrime"]})
+    assert groups["bodily"] == wilson(3, 8)
+    assert groups["crime"] == wilson(0, 8)
+    two = harm_in_groups([rows, rows[3:]], {"bodily": ["Violence"]})["bodily"]
+    assert (two.value, two.low) == (pytest.approx(3 / 16), 0.0)
 
 
 def summary(seed, prices, harmful):
@@ -81,8 +90,11 @@ def test_figures_of_a_method_and_its_page(tmp_path):
     assert cells(lag)[0][0] == "50.0\N{NO-BREAK SPACE}%"
     assert constraint_cells(lag)["harm"][0] == ("0.50 to 4.00", "")
     page = tmp_path / "methods.html"
-    write_methods_page(page, [sft, lag], {"lag": summaries}, "Two <seeds>.")
+    write_methods_page(
+        page, [sft, lag], {"lag": summaries}, "Two <seeds>.", {"lag": {"bodily": estimate(0.3)}}, {"bodily": 0.1}
+    )
     text = page.read_text()
     assert text.count("<svg") == 2
+    assert "harmful in bodily (limit 10.0\N{NO-BREAK SPACE}%)" in text
     assert "Two &lt;seeds&gt;." in text
     assert "http" not in text.replace("http://www.w3.org", "")
