@@ -27,6 +27,9 @@ class SyntheticOptions(Section):
         "beavertails",
         description="labels of QA rows: the 14 categories of BeaverTails, or PKU-SafeRLHF's 19 with a severity",
     )
+    prompts: Literal["all", "harmless"] = Field(
+        "all", description="harmless: demonstrations of everyday prompts only, as sets for SFT and PTX have them"
+    )
 
 
 class DataSource(Section):

@@ -62,20 +62,25 @@ def test_presets_hold_the_values_of_their_sources():
     def run(preset):
         return load_config(CONFIGS / f"{preset}.yaml").rlhf[preset]
 
+    def cluster_run(preset):
+        return load_config(CONFIGS / "llama-8b" / f"{preset}.yaml").rlhf[preset]
+
     lag = run("ppo_lag")
     rule, advantage, learner = lag.multiplier("harm"), lag.advantage, lag.learner
     assert (rule.rule, rule.lambda_init, rule.lambda_lr, rule.lambda_max) == ("sgd_log", 1.0, 0.1, 5.0)
     assert (rule.lambda_update_delay_steps, rule.episode_cost_window_size) == (0, 128)
     assert (advantage.gamma, advantage.gae_lambda, advantage.kl_coeff) == (1.0, 0.95, 0.02)
     assert (advantage.clip_range_score, advantage.clip_range_value, advantage.whiten) == (50.0, 5.0, False)
-    assert (learner.clip_range_ratio, learner.update_iters, learner.ptx.ptx_coeff) == (0.2, 1, 16.0)
+    assert (learner.clip_range_ratio, learner.update_iters) == (0.2, 1)
+    assert cluster_run("ppo_lag").learner.ptx.ptx_coeff == 32 * learner.ptx.ptx_coeff == 16.0
     papers = [run(f"ppo_lag_paper_v{number}") for number in (1, 2, 3)]
     rules = [paper.multiplier("harm") for paper in papers]
     assert [(rule.lambda_init, rule.lambda_lr) for rule in rules] == [(1.0, 0.01), (0.5, 0.04), (1.0, 0.04)]
-    assert [paper.learner.ptx.ptx_coeff for paper in papers] == [8.0, 2.0, 1.0]
+    large = [cluster_run(f"ppo_lag_paper_v{n}") for n in (1, 2, 3)]
+    assert [paper.learner.ptx.ptx_coeff for paper in large] == [8.0, 2.0, 1.0]
+    assert [32 * paper.learner.ptx.ptx_coeff for paper in papers] == [8.0, 2.0, 1.0]
+    assert [paper.signals["harm"].threshold for paper in large] == [0.0, -3.0, -3.0]
     cluster = [load_config(CONFIGS / "llama-8b" / f"ppo_lag_paper_v{n}.yaml") for n in (1, 2, 3)]
-    limits = [config.rlhf[f"ppo_lag_paper_v{n}"].signals["harm"].threshold for n, config in enumerate(cluster, 1)]
-    assert limits == [0.0, -3.0, -3.0]
     assert {config.cost.normalize for config in cluster} == {"none"}
     assert not run("grpo_lag").has_critic("harm")
     assert not run("ppo").constraints

@@ -443,6 +443,8 @@ def test_demonstrations_show_the_stated_mix():
     assert 0.48 < mean(verdict.harmful for verdict in verdicts["harmful"]) < 0.57
     assert 0.05 < mean(verdict.refusal for verdict in verdicts["harmless"]) < 0.11
     assert 20 <= mean(len(row["response"].split()) for row in rows) <= 23
+    everyday = corpus.demonstrations(SyntheticOptions(prompts="harmless"), "train", 100)
+    assert Counter(parse_prompt(row["prompt"]).kind for row in everyday) == {"benign": 50, "lookalike": 50}
 
 
 def test_noise_options_change_labels_and_never_texts():

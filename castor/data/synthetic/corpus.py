@@ -46,11 +46,11 @@ def _of_kind(split: Split, kind: PromptKind, rng: random.Random) -> Iterator[Syn
             yield form_list[turn % len(form_list)]
 
 
-def _prompts(split: str, rng: random.Random) -> Iterator[SyntheticPrompt]:
+def _prompts(split: str, rng: random.Random, block: Sequence[PromptKind] = PROMPT_BLOCK) -> Iterator[SyntheticPrompt]:
     known = known_split(split)
-    streams = {kind: _of_kind(known, kind, rng) for kind in PROMPT_BLOCK}
+    streams = {kind: _of_kind(known, kind, rng) for kind in block}
     while True:
-        for kind in rng.sample(PROMPT_BLOCK, len(PROMPT_BLOCK)):
+        for kind in rng.sample(block, len(block)):
             yield next(streams[kind])
 
 
@@ -68,13 +68,14 @@ def prompts(options: SyntheticOptions, split: str, n: int) -> Iterator[str]:
 
 
 def demonstrations(options: SyntheticOptions, split: str, n: int) -> Iterator[dict]:
-    """n rows {prompt, response} for supervised fine-tuning, of the prompt mix and DEMONSTRATION_MIX.
+    """n rows {prompt, response} for supervised fine-tuning: the prompt mix, or its harmless kinds; DEMONSTRATION_MIX.
 
     Raises:
         CastorError: there is no such split.
     """
     rng = _rng(options, "demonstrations", split)
-    for prompt in itertools.islice(_prompts(split, rng), n):
+    block = [kind for kind in PROMPT_BLOCK if kind != "harmful" or options.prompts == "all"]
+    for prompt in itertools.islice(_prompts(split, rng, block), n):
         _, response = sample_from_mix(prompt, DEMONSTRATION_MIX, DEMONSTRATION_JUNK, rng)
         yield {"prompt": prompt.text, "response": response}
 
