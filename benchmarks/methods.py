@@ -8,9 +8,10 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +38,7 @@ PRESETS = (
     *("single_preference", "hh_ppo", "classifier_max", "classifier_mean", "pid_lag", "repo_rectified"),
     *("grpo_lag", "rloo_lag", "multi_constraint"),
 )
+WEIGHTS = {"reward_shaping_0_2": 0.2, "reward_shaping_10": 10.0}  # further fixed ν, beside the preset's 2
 BASE = "classifier_max"  # has every stage that presets share, the moderation model included
 
 
@@ -56,7 +58,10 @@ def main() -> None:
         laid_over = out / "steps.yaml"
         write_text(laid_over, f'rlhf: {{"*": {{steps: {args.steps}}}}}\n')
         overrides.append(str(laid_over))
-    found: dict[str, list[Summary]] = {preset: [] for preset in args.presets}
+    further = {name: {"extends": "reward_shaping", "multipliers": {"lambda_init": nu}} for name, nu in WEIGHTS.items()}
+    shapings = out / "shapings.yaml"
+    write_text(shapings, yaml.safe_dump({"rlhf": further}))
+    folders: dict[str, list[Path]] = {}
     for seed in args.seeds:
         base = out / f"seed-{seed}" / "base"
         castor(BASE, base, [*overrides, f"seed={seed}", f"rlhf.{BASE}=null", "evaluate=null"])
@@ -64,11 +69,14 @@ def main() -> None:
             folder = base.with_name(preset)
             if not folder.exists():
                 shutil.copytree(base, folder)
-            castor(preset, folder, [*overrides, f"seed={seed}", f"evaluate.prompts.split={args.split}"])
-            found[preset].append(Summary.model_validate_json((folder / "summary.json").read_text(encoding="utf-8")))
+            more = [str(shapings)] if preset == "reward_shaping" else []
+            castor(preset, folder, [*overrides, *more, f"seed={seed}", f"evaluate.prompts.split={args.split}"])
+            for name in read_summary(folder).runs:
+                folders.setdefault(name, []).append(folder)
+    found = {name: [read_summary(folder) for folder in made] for name, made in folders.items()}
     methods = compared(found)
     groups, limits = constraint_groups()
-    harm = harmful_shares(out, args.seeds, args.presets, groups)
+    harm = harmful_shares({"sft": next(iter(folders.values())), **folders}, groups)
     console = Console(width=150)
     console.print(table("methods, gold judge, 95 % intervals", COLUMNS, [[m.name, *texts(cells(m))] for m in methods]))
     rows = [[m.name, name, *texts(row)] for m in methods for name, row in constraint_cells(m).items()]
@@ -91,6 +99,11 @@ def castor(preset: str, folder: Path, overrides: Sequence[str]) -> None:
     subprocess.run(command, cwd=ROOT, check=True)
 
 
+def read_summary(folder: Path) -> Summary:
+    """What the pipeline wrote."""
+    return Summary.model_validate_json((folder / "summary.json").read_text(encoding="utf-8"))
+
+
 def compared(found: dict[str, list[Summary]]) -> list[MethodFigures]:
     """The starting point, and every preset."""
     start = method_figures("sft", next(iter(found.values())))
@@ -109,18 +122,12 @@ def constraint_groups() -> tuple[dict[str, list[str]], dict[str, float]]:
 
 
 def harmful_shares(
-    out: Path, seeds: Sequence[int], presets: Sequence[str], groups: dict[str, list[str]]
+    folders: Mapping[str, Sequence[Path]], groups: dict[str, list[str]]
 ) -> dict[str, dict[str, Estimate]]:
-    """Of the starting point and every preset, the share of responses that are harmful in each group."""
+    """Of every policy, from its run folders, the share of responses that are harmful in each group."""
     return {
-        name: harm_in_groups(
-            [
-                read_responses(responses_file(out / f"seed-{seed}" / (presets[0] if name == "sft" else name), name))
-                for seed in seeds
-            ],
-            groups,
-        )
-        for name in ("sft", *presets)
+        name: harm_in_groups([read_responses(responses_file(folder, name)) for folder in made], groups)
+        for name, made in folders.items()
     }
 
 
