@@ -85,6 +85,7 @@ class TrainEngine:
             lr_scheduler=lambda opt: _schedule(opt, config.optimizer, total_steps),
             config=_deepspeed_config(config, self.world_size, trained),
         )
+        self.engine.train()  # models are loaded in evaluation mode, in which nothing is recomputed
         self._clipped_norm: float | None = None
         if config.zero_stage == 0:
             # plain fp32 training clips in this method and throws the norm away; every other mode reports it

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -28,6 +28,20 @@ def load_config(model: str, trust_remote_code: bool = False) -> PreTrainedConfig
         raise CastorError(
             f"{model!r} cannot be loaded, it is no model folder or hub id: {first_line(error)}"
         ) from error
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout rate of a model to zero, in place.
+
+    A policy's log-probabilities must be those that it was sampled with, and a run that goes on must give the numbers of
+    one that never stopped. Its config, and so what is saved, keeps the rates.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and "drop" in name:
+                setattr(module, name, 0.0)
 
 
 def load_backbone(
@@ -60,6 +74,7 @@ def load_backbone(
     backbone, info = loaded  # a pair, because of output_loading_info
     check_loaded(model, info)
     backbone.config.use_cache = False
+    disable_dropout(backbone)
     return backbone
 
 

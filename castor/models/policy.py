@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from castor.errors import CastorError
-from castor.models.backbone import check_loaded, first_line, isolates_sequences, load_config, model_inputs
+from castor.models.backbone import (
+    check_loaded,
+    disable_dropout,
+    first_line,
+    isolates_sequences,
+    load_config,
+    model_inputs,
+)
 from castor.packing import PackedRows
 
 
@@ -33,6 +40,7 @@ class PolicyModel(nn.Module):
         lm, info = loaded  # a pair, because of output_loading_info
         check_loaded(model, info)
         lm.config.use_cache = False
+        disable_dropout(lm)
         return cls(lm)
 
     def forward(

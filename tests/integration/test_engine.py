@@ -1,10 +1,14 @@
 """The DeepSpeed engine alone, in this process: its state on disk, its guard against poisoned gradients, offload."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from castor.config.training import Engine, Optimizer
+from castor.config.training import Engine, LoRA, Optimizer
+from castor.models.lora import add_adapters
+from castor.models.policy import PolicyModel
+from castor.packing import pack_rows
 
 pytestmark = pytest.mark.usefixtures("process_group")
 STEPS = 10
@@ -104,3 +108,29 @@ def test_offload_computes_the_same(tmp_path, stage, offload):
 def test_offload_needs_a_stage_that_shards():
     with pytest.raises(ValueError, match="parameters needs zero_stage 3"):
         Engine(zero_stage=2, offload={"parameters": "cpu"})
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=4.0, target_modules=["q_proj", "v_proj"])])
+def test_checkpointing_recomputes_each_layer_and_gives_the_same_gradients(tiny_models, lora, zero_stage):
+    from actors.deepspeed_engine import TrainEngine
+
+    tokens, lengths = np.arange(5, 65), np.array([20, 40])
+    rows, positions = pack_rows(tokens, lengths, 64), torch.arange(1, 60)
+    passes, moved = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        policy = PolicyModel.load(tiny_models.policy, torch.float32)
+        if lora:
+            add_adapters(policy, lora)
+        config = Engine(zero_stage=zero_stage, gradient_checkpointing=checkpointing, optimizer=Optimizer(lr=0.01))
+        engine = TrainEngine(policy, config, STEPS)
+        calls = []
+        policy.lm.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))  # noqa: B023
+        for _ in range(2):
+            engine.accumulate(-engine.forward(rows, positions).mean())
+            engine.step()
+        passes.append(len(calls))
+        moved.append(torch.cat([tensor.flatten().clone() for _, tensor in engine.named_tensors()]))
+    assert passes == [2, 4]
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-6, atol=1e-7)

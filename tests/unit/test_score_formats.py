@@ -1,6 +1,7 @@
 """Score models on any backbone, and the layouts they are read from and written to."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,22 @@ def test_packed_equals_one_by_one_on_any_backbone(name, folders, tmp_path):
             logits = policy.lm(input_ids=ids).logits[0].double().log_softmax(-1)
             expected.append(logits[:-1].gather(1, ids[0, 1:, None])[:, 0])
     torch.testing.assert_close(logprobs, torch.cat(expected).float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_training_drops_nothing_out(name, folders, tmp_path):
+    """The rates stay in the config, for whoever trains the model elsewhere."""
+    lossy = str(shutil.copytree(folders(name), tmp_path / "lossy"))
+    file = Path(lossy, "config.json")
+    config = json.loads(file.read_text())
+    rates = {key: 0.5 for key, value in config.items() if "drop" in key and isinstance(value, float)}
+    file.write_text(json.dumps(config | rates))
+    model, plain = make_score_model(lossy, ScoreInfo("reward")), make_score_model(folders(name), ScoreInfo("reward"))
+    rows = pack_rows(sequences()[0], LENGTHS, 16)
+    torch.testing.assert_close(model.train()(rows, ENDS), plain.eval()(rows, ENDS))
+    assert all(getattr(model.backbone.config, rate) == 0.5 for rate in rates)
+    policy, steady = PolicyModel.load(lossy, torch.float32).train(), PolicyModel.load(folders(name), torch.float32)
+    torch.testing.assert_close(policy(rows, ENDS[[0, 1, 3]]), steady.eval()(rows, ENDS[[0, 1, 3]]))
 
 
 @pytest.mark.parametrize("name", ["llama", "opt"])
