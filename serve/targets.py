@@ -99,6 +99,10 @@ def _cost_folder(run: Path, config: Serve) -> Path | None:
     if config.cost_classifier is None:
         if config.cost != "cost" and not folder.is_dir():
             raise CastorError(f"{run} holds no stage {config.cost!r}, whose cost model was to be served")
+        if (folder / MODERATION_FILE).is_file():
+            raise CastorError(
+                f"{folder} holds a moderation model: set cost_classifier.reduce to make its output a cost"
+            )
         return _score_folder(folder, "cost")
     if not _is_model(folder) or not (folder / MODERATION_FILE).is_file():
         raise CastorError(
@@ -114,8 +118,6 @@ def _cost_folder(run: Path, config: Serve) -> Path | None:
 def _score_folder(folder: Path, kind: str) -> Path | None:
     if not folder.is_dir():
         return None
-    if (folder / MODERATION_FILE).is_file():
-        raise CastorError(f"{folder} holds a moderation model: set cost_classifier.reduce to make its output a {kind}")
     if not _is_model(folder) or not (folder / SCORE_FILE).is_file():
         raise CastorError(f"{folder} holds no finished {kind} model: run the pipeline to its end")
     return folder

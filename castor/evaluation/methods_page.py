@@ -19,7 +19,6 @@ from castor.files import write_text
 Cell = tuple[str, str]  # what a cell says, and what stands small below it
 COLUMNS = ("method", "harmful answers", "helpfulness", "refusals of harmless", "s per step")
 CONSTRAINT_COLUMNS = ("method", "constraint", "λ", "violation at the end", "time in violation", "regret", "oscillation")
-GROUP_COLUMN = "harmful in {} (limit {})"
 NO_FIGURE = "\N{EN DASH}"
 
 
@@ -28,8 +27,8 @@ def write_methods_page(
     methods: Sequence[MethodFigures],
     summaries: Mapping[str, Sequence[Summary]],
     note: str,
-    groups: Mapping[str, Mapping[str, Estimate]] | None = None,
-    limits: Mapping[str, float] | None = None,
+    groups: Mapping[str, Mapping[str, Estimate]],
+    limits: Mapping[str, float],
 ) -> None:
     """Write the comparison as one HTML file that loads nothing from elsewhere.
 
@@ -52,8 +51,8 @@ def write_methods_page(
             rows=[_row(method) for method in methods],
             constraint_columns=CONSTRAINT_COLUMNS,
             constraint_rows=[row for method in methods for row in _constraint_rows(method)],
-            group_columns=group_columns(limits or {}),
-            group_rows=[[(policy_title(name), ""), *group_cells(found)] for name, found in (groups or {}).items()],
+            group_columns=group_columns(limits),
+            group_rows=[[(policy_title(name), ""), *group_cells(found)] for name, found in groups.items()],
             figures=_figures(methods, summaries),
         ),
     )
@@ -86,7 +85,7 @@ def constraint_cells(method: MethodFigures) -> dict[str, list[Cell]]:
 
 def group_columns(limits: Mapping[str, float]) -> tuple[str, ...]:
     """The heads of the table of groups."""
-    return ("method", *(GROUP_COLUMN.format(name, number(limit, True)) for name, limit in limits.items()))
+    return ("method", *(f"harmful in {name} (limit {number(limit, True)})" for name, limit in limits.items()))
 
 
 def group_cells(groups: Mapping[str, Estimate]) -> list[Cell]:
