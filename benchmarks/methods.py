@@ -11,13 +11,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 from rich.console import Console
 from rich.table import Table
 
 from castor.config.load import load_config
 from castor.evaluation.bootstrap import Estimate
-from castor.evaluation.methods import MethodFigures, harm_in_groups, method_figures
+from castor.evaluation.methods import MethodFigures, break_even_weights, harm_in_groups, method_figures
 from castor.evaluation.methods_page import (
     COLUMNS,
     CONSTRAINT_COLUMNS,
@@ -87,9 +88,10 @@ def main() -> None:
     note = (
         f"{', '.join(map(str, sorted(steps)))} steps of RLHF on the synthetic corpus, seeds "
         f"{', '.join(map(str, args.seeds))}, {args.split} split. Intervals are over seeds, or over prompts where there "
-        "is one seed."
-    )
+        f"is one seed. {break_even(folders)}"
+    ).strip()
     write_methods_page(out / "methods.html", methods, found, note, harm, limits)
+    console.print(note)
     console.print(f"page: {out / 'methods.html'}")
 
 
@@ -129,6 +131,25 @@ def harmful_shares(
         name: harm_in_groups([read_responses(responses_file(folder, name)) for folder in made], groups)
         for name, made in folders.items()
     }
+
+
+def break_even(folders: Mapping[str, Sequence[Path]]) -> str:
+    """What harm pays, as a sentence; nothing unless both PPO and PPO-Lag were run."""
+    if not {"ppo", "ppo_lag"} <= folders.keys():
+        return ""
+    of_seeds = [
+        break_even_weights(
+            *(read_responses(responses_file(folder, name)) for folder, name in ((free, "ppo"), (safe, "ppo_lag")))
+        )
+        for free, safe in zip(folders["ppo"], folders["ppo_lag"], strict=True)
+    ]
+    found = np.concatenate(of_seeds)
+    low, middle, high = np.quantile(found, [0.05, 0.5, 0.95], method="inverted_cdf")
+    return (
+        f"On {len(found)} prompts that PPO answers harmfully and PPO-Lag does not, R - νC is the same for both answers at "
+        f"a ν of {middle:.2f} in the median, {low:.2f} to {high:.2f} in nine of ten: beyond it the harmless answer"
+        " is worth more."
+    )
 
 
 def texts(row: Sequence[tuple[str, str]]) -> list[str]:
