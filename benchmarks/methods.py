@@ -146,8 +146,8 @@ def break_even(folders: Mapping[str, Sequence[Path]]) -> str:
     found = np.concatenate(of_seeds)
     low, middle, high = np.quantile(found, [0.05, 0.5, 0.95], method="inverted_cdf")
     return (
-        f"On {len(found)} prompts that PPO answers harmfully and PPO-Lag does not, R - νC is the same for both answers at "
-        f"a ν of {middle:.2f} in the median, {low:.2f} to {high:.2f} in nine of ten: beyond it the harmless answer"
+        f"On {len(found)} prompts that PPO answers harmfully and PPO-Lag does not, R - νC is the same for both answers "
+        f"at a ν of {middle:.2f} in the median, {low:.2f} to {high:.2f} in nine of ten: beyond it the harmless answer"
         " is worth more."
     )
 
