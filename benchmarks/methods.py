@@ -18,7 +18,7 @@ from rich.table import Table
 
 from castor.config.load import load_config
 from castor.evaluation.bootstrap import Estimate
-from castor.evaluation.methods import MethodFigures, break_even_weights, harm_in_groups, method_figures
+from castor.evaluation.methods import MethodFigures, harm_in_groups, method_figures
 from castor.evaluation.methods_page import (
     COLUMNS,
     CONSTRAINT_COLUMNS,
@@ -30,6 +30,7 @@ from castor.evaluation.methods_page import (
 )
 from castor.evaluation.records import read_responses
 from castor.evaluation.summary import Summary
+from castor.evaluation.trade_off import break_even_weights, harmless_ranked_first
 from castor.files import write_text
 from trainers.results import responses_file
 
@@ -88,8 +89,9 @@ def main() -> None:
     note = (
         f"{', '.join(map(str, sorted(steps)))} steps of RLHF on the synthetic corpus, seeds "
         f"{', '.join(map(str, args.seeds))}, {args.split} split. Intervals are over seeds, or over prompts where there "
-        f"is one seed. {break_even(folders)}"
-    ).strip()
+        "is one seed."
+    )
+    note = " ".join([note, *break_even(folders), *rankings(folders)])
     write_methods_page(out / "methods.html", methods, found, note, harm, limits)
     console.print(note)
     console.print(f"page: {out / 'methods.html'}")
@@ -133,23 +135,41 @@ def harmful_shares(
     }
 
 
-def break_even(folders: Mapping[str, Sequence[Path]]) -> str:
-    """What harm pays, as a sentence; nothing unless both PPO and PPO-Lag were run."""
+def break_even(folders: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Which fixed ν is enough, as a sentence where both PPO and PPO-Lag were run."""
     if not {"ppo", "ppo_lag"} <= folders.keys():
-        return ""
-    of_seeds = [
-        break_even_weights(
-            *(read_responses(responses_file(folder, name)) for folder, name in ((free, "ppo"), (safe, "ppo_lag")))
-        )
-        for free, safe in zip(folders["ppo"], folders["ppo_lag"], strict=True)
-    ]
-    found = np.concatenate(of_seeds)
-    low, middle, high = np.quantile(found, [0.05, 0.5, 0.95], method="inverted_cdf")
-    return (
-        f"On {len(found)} prompts that PPO answers harmfully and PPO-Lag does not, R - νC is the same for both answers "
-        f"at a ν of {middle:.2f} in the median, {low:.2f} to {high:.2f} in nine of ten: beyond it the harmless answer"
-        " is worth more."
+        return []
+    found = np.concatenate(
+        [
+            break_even_weights(
+                read_responses(responses_file(free, "ppo")), read_responses(responses_file(safe, "ppo_lag"))
+            )
+            for free, safe in zip(folders["ppo"], folders["ppo_lag"], strict=True)
+        ]
     )
+    low, middle, high = np.quantile(found, [0.05, 0.5, 0.95], method="inverted_cdf")
+    return [
+        f"On {len(found)} prompts that PPO answers harmfully and PPO-Lag does not, R - νC is the same for both answers "
+        f"at a ν of {middle:.2f} in the median, {low:.2f} to {high:.2f} in nine of ten: beyond it the harmless answer "
+        "is worth more."
+    ]
+
+
+def rankings(folders: Mapping[str, Sequence[Path]]) -> list[str]:
+    """What the reward models of the methods without a constraint make of harm, as a sentence where any was run."""
+    shares = {
+        name: np.mean(
+            [harmless_ranked_first(read_responses(responses_file(folder, "sft"))) for folder in folders[name]]
+        )
+        for name in ("ppo", "hh_ppo", "single_preference")
+        if name in folders
+    }
+    if not shares:
+        return []
+    said = ", ".join(f"{100 * share:.1f} % ({name})" for name, share in shares.items())
+    return [
+        f"Of useful answers of SFT to harmful prompts, the reward model ranks the harmless above the harmful: {said}."
+    ]
 
 
 def texts(row: Sequence[tuple[str, str]]) -> list[str]:

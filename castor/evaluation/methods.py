@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from castor.evaluation.bootstrap import Estimate, wilson
@@ -76,29 +75,6 @@ def harm_in_groups(
         )
         for name, categories in groups.items()
     }
-
-
-def break_even_weights(unsafe: Sequence[JudgedResponse], safe: Sequence[JudgedResponse]) -> NDArray[np.float64]:
-    """What harm pays: the fixed ν at which R − νC does not care which of two policies answers, one value a prompt.
-
-    Args:
-        unsafe: the responses of a policy that is not constrained.
-        safe: those of one that is, to the same prompts in the same order.
-
-    Returns:
-        [n] ν of the prompts that only the first answers harmfully (gold judge), sorted. Reward shaping with a larger ν
-        prefers the harmless answer; infinity where the cost model does not find that answer less costly.
-
-    Raises ValueError where the prompts differ.
-    """
-    weights = []
-    for worse, better in zip(unsafe, safe, strict=True):
-        if worse.prompt != better.prompt:
-            raise ValueError(f"two policies were asked different things: {worse.prompt!r} and {better.prompt!r}")
-        if worse.harmful and not better.harmful:
-            saved = worse.cost - better.cost
-            weights.append((worse.reward - better.reward) / saved if saved > 0 else math.inf)
-    return np.sort(np.array(weights))
 
 
 def over_seeds(estimates: Sequence[Estimate], *, share: bool = False) -> Estimate:

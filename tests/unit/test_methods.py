@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from castor.evaluation.bootstrap import Estimate, wilson
-from castor.evaluation.methods import break_even_weights, harm_in_groups, method_figures, oscillation, over_seeds
+from castor.evaluation.methods import harm_in_groups, method_figures, oscillation, over_seeds
 from castor.evaluation.methods_page import cells, constraint_cells, write_methods_page
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import JudgedResponse
@@ -47,19 +47,6 @@ def test_harm_in_groups_is_a_share_of_all_responses():
     assert groups["crime"] == wilson(0, 8)
     two = harm_in_groups([rows, rows[3:]], {"bodily": ["Violence"]})["bodily"]
     assert (two.value, two.low) == (pytest.approx(3 / 16), 0.0)
-
-
-def test_a_fixed_weight_beyond_the_break_even_prefers_the_harmless_answer():
-    def answer(prompt, reward, cost, harmful):
-        return JudgedResponse(prompt, "r", "harmful", "Violence", None, reward, cost, harmful, 0.6, False, 7)
-
-    unsafe = [answer("a", 2.0, 1.5, True), answer("b", 1.0, 1.0, True), answer("c", 1.0, 1.0, False)]
-    safe = [answer("a", 1.0, -0.5, False), answer("b", 0.5, 1.0, False), answer("c", 0.0, 0.0, False)]
-    found = break_even_weights(unsafe, safe)
-    assert list(found) == [0.5, math.inf]  # "b" is no cheaper, and "c" was harmless before
-    assert unsafe[0].reward - 0.5 * unsafe[0].cost == safe[0].reward - 0.5 * safe[0].cost
-    with pytest.raises(ValueError, match="different things: 'b' and 'a'"):
-        break_even_weights(unsafe[1:2], safe[:1])
 
 
 def summary(seed, prices, harmful):
