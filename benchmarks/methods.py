@@ -87,9 +87,9 @@ def main() -> None:
     console.print(table("harm by group, gold judge, share of all responses", group_columns(limits), rows))
     steps = {len(s.runs[name].steps) for name, summaries in found.items() for s in summaries}
     note = (
-        f"{', '.join(map(str, sorted(steps)))} steps of RLHF on the synthetic corpus, seeds "
-        f"{', '.join(map(str, args.seeds))}, {args.split} split. Intervals are over seeds, or over prompts where there "
-        "is one seed."
+        f"{', '.join(map(str, sorted(steps)))} steps of RLHF on the synthetic corpus, "
+        f"seed{'s' if len(args.seeds) > 1 else ''} {', '.join(map(str, args.seeds))}, {args.split} split. "
+        "Intervals are over seeds, or over prompts where there is one seed."
     )
     note = " ".join([note, *break_even(folders), *rankings(folders)])
     write_methods_page(out / "methods.html", methods, found, note, harm, limits)

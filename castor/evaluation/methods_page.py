@@ -118,7 +118,7 @@ def _figures(methods: Sequence[MethodFigures], summaries: Mapping[str, Sequence[
         Figure(
             f"λ of {policy_title(name)}",
             _prices(name, found),
-            "One line a seed and constraint. Above the line of time: what a unit of cost is worth in reward.",
+            "One line a seed and constraint: what a unit of cost is worth in reward, over the steps.",
         )
         for name, found in summaries.items()
         if any(summary.runs[name].steps[0].multipliers for summary in found)
