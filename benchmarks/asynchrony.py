@@ -1,8 +1,9 @@
 """What overlapping rollout and learning gains: steps per second at max_staleness 1 against 0, same run, same machine.
 
 `python benchmarks/asynchrony.py runs/demo` takes the policy and the score models of a finished run and its first RLHF
-section. The two take turns on the same actors, starting over each time; the first step of a turn, which has nothing
-to overlap with, is left out. Without cores for both there is nothing to gain: the number of cores is printed too.
+section, objectives alone and without PTX. The two take turns on the same actors, starting over each time; the first
+step of a turn, which has nothing to overlap with, is left out. Without cores for both there is nothing to gain: the
+number of cores is printed too.
 """
 
 import argparse
@@ -64,7 +65,9 @@ def main() -> None:
     objectives = {
         name: signal for name, signal in section.signals.items() if signal.role == "objective" and signal.model
     }
-    config = section.model_copy(update={"steps": args.steps, "signals": objectives, "multipliers": None})
+    learner = section.learner.model_copy(update={"ptx": None})
+    fewer = {"steps": args.steps, "signals": objectives, "multipliers": None, "learner": learner}
+    config = section.model_copy(update=fewer)
     folder = RunFolder(whole.model_copy(update={"run_dir": args.run}))
     policy = folder.model_path(section.policy.model)
     text = PolicyText(policy, whole.template, section.policy.trust_remote_code)
