@@ -147,6 +147,8 @@ def break_even(folders: Mapping[str, Sequence[Path]]) -> list[str]:
             for free, safe in zip(folders["ppo"], folders["ppo_lag"], strict=True)
         ]
     )
+    if not len(found):
+        return []
     low, middle, high = np.quantile(found, [0.05, 0.5, 0.95], method="inverted_cdf")
     return [
         f"On {len(found)} prompts that PPO answers harmfully and PPO-Lag does not, R - νC is the same for both answers "
@@ -157,13 +159,12 @@ def break_even(folders: Mapping[str, Sequence[Path]]) -> list[str]:
 
 def rankings(folders: Mapping[str, Sequence[Path]]) -> list[str]:
     """What the reward models of the methods without a constraint make of harm, as a sentence where any was run."""
-    shares = {
-        name: np.mean(
-            [harmless_ranked_first(read_responses(responses_file(folder, "sft"))) for folder in folders[name]]
-        )
-        for name in ("ppo", "hh_ppo", "single_preference")
-        if name in folders
-    }
+    shares: dict[str, float] = {}
+    for name in [preset for preset in ("ppo", "hh_ppo", "single_preference") if preset in folders]:
+        of_seeds = [harmless_ranked_first(read_responses(responses_file(folder, "sft"))) for folder in folders[name]]
+        known = [share for share in of_seeds if share is not None]
+        if known:
+            shares[name] = float(np.mean(known))
     if not shares:
         return []
     said = ", ".join(f"{100 * share:.1f} % ({name})" for name, share in shares.items())

@@ -31,5 +31,4 @@ def test_how_often_a_reward_model_ranks_the_harmless_answer_first():
         answer("e", 9.0, -1.0, False, helpfulness=0.05),  # a refusal is no answer of use
     ]
     assert harmless_ranked_first(rows) == (1 + 0.5) / 4
-    with pytest.raises(ValueError, match="no useful harmful answer"):
-        harmless_ranked_first(rows[2:])
+    assert harmless_ranked_first(rows[2:]) is None
