@@ -24,8 +24,6 @@ def cluster(config: RayCluster) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     # Ray starts workers at nice 15, where they starve behind everything else the machine runs
     os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             _connect(address, config)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +12,10 @@ from typing import Any, cast
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.group import actor_env
+from actors.group import actor_env, node_id
 from actors.progress import Progress, ProgressBoard
 from castor.config.supervised import Supervised, Workers
 from castor.data.leaks import digest
@@ -56,14 +58,17 @@ def run_supervised(
     claim(training_folder(out), key, fresh)
     board = cast(Any, ProgressBoard).remote()
     job = Job(stage, model, [ray.put(rows)], training, validation, out, template, seed, board)
-    fit = _InBackground(_trainer(job).fit)
-    ended = False
+    here = NodeAffinitySchedulingStrategy(node_id(), soft=False)
+    running = fit.options(scheduling_strategy=here).remote(job)
+    ended: list[Any] = []
     while not ended:
-        ended = fit.done.wait(POLL_S)
+        ended, _ = ray.wait([running], timeout=POLL_S)
         for progress in ray.get(board.drain.remote(), timeout=BOARD_TIMEOUT_S):
             on_progress(progress)
-    if fit.error is not None:
-        raise ray.get(board.refusal.remote(), timeout=BOARD_TIMEOUT_S) or fit.error
+    try:
+        ray.get(running)
+    except RayTaskError as error:
+        raise ray.get(board.refusal.remote(), timeout=BOARD_TIMEOUT_S) or error.cause from error
     shutil.rmtree(training_folder(out))
     return read_json(metrics_file(out))
 
@@ -81,6 +86,17 @@ def split_by_prompt(rows: Sequence[Any], share: float, seed: int) -> tuple[NDArr
         chosen = np.random.default_rng(seed).permutation(len(numbers))[: math.ceil(share * len(numbers))]
         held_out[chosen] = True
     return np.flatnonzero(~held_out[prompt_of]), np.flatnonzero(held_out[prompt_of])
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def fit(job: Job) -> None:
+    """Ray Train's `fit`, which blocks and installs its own handler of Ctrl-C, in a process of its own.
+
+    A thread of the driver could meet a Ray that an interrupt is shutting down, and Ray then ends the whole process.
+    """
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    _trainer(job).fit()
 
 
 def _trainer(job: Job) -> Any:
@@ -119,22 +135,3 @@ def scaling(stage: Supervised) -> Any:
             **resources.custom,
         },
     )
-
-
-class _InBackground(threading.Thread):
-    """Runs a function in a daemon thread: `fit` in the main thread would replace the handler of Ctrl-C for good."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self.function, self.done = function, threading.Event()
-        self.error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        """Call the function; keep what it raised."""
-        try:
-            self.function()
-        except Exception as error:  # raised again by the main thread
-            self.error = error
-        finally:
-            self.done.set()

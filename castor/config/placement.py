@@ -117,6 +117,7 @@ def _supervised(stage: Supervised, shape: Shape | None) -> list[Actors]:
             ),
             parameters=_count(shape, score=score),
         ),
+        _helper("fit", "Ray Train's driver"),
         _helper("TrainController", "Ray Train: restarts the workers"),
         _helper("ProgressBoard", "newest step, for the progress bar"),
     ]

@@ -53,7 +53,7 @@ def test_ctrl_c_ends_everything(tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         assert time.monotonic() - start < 10
-        assert process.returncode == 130
+        assert process.returncode == 130, (errors, screen.shown[-2000:])
         assert errors.strip().endswith("the same command does not run the finished stages again")
         _, alive = psutil.wait_procs(family, timeout=10)
         assert not alive, [p.cmdline() for p in alive]
