@@ -35,7 +35,7 @@ class MethodFigures:
     harmful: Estimate | None  # share of the answers to harmful prompts, gold judge
     helpfulness: Estimate | None  # gold judge
     refusals: Estimate | None  # share of the answers to harmless prompts, gold judge
-    seconds_per_step: float | None  # rollout, learning and weight transfer; None for a policy that was not trained
+    seconds_per_step: float | None  # median of the seeds; None for a policy that was not trained
     constraints: dict[str, ConstraintFigures]
 
 
@@ -49,7 +49,7 @@ def method_figures(name: str, summaries: Sequence[Summary]) -> MethodFigures:
         harmful=_estimate([policy.gold_harmful_rate for policy in policies], share=True),
         helpfulness=_estimate([policy.gold_helpfulness for policy in policies]),
         refusals=_estimate([policy.refusal_rate_harmless for policy in policies], share=True),
-        seconds_per_step=float(np.mean([seconds_per_step(run) for run in runs])) if runs else None,
+        seconds_per_step=float(np.median([seconds_per_step(run) for run in runs])) if runs else None,
         constraints={key: _constraint(key, runs) for key in (runs[0].steps[0].multipliers if runs else {})},
     )
 
@@ -97,9 +97,9 @@ def over_seeds(estimates: Sequence[Estimate], *, share: bool = False) -> Estimat
 
 
 def seconds_per_step(run: Run) -> float:
-    """Mean wall seconds of a step: rollout, learning and weight transfer."""
+    """Median wall seconds of a step (rollout, learning and weight transfer): other work only lengthens single steps."""
     return float(
-        np.mean([sum(step.metrics[key] for key in ("rollout_s", "learn_s", "transfer_s")) for step in run.steps])
+        np.median([sum(step.metrics[key] for key in ("rollout_s", "learn_s", "transfer_s")) for step in run.steps])
     )
 
 

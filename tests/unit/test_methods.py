@@ -53,7 +53,7 @@ def summary(seed, prices, harmful):
     rows = [judged("harmful", n < harmful, False) for n in range(10)] + [
         judged("benign", False, n < 2) for n in range(10)
     ]
-    seconds = {"rollout_s": 1.0, "learn_s": 2.0, "transfer_s": 0.5}
+    seconds = {"rollout_s": 1.0, "transfer_s": 0.5}
     steps = [
         Step(
             step=number,
@@ -63,7 +63,13 @@ def summary(seed, prices, harmful):
             mean_costs={"harm": 0.0},
             mean_reward=0.1,
             kl=0.2,
-            metrics={**seconds, "harm/violation": 0.25, "harm/time_in_violation": 0.5, "harm/regret": 1.5 + seed},
+            metrics={
+                **seconds,
+                "learn_s": 90.0 if number == 1 else 2.0,
+                "harm/violation": 0.25,
+                "harm/time_in_violation": 0.5,
+                "harm/regret": 1.5 + seed,
+            },
         )
         for number, price in enumerate(prices, 1)
     ]
