@@ -18,11 +18,13 @@ from rich.table import Table
 
 from castor.config.load import load_config
 from castor.evaluation.bootstrap import Estimate
-from castor.evaluation.methods import MethodFigures, harm_in_groups, method_figures
+from castor.evaluation.methods import Comparison, MethodFigures, compare, harm_in_groups, method_figures
 from castor.evaluation.methods_page import (
     COLUMNS,
+    COMPARISON_COLUMNS,
     CONSTRAINT_COLUMNS,
     cells,
+    comparison_cells,
     constraint_cells,
     group_cells,
     group_columns,
@@ -41,6 +43,7 @@ PRESETS = (
     *("grpo_lag", "rloo_lag", "multi_constraint"),
 )
 WEIGHTS = {"reward_shaping_0_2": 0.2, "reward_shaping_10": 10.0}  # further fixed ν, beside the preset's 2
+REFERENCE = "ppo_lag"  # what the others are compared with
 BASE = "classifier_max"  # has every stage that presets share, the moderation model included
 
 
@@ -81,6 +84,10 @@ def main() -> None:
     harm = harmful_shares({"sft": next(iter(folders.values())), **folders}, groups)
     console = Console(width=150)
     console.print(table("methods, gold judge, 95 % intervals", COLUMNS, [[m.name, *texts(cells(m))] for m in methods]))
+    comparisons = against_reference(found)
+    if comparisons:
+        rows = [[c.name, *texts(comparison_cells(c))] for c in comparisons]
+        console.print(table(f"less {REFERENCE} of the same seed, 95 % intervals", COMPARISON_COLUMNS, rows))
     rows = [[m.name, name, *texts(row)] for m in methods for name, row in constraint_cells(m).items()]
     console.print(table("constraints", CONSTRAINT_COLUMNS, rows))
     rows = [[name, *texts(group_cells(shares))] for name, shares in harm.items()]
@@ -92,7 +99,7 @@ def main() -> None:
         "Intervals are over seeds, or over prompts where there is one seed."
     )
     note = " ".join([note, *break_even(folders), *rankings(folders)])
-    write_methods_page(out / "methods.html", methods, found, note, harm, limits)
+    write_methods_page(out / "methods.html", methods, found, note, harm, limits, comparisons)
     console.print(note)
     console.print(f"page: {out / 'methods.html'}")
 
@@ -112,6 +119,13 @@ def compared(found: dict[str, list[Summary]]) -> list[MethodFigures]:
     """The starting point, and every preset."""
     start = method_figures("sft", next(iter(found.values())))
     return [start, *(method_figures(name, summaries) for name, summaries in found.items())]
+
+
+def against_reference(found: Mapping[str, Sequence[Summary]]) -> list[Comparison]:
+    """Every other preset against the reference; none where the reference or a second seed was not run."""
+    if len(found.get(REFERENCE, ())) < 2:
+        return []
+    return [compare(name, runs, REFERENCE, found[REFERENCE]) for name, runs in found.items() if name != REFERENCE]
 
 
 def constraint_groups() -> tuple[dict[str, list[str]], dict[str, float]]:

@@ -39,6 +39,20 @@ class MethodFigures:
     constraints: dict[str, ConstraintFigures]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """One method less a reference, pair by pair over the seeds of both: what a seed's runs share cancels out.
+
+    Estimates are means over pairs with Student's 95 % intervals.
+    """
+
+    name: str
+    reference: str
+    harmful: Estimate  # difference of the shares of harmful answers to harmful prompts, gold judge
+    helpfulness: Estimate  # difference, gold judge
+    seconds_per_step: Estimate | None  # ratio; None for a policy that was not trained
+
+
 def method_figures(name: str, summaries: Sequence[Summary]) -> MethodFigures:
     """The figures of policy `name` from one summary a seed. Raises ValueError when there are none."""
     policies = [summary.policies[name] for summary in summaries]
@@ -51,6 +65,34 @@ def method_figures(name: str, summaries: Sequence[Summary]) -> MethodFigures:
         refusals=_estimate([policy.refusal_rate_harmless for policy in policies], share=True),
         seconds_per_step=float(np.median([seconds_per_step(run) for run in runs])) if runs else None,
         constraints={key: _constraint(key, runs) for key in (runs[0].steps[0].multipliers if runs else {})},
+    )
+
+
+def compare(
+    name: str, summaries: Sequence[Summary], reference: str, reference_summaries: Sequence[Summary]
+) -> Comparison:
+    """Policy `name` against policy `reference`, from one summary a seed of each, in the same order of seeds.
+
+    Raises ValueError where the seeds differ, are fewer than two, or a policy has no gold verdicts.
+    """
+    seeds, reference_seeds = [s.seed for s in summaries], [s.seed for s in reference_summaries]
+    if seeds != reference_seeds or len(seeds) < 2:
+        raise ValueError(
+            f"{name} has seeds {seeds} and {reference} {reference_seeds}: it takes two or more seeds, the same of both"
+        )
+    mine = [method_figures(name, [summary]) for summary in summaries]
+    theirs = [method_figures(reference, [summary]) for summary in reference_summaries]
+    ratios = [
+        a.seconds_per_step / b.seconds_per_step
+        for a, b in zip(mine, theirs, strict=True)
+        if a.seconds_per_step is not None and b.seconds_per_step is not None
+    ]
+    return Comparison(
+        name=name,
+        reference=reference,
+        harmful=_difference([m.harmful for m in mine], [m.harmful for m in theirs]),
+        helpfulness=_difference([m.helpfulness for m in mine], [m.helpfulness for m in theirs]),
+        seconds_per_step=students(ratios) if ratios else None,
     )
 
 
@@ -87,13 +129,19 @@ def over_seeds(estimates: Sequence[Estimate], *, share: bool = False) -> Estimat
         raise ValueError("no seed has an estimate")
     if len(estimates) == 1:
         return estimates[0]
-    values = np.array([estimate.value for estimate in estimates])
-    mean = float(values.mean())
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    low, high = mean - half, mean + half
-    if share:
-        low, high = min(max(0.0, low), mean), max(min(1.0, high), mean)
-    return Estimate(value=mean, low=low, high=high)
+    found = students([estimate.value for estimate in estimates])
+    if not share:
+        return found
+    low, high = min(max(0.0, found.low), found.value), max(min(1.0, found.high), found.value)
+    return Estimate(value=found.value, low=low, high=high)
+
+
+def students(values: Sequence[float]) -> Estimate:
+    """The mean of two or more values with Student's 95 % interval."""
+    array = np.asarray(values, dtype=np.float64)
+    mean = float(array.mean())
+    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+    return Estimate(value=mean, low=mean - half, high=mean + half)
 
 
 def seconds_per_step(run: Run) -> float:
@@ -111,6 +159,15 @@ def oscillation(prices: Sequence[float]) -> float:
 def _estimate(found: Sequence[Estimate | None], *, share: bool = False) -> Estimate | None:
     known = [estimate for estimate in found if estimate is not None]
     return over_seeds(known, share=share) if known else None
+
+
+def _difference(found: Sequence[Estimate | None], reference: Sequence[Estimate | None]) -> Estimate:
+    less = []
+    for one, other in zip(found, reference, strict=True):
+        if one is None or other is None:
+            raise ValueError("a policy without gold verdicts has nothing to be compared by")
+        less.append(one.value - other.value)
+    return students(less)
 
 
 def _constraint(name: str, runs: Sequence[Run]) -> ConstraintFigures:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from castor.evaluation.bootstrap import Estimate
-from castor.evaluation.methods import MethodFigures
+from castor.evaluation.methods import Comparison, MethodFigures
 from castor.evaluation.page import Figure, render
 from castor.evaluation.summary import Summary
 from castor.evaluation.svg import ALARM, INK, MARKERS, POLICY_COLOURS, draw, place_legend
@@ -18,6 +18,7 @@ from castor.files import write_text
 
 Cell = tuple[str, str]  # what a cell says, and what stands small below it
 COLUMNS = ("method", "harmful answers", "helpfulness", "refusals of harmless", "s per step")
+COMPARISON_COLUMNS = ("method", "harmful answers", "helpfulness", "time of a step")
 CONSTRAINT_COLUMNS = ("method", "constraint", "λ", "violation at the end", "time in violation", "regret", "oscillation")
 NO_FIGURE = "\N{EN DASH}"
 
@@ -29,6 +30,7 @@ def write_methods_page(
     note: str,
     groups: Mapping[str, Mapping[str, Estimate]],
     limits: Mapping[str, float],
+    comparisons: Sequence[Comparison],
 ) -> None:
     """Write the comparison as one HTML file that loads nothing from elsewhere.
 
@@ -39,6 +41,7 @@ def write_methods_page(
         note: one sentence on how the runs were made.
         groups: of each method, the share of responses that are harmful in each group of categories.
         limits: of each group, the limit that a method with several constraints was given.
+        comparisons: of methods with one of them over the same seeds; may be empty.
 
     """
     write_text(
@@ -49,6 +52,9 @@ def write_methods_page(
             note=note,
             columns=COLUMNS,
             rows=[_row(method) for method in methods],
+            reference=policy_title(comparisons[0].reference) if comparisons else "",
+            comparison_columns=COMPARISON_COLUMNS,
+            comparison_rows=[[(policy_title(found.name), ""), *comparison_cells(found)] for found in comparisons],
             constraint_columns=CONSTRAINT_COLUMNS,
             constraint_rows=[row for method in methods for row in _constraint_rows(method)],
             group_columns=group_columns(limits),
@@ -66,6 +72,16 @@ def cells(method: MethodFigures) -> list[Cell]:
         _cell(method.helpfulness),
         _cell(method.refusals, is_share=True),
         (seconds, ""),
+    ]
+
+
+def comparison_cells(found: Comparison) -> list[Cell]:
+    """How one method differs from the reference: percentage points, helpfulness, times as long."""
+    seconds = found.seconds_per_step
+    return [
+        _signed(found.harmful, 1, 100.0, "\N{NO-BREAK SPACE}points"),
+        _signed(found.helpfulness, 3),
+        (NO_FIGURE, "") if seconds is None else (f"× {number(seconds.value)}", interval(seconds)),
     ]
 
 
@@ -106,6 +122,14 @@ def _cell(estimate: Estimate | None, is_share: bool = False) -> Cell:
     if estimate is None:
         return NO_FIGURE, ""
     return number(estimate.value, is_share), interval(estimate, is_share)
+
+
+def _signed(estimate: Estimate, digits: int, scale: float = 1.0, unit: str = "") -> Cell:
+    value, low, high = (
+        f"{scale * end:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        for end in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value}{unit}", f"{low} to {high}"
 
 
 def _figures(methods: Sequence[MethodFigures], summaries: Mapping[str, Sequence[Summary]]) -> list[Figure]:

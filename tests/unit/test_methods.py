@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from castor.evaluation.bootstrap import Estimate, wilson
-from castor.evaluation.methods import harm_in_groups, method_figures, oscillation, over_seeds
-from castor.evaluation.methods_page import cells, constraint_cells, write_methods_page
+from castor.evaluation.methods import compare, harm_in_groups, method_figures, oscillation, over_seeds
+from castor.evaluation.methods_page import cells, comparison_cells, constraint_cells, write_methods_page
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import JudgedResponse
 from castor.evaluation.summary import Run, Step, Summary, Versions
@@ -49,7 +49,7 @@ def test_harm_in_groups_is_a_share_of_all_responses():
     assert (two.value, two.low) == (pytest.approx(3 / 16), 0.0)
 
 
-def summary(seed, prices, harmful):
+def summary(seed, prices, harmful, learn_s=2.0):
     rows = [judged("harmful", n < harmful, False) for n in range(10)] + [
         judged("benign", False, n < 2) for n in range(10)
     ]
@@ -65,7 +65,7 @@ def summary(seed, prices, harmful):
             kl=0.2,
             metrics={
                 **seconds,
-                "learn_s": 90.0 if number == 1 else 2.0,
+                "learn_s": 90.0 if number == 1 else learn_s,
                 "harm/violation": 0.25,
                 "harm/time_in_violation": 0.5,
                 "harm/regret": 1.5 + seed,
@@ -97,10 +97,36 @@ def test_figures_of_a_method_and_its_page(tmp_path):
     assert constraint_cells(lag)["harm"][0] == ("0.50 to 4.00", "")
     page = tmp_path / "methods.html"
     write_methods_page(
-        page, [sft, lag], {"lag": summaries}, "Two <seeds>.", {"lag": {"bodily": estimate(0.3)}}, {"bodily": 0.1}
+        page,
+        [sft, lag],
+        {"lag": summaries},
+        "Two <seeds>.",
+        {"lag": {"bodily": estimate(0.3)}},
+        {"bodily": 0.1},
+        [compare("lag", summaries, "sft", summaries)],
     )
     text = page.read_text()
     assert text.count("<svg") == 2
     assert "harmful in bodily (limit 10.0\N{NO-BREAK SPACE}%)" in text
+    assert "Against SFT" in text
     assert "Two &lt;seeds&gt;." in text
     assert "http" not in text.replace("http://www.w3.org", "")
+
+
+def test_methods_are_compared_seed_by_seed():
+    prices = [1.0, 1.0, 1.0, 1.0]
+    slow = [summary(0, prices, 2, learn_s=5.5), summary(1, prices, 6, learn_s=5.5)]
+    found = compare("lag", [summary(0, prices, 5), summary(1, prices, 8)], "lag", slow)
+    half = 12.706204736174694 * np.std([0.3, 0.2], ddof=1) / math.sqrt(2)  # the seeds themselves differ by 0.4
+    assert found.harmful.value == pytest.approx(0.25)
+    assert (found.harmful.low, found.harmful.high) == pytest.approx((0.25 - half, 0.25 + half))
+    assert found.helpfulness == Estimate(value=0.0, low=0.0, high=0.0)
+    assert found.seconds_per_step == Estimate(value=0.5, low=0.5, high=0.5)
+    assert compare("sft", slow, "lag", slow).seconds_per_step is None
+    points, helpfulness, time = comparison_cells(found)
+    assert points[0] == "+25.0\N{NO-BREAK SPACE}points"
+    assert (helpfulness, time) == (("+0.000", "+0.000 to +0.000"), ("× 0.50", "0.50 to 0.50"))
+    with pytest.raises(ValueError, match="the same of both"):
+        compare("lag", slow, "lag", slow[::-1])
+    with pytest.raises(ValueError, match="two or more"):
+        compare("lag", slow[:1], "lag", slow[:1])
