@@ -90,7 +90,7 @@ def compare(
     return Comparison(
         name=name,
         reference=reference,
-        harmful=_difference([m.harmful for m in mine], [m.harmful for m in theirs]),
+        harmful=_cut(_difference([m.harmful for m in mine], [m.harmful for m in theirs]), -1.0, 1.0),
         helpfulness=_difference([m.helpfulness for m in mine], [m.helpfulness for m in theirs]),
         seconds_per_step=students(ratios) if ratios else None,
     )
@@ -130,10 +130,7 @@ def over_seeds(estimates: Sequence[Estimate], *, share: bool = False) -> Estimat
     if len(estimates) == 1:
         return estimates[0]
     found = students([estimate.value for estimate in estimates])
-    if not share:
-        return found
-    low, high = min(max(0.0, found.low), found.value), max(min(1.0, found.high), found.value)
-    return Estimate(value=found.value, low=low, high=high)
+    return _cut(found, 0.0, 1.0) if share else found
 
 
 def students(values: Sequence[float]) -> Estimate:
@@ -159,6 +156,12 @@ def oscillation(prices: Sequence[float]) -> float:
 def _estimate(found: Sequence[Estimate | None], *, share: bool = False) -> Estimate | None:
     known = [estimate for estimate in found if estimate is not None]
     return over_seeds(known, share=share) if known else None
+
+
+def _cut(found: Estimate, low: float, high: float) -> Estimate:
+    """The interval without what the value cannot be; rounding leaves the value inside."""
+    value = found.value
+    return Estimate(value=value, low=min(max(low, found.low), value), high=max(min(high, found.high), value))
 
 
 def _difference(found: Sequence[Estimate | None], reference: Sequence[Estimate | None]) -> Estimate:

@@ -120,6 +120,8 @@ def test_methods_are_compared_seed_by_seed():
     half = 12.706204736174694 * np.std([0.3, 0.2], ddof=1) / math.sqrt(2)  # the seeds themselves differ by 0.4
     assert found.harmful.value == pytest.approx(0.25)
     assert (found.harmful.low, found.harmful.high) == pytest.approx((0.25 - half, 0.25 + half))
+    certain = compare("lag", [summary(0, prices, 10), summary(1, prices, 10)], "lag", slow)
+    assert (certain.harmful.value, certain.harmful.high) == (pytest.approx(0.6), 1.0)
     assert found.helpfulness == Estimate(value=0.0, low=0.0, high=0.0)
     assert found.seconds_per_step == Estimate(value=0.5, low=0.5, high=0.5)
     assert compare("sft", slow, "lag", slow).seconds_per_step is None
