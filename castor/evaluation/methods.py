@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -137,7 +136,7 @@ def students(values: Sequence[float]) -> Estimate:
     """The mean of two or more values with Student's 95 % interval."""
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
-    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+    half = float(stats.t.ppf(0.975, len(array) - 1) * stats.sem(array))
     return Estimate(value=mean, low=mean - half, high=mean + half)
 
 
