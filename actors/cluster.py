@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import ray
 
-from castor.config.pipeline import RayCluster
-from castor.errors import CastorError
+from castor.config.cluster import RayCluster
+from castor.io.errors import CastorError
 
 START_ATTEMPTS = 2  # Ray gives its own processes 30 s to come up, hard-coded; a busy machine may miss that once
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.batch import forward_shared, make_micro_batch, plan_mini_batches, sum_over_ranks
 from castor.config.rlhf import RLHF
 from castor.config.training import Engine
 from castor.experience import Experience
+from engines.batch import forward_shared, make_micro_batch, plan_mini_batches, sum_over_ranks
 
 
 class Critic:
@@ -19,9 +19,10 @@ class Critic:
         """From the weights of the score model; that of a classifier's cost, and one with a `critic_model`, is the
         backbone of `model` with a fresh scalar head, the same one on every rank.
         """
-        from actors.deepspeed_engine import TrainEngine, device, resolve_dtype
+        from castor.models.device import device, resolve_dtype
         from castor.models.load import load_critic
         from castor.models.score import ScoreInfo, ScoreModel
+        from engines.deepspeed_engine import TrainEngine
 
         self.config, self.engine_config, self.seed, self.rank, self.world = config, engine, seed, rank, world
         self.device, dtype = device(), resolve_dtype(engine.dtype)

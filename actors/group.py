@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from castor.config.training import Resources
-from castor.errors import CastorError
+from castor.io.errors import CastorError
 
 START_TIMEOUT_S = 900.0  # importing torch, vllm and deepspeed takes minutes on a loaded machine
 
@@ -103,7 +103,7 @@ class SpmdActor:
         """Enter the process group."""
         import torch.distributed as dist
 
-        from actors.deepspeed_engine import init_process_group
+        from engines.deepspeed_engine import init_process_group
 
         store = cast(Any, dist).TCPStore(address, port, is_master=False) if rank else self.store
         init_process_group(rank, world_size, store, timeout_s)

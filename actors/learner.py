@@ -11,7 +11,19 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from actors.batch import (
+from actors.group import SpmdActor
+from actors.multipliers import Prices, effective_kl_coeff
+from castor.algorithms.advantages import combine
+from castor.algorithms.kl import k3
+from castor.algorithms.losses import clipped_policy_loss
+from castor.algorithms.off_policy import importance_ratio, truncated_importance_weights
+from castor.algorithms.ragged import token_weights
+from castor.config.rlhf import RLHF
+from castor.data.rows.schemas import QARow
+from castor.data.tokens.template import PromptTemplate, load_tokenizer
+from castor.experience import Experience
+from castor.io.checkpoint import atomic_folder
+from engines.batch import (
     MiniBatch,
     StepBatch,
     forward_shared,
@@ -21,19 +33,7 @@ from actors.batch import (
     read,
     sum_over_ranks,
 )
-from actors.group import SpmdActor
-from actors.multipliers import Prices, effective_kl_coeff
-from actors.weights import WeightUpdate, publish
-from castor.algorithms.advantages import combine
-from castor.algorithms.kl import k3
-from castor.algorithms.losses import clipped_policy_loss
-from castor.algorithms.off_policy import importance_ratio, truncated_importance_weights
-from castor.algorithms.ragged import token_weights
-from castor.checkpoint import atomic_folder
-from castor.config.rlhf import RLHF
-from castor.data.rows import QARow
-from castor.data.template import PromptTemplate, load_tokenizer
-from castor.experience import Experience
+from engines.weights import WeightUpdate, publish
 
 
 @ray.remote
@@ -42,8 +42,9 @@ class LearnerWorker(SpmdActor):
 
     def load(self, model: str, config: RLHF, seed: int, template: str, ptx_rows: Sequence[QARow] | None) -> None:
         """Load the policy into its engine; `ptx_rows` are the demonstrations of PTX, where it is on. Collective."""
-        from actors.deepspeed_engine import TrainEngine, device, resolve_dtype
+        from castor.models.device import device, resolve_dtype
         from castor.models.policy import PolicyModel
+        from engines.deepspeed_engine import TrainEngine
 
         self.model, self.config, self.seed = model, config, seed
         self.learner = config.learner
@@ -56,7 +57,7 @@ class LearnerWorker(SpmdActor):
         self.lm = policy.lm
         self.adapter = None
         if config.policy.lora is not None:
-            from actors.adapter import Adapter
+            from engines.adapter import Adapter
 
             self.adapter = Adapter(policy, config.policy.lora, self.rank, self.world_size)
         updates = self.config.steps * self.learner.update_iters * self.learner.mini_batches

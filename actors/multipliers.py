@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from actors.batch import read
 from castor.algorithms.constraints import Limit
 from castor.algorithms.kl import adapted_coefficient
 from castor.algorithms.multipliers import MultiplierState, initial_state, update, violated
 from castor.config.rlhf import RLHF
-from castor.files import read_json, write_json
+from castor.io.files import read_json, write_json
+from engines.batch import read
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.deepspeed_engine import TrainEngine
 from castor.config.rlhf import PTX
 from castor.config.training import Engine
-from castor.data.batches import batches
-from castor.data.rows import QARow
-from castor.data.samples import Samples
-from castor.data.template import PromptTemplate
+from castor.data.rows.schemas import QARow
+from castor.data.tokens.batches import batches
+from castor.data.tokens.samples import Samples
+from castor.data.tokens.template import PromptTemplate
 from castor.packing import micro_batches, partition
+from engines.deepspeed_engine import TrainEngine
 
 
 class PTXStream:

@@ -18,7 +18,7 @@ class ReferenceWorker:
         import torch
 
         torch.set_num_threads(threads)
-        from actors.deepspeed_engine import device, resolve_dtype
+        from castor.models.device import device, resolve_dtype
         from castor.models.policy import PolicyModel
 
         self.engine, self.temperature, self.device = engine, temperature, device()
@@ -30,7 +30,7 @@ class ReferenceWorker:
 
     def logprobs(self, experience: Experience) -> NDArray[np.float32]:
         """[R] float32 log-probabilities of the response tokens, in the experience's order."""
-        from actors.batch import forward_by_budget
+        from engines.batch import forward_by_budget
 
         return forward_by_budget(
             experience,

@@ -10,12 +10,12 @@ import numpy as np
 import ray
 
 from actors.group import node_id
-from actors.weights import HeldWeights, WeightUpdate
 from castor.config.rlhf import Rollout
 from castor.experience import Experience
+from engines.weights import HeldWeights, WeightUpdate
 
 if TYPE_CHECKING:  # importing vLLM takes 20 s: only the workers do
-    from actors.engines import Response
+    from engines.vllm_engine import Response
 
 VLLM_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the in-process executor needs it; AsyncLLM keeps its one engine process
@@ -56,9 +56,9 @@ class RolloutWorker:
         import torch
 
         torch.set_num_threads(threads)  # vLLM turns later calls into no-ops
-        from actors.engines import make_engine
-        from castor.data.template import PromptTemplate, load_tokenizer
+        from castor.data.tokens.template import PromptTemplate, load_tokenizer
         from castor.models.policy import context_length
+        from engines.vllm_engine import make_engine
 
         self.config = config
         self.template = PromptTemplate(load_tokenizer(model, trust_remote_code), template)
@@ -87,7 +87,7 @@ class RolloutWorker:
 
         A prompt longer than max_prompt_tokens has been dropped by the driver's prompt filter; here it is an error.
         """
-        from actors.engines import Request
+        from engines.vllm_engine import Request
 
         encoded = [Request(r.uid, self.template.encode_prompt(r.prompt), r.seed) for r in requests]
         for request in encoded:

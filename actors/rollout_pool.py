@@ -14,8 +14,8 @@ from ray.exceptions import RayActorError
 
 from actors.group import START_TIMEOUT_S, ActorFailure, actor_options, get
 from actors.rollout import VLLM_ENV, WEIGHTS, ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
-from actors.weights import WeightUpdate
 from castor.config.rlhf import Rollout
+from engines.weights import WeightUpdate
 
 log = logging.getLogger(__name__)
 

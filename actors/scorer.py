@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from castor.config.signal import Classifier, Signal
 from castor.config.training import Engine
-from castor.errors import CastorError
 from castor.experience import Experience
+from castor.io.errors import CastorError
 
 if TYPE_CHECKING:  # transformers takes seconds to import, which the driver need not spend
-    from castor.data.template import PromptTemplate
+    from castor.data.tokens.template import PromptTemplate
 
 TextJudge = Callable[[Sequence[str], Sequence[str]], list[float]]  # prompts, responses -> one finite number a response
 
@@ -32,7 +32,7 @@ class PolicyText:
 
     def open(self) -> PromptTemplate:
         """The prompt format with its tokenizer."""
-        from castor.data.template import PromptTemplate, load_tokenizer
+        from castor.data.tokens.template import PromptTemplate, load_tokenizer
 
         return PromptTemplate(load_tokenizer(self.model, self.trust_remote_code), self.template)
 
@@ -56,11 +56,11 @@ def signal_scorer(signal: Signal, model: str | None, policy: PolicyText, directo
     Raises CastorError when the model, the function or what the remote scorer needs is not there.
     """
     if signal.function is not None:
-        from castor.scorers.function import FunctionScorer
+        from castor.scoring.function import FunctionScorer
 
         return TextScorer(FunctionScorer(signal.function, directory), policy.open())
     if signal.http is not None:
-        from castor.scorers.http import RemoteScorer
+        from castor.scoring.http import RemoteScorer
 
         field = signal.http.field or ("reward" if signal.role == "objective" else "cost")
         return TextScorer(RemoteScorer(signal.http, field), policy.open())
@@ -76,7 +76,7 @@ def model_scorer(
     It reads the policy's own tokens, unless its tokenizer is another one or it has a prompt format of its own: then
     prompt and response are encoded anew from their text.
     """
-    from castor.data.template import PromptTemplate, load_tokenizer, tokenise_alike
+    from castor.data.tokens.template import PromptTemplate, load_tokenizer, tokenise_alike
 
     own, spoken = load_tokenizer(model), policy.open()
     if template is None and tokenise_alike(spoken.tokenizer, own):
@@ -88,8 +88,8 @@ class TokenScorer:
     """A frozen model that reads the policy's tokens."""
 
     def __init__(self, model: str, engine: Engine, classifier: Classifier | None = None) -> None:
-        from actors.deepspeed_engine import device, resolve_dtype
         from castor.models.classifier_cost import ClassifierCost
+        from castor.models.device import device, resolve_dtype
         from castor.models.load import load_score_model
         from castor.models.moderation import ModerationModel
         from castor.models.score import ScoreModel
@@ -105,7 +105,7 @@ class TokenScorer:
 
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores at the last token of each response."""
-        from actors.batch import forward_by_budget
+        from engines.batch import forward_by_budget
 
         return forward_by_budget(
             experience,
@@ -147,7 +147,7 @@ class _ModelOnTexts:
         """Scores at the end-of-text token of each response. Raises CastorError for one longer than the context."""
         import torch
 
-        from castor.data.samples import Samples
+        from castor.data.tokens.samples import Samples
         from castor.packing import micro_batches
 
         texts = list(zip(prompts, responses, strict=True))

@@ -10,12 +10,12 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from actors.batch import StepBatch, read
 from actors.group import SpmdActor
 from actors.multipliers import Prices, effective_kl_coeff
 from actors.scorer import PolicyText, signal_scorer
 from castor.config.rlhf import RLHF
 from castor.experience import Experience
+from engines.batch import StepBatch, read
 
 
 @dataclass(frozen=True)

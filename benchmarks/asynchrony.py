@@ -1,6 +1,6 @@
 """What overlapping rollout and learning gains: steps per second at max_staleness 1 against 0, same run, same machine.
 
-`python benchmarks/asynchrony.py runs/demo` takes the policy and the score models of a finished run and its first RLHF
+`python -m benchmarks.asynchrony runs/demo` takes the policy and the score models of a finished run and its first RLHF
 section, objectives alone and without PTX. The two take turns on the same actors, starting over each time; the first
 step of a turn, which has nothing to overlap with, is left out. Without cores for both there is nothing to gain: the
 number of cores is printed too.
@@ -15,15 +15,15 @@ from actors.cluster import cluster
 from actors.group import get
 from actors.scorer import PolicyText
 from actors.signal import SignalModels
-from actors.weights import FolderWeights
 from castor.config.load import load_config
 from castor.config.rlhf import RLHF
-from castor.data.hygiene import RowReport
-from castor.data.load import load_prompts
-from castor.data.prompt_stream import PromptStream
-from castor.run import RunFolder
-from trainers.groups import Groups
-from trainers.rlhf import train
+from castor.data.rows.load import load_prompts
+from castor.data.sources.report import RowReport
+from castor.data.tokens.prompt_stream import PromptStream
+from castor.run.folder import RunFolder
+from engines.weights import FolderWeights
+from trainers.rlhf.groups import Groups
+from trainers.rlhf.loop import train
 
 
 def seconds_per_step(
@@ -89,8 +89,8 @@ def main() -> None:
                 measured[k].append(seconds_per_step(groups, mode, policy, signals, prompts))
     print(f"{os.cpu_count()} cores; seconds of a step, the best of {args.turns} turns")
     best = {k: min(turns) for k, turns in measured.items()}
-    for k, (seconds, learner, rollout) in best.items():
-        print(f"max_staleness {k}: {seconds:.2f} s   the learner waited {learner:.2f} s, the rollout {rollout:.2f} s")
+    for k, (seconds, learning, sampling) in best.items():
+        print(f"max_staleness {k}: {seconds:.2f} s   the learner waited {learning:.2f} s, the rollout {sampling:.2f} s")
     print(f"ratio of steps per second, 1 against 0: {best[0][0] / best[1][0]:.2f}")
 
 

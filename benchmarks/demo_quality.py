@@ -1,4 +1,4 @@
-"""The figures the demo must reach, measured: `python benchmarks/demo_quality.py --seeds 0 1 2` prints the table.
+"""The figures the demo must reach, measured: `python -m benchmarks.demo_quality --seeds 0 1 2` prints the table.
 
 Each seed is a full `castor pipeline configs/demo.yaml` in a process of its own. Exit code 1 when a target is missed.
 Settings are chosen with `--split validation`; the table is for the test split.

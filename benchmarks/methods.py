@@ -1,4 +1,4 @@
-"""The methods at equal steps: `python benchmarks/methods.py --seeds 0 1 2` runs every preset in configs/ and compares.
+"""The methods at equal steps: `python -m benchmarks.methods --seeds 0 1 2` runs every preset in configs/ and compares.
 
 The stages before RLHF are made once a seed and copied into the folder of every preset, which goes on from there in a
 process of its own. Prints the tables and writes OUT/methods.html.
@@ -16,10 +16,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from castor.config.load import load_config
-from castor.evaluation.bootstrap import Estimate
-from castor.evaluation.methods import Comparison, MethodFigures, compare, harm_in_groups, method_figures
-from castor.evaluation.methods_page import (
+from benchmarks.comparison import Comparison, MethodFigures, compare, harm_in_groups, method_figures
+from benchmarks.comparison_page import (
     COLUMNS,
     COMPARISON_COLUMNS,
     CONSTRAINT_COLUMNS,
@@ -30,10 +28,12 @@ from castor.evaluation.methods_page import (
     group_columns,
     write_methods_page,
 )
+from benchmarks.trade_off import break_even_weights, harmless_ranked_first
+from castor.config.load import load_config
 from castor.evaluation.records import read_responses
 from castor.evaluation.summary import Summary
-from castor.evaluation.trade_off import break_even_weights, harmless_ranked_first
-from castor.files import write_text
+from castor.io.files import write_text
+from castor.statistics.bootstrap import Estimate
 from trainers.results import responses_file
 
 ROOT = Path(__file__).parents[1]

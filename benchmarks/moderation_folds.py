@@ -1,4 +1,4 @@
-"""QA-moderation on real rows, beside a linear classifier: `python benchmarks/moderation_folds.py ROWS`.
+"""QA-moderation on real rows, beside a linear classifier: `python -m benchmarks.moderation_folds ROWS`.
 
 ROWS is a file in the BeaverTails schema. Five folds by prompt: each row is judged by models that saw no row of its
 prompt. A tiny model, made from scratch on the training folds (tokenizer included), learns through the moderation stage;
@@ -26,13 +26,13 @@ from sklearn.model_selection import GroupKFold
 from sklearn.multiclass import OneVsRestClassifier
 
 from castor.config.data import DataSource
-from castor.data.hygiene import RowReport
-from castor.data.load import load_qa
-from castor.data.rows import QARow
-from castor.evaluation import classification
-from castor.evaluation.bootstrap import Measure, measure
+from castor.data.rows.load import load_qa
+from castor.data.rows.schemas import QARow
+from castor.data.sources.report import RowReport
 from castor.evaluation.labelled import label_vectors
-from castor.models.moderator import Moderator
+from castor.scoring.moderator import Moderator
+from castor.statistics import classification
+from castor.statistics.bootstrap import Measure, measure
 from castor.taxonomy import BEAVERTAILS_CATEGORIES
 
 ROOT = Path(__file__).parents[1]

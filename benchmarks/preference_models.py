@@ -1,4 +1,4 @@
-"""The papers' models on the synthetic corpus, trained and measured: `python benchmarks/preference_models.py`.
+"""The papers' models on the synthetic corpus, trained and measured: `python -m benchmarks.preference_models`.
 
 Trains configs/preference_models.yaml as `castor pipeline` does (stages that are finished are not run again), scores the
 test split, and prints what each model reaches beside what the labels allow: they are noisy, so a perfect judge is not
@@ -21,17 +21,18 @@ from rich.table import Table
 
 from castor.config.assess import Assess
 from castor.config.data import DataSource, SyntheticOptions
-from castor.data.hygiene import RowReport
-from castor.data.load import load_preferences, load_qa
-from castor.data.rows import Exchange, PreferenceRow, QARow
-from castor.data.synthetic.annotator import cost_utility
-from castor.data.synthetic.edits import EDITS, flawed_pair
-from castor.data.synthetic.judge import judge
-from castor.data.synthetic.prompts import enumerate_prompts
-from castor.evaluation import classification
-from castor.evaluation.bootstrap import Estimate, Statistic, measure
+from castor.data.rows.load import load_preferences, load_qa
+from castor.data.rows.schemas import Exchange, PreferenceRow, QARow
+from castor.data.sources.report import RowReport
+from castor.evaluation.assessment import ModelKind
 from castor.evaluation.labelled import label_vectors
-from castor.evaluation.scoring import Outputs, run_model
+from castor.evaluation.model_outputs import Outputs, run_model
+from castor.statistics import classification
+from castor.statistics.bootstrap import Estimate, Statistic, measure
+from castor.synthetic.annotator import cost_utility
+from castor.synthetic.edits import EDITS, flawed_pair
+from castor.synthetic.judge import judge
+from castor.synthetic.prompts import enumerate_prompts
 from castor.taxonomy import PKU_CATEGORIES, Severity
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +100,7 @@ MODERATION = {
 
 def outputs_of(run_dir: Path, name: str, texts: list[Exchange]) -> Outputs:
     """What the model of a stage says of texts."""
-    kind = name if name in ("reward", "cost") else "moderation"
+    kind: ModelKind = "reward" if name == "reward" else "cost" if name == "cost" else "moderation"
     source = DataSource()  # Assess describes a whole measurement; only its precision and lengths matter here
     config = Assess(models={name: str(run_dir / name)}, data=source, dtype="float32", max_length=128)
     return run_model(name, str(run_dir / name), kind, texts, config, lambda done, total: None)

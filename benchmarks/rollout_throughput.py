@@ -1,6 +1,6 @@
 """Tokens per second of one rollout worker against bare vLLM on the same prompts: prints both and their ratio.
 
-`python benchmarks/rollout_throughput.py runs/demo` takes the SFT policy of a finished run. The two take turns in the
+`python -m benchmarks.rollout_throughput runs/demo` takes the SFT policy of a finished run. The two take turns in the
 same actor process, so that a drifting machine hurts both alike; the ratio is the median over the pairs of turns.
 """
 
@@ -8,6 +8,7 @@ import argparse
 import statistics
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import ray
 
@@ -16,9 +17,9 @@ from actors.group import actor_options, get
 from actors.rollout import VLLM_ENV
 from castor.config.load import load_config
 from castor.config.rlhf import Rollout
-from castor.data.hygiene import RowReport
-from castor.data.load import load_prompts
-from castor.data.template import PromptTemplate, load_tokenizer
+from castor.data.rows.load import load_prompts
+from castor.data.sources.report import RowReport
+from castor.data.tokens.template import PromptTemplate, load_tokenizer
 
 
 @ray.remote
@@ -29,15 +30,21 @@ class Both:
         import torch
 
         torch.set_num_threads(1)
-        from actors.engines import make_engine
+        from engines.vllm_engine import InprocEngine, make_engine
 
         self.rollout, self.template = rollout, PromptTemplate(load_tokenizer(model))
-        self.engine = make_engine(model, rollout, rollout.max_prompt_tokens + rollout.max_new_tokens, False)
+        engine = make_engine(model, rollout, rollout.max_prompt_tokens + rollout.max_new_tokens, False)
+        if not isinstance(engine, InprocEngine):
+            raise SystemExit(
+                "the run samples with the engine async, and bare vLLM here runs in this process: "
+                "set rollout.engine to inproc"
+            )
+        self.engine = engine
 
     def castor(self, prompts: list[str]) -> float:
         """Tokens per second through the worker's own path: encode, generate with log-probs, pack into experience."""
-        from actors.engines import Request
         from actors.rollout import pack_experience
+        from engines.vllm_engine import Request
 
         start, tokens, chunk = time.perf_counter(), 0, []
         requests = [Request(i, self.template.encode_prompt(p), i) for i, p in enumerate(prompts)]
@@ -52,10 +59,10 @@ class Both:
 
     def bare(self, prompts: list[str]) -> float:
         """Tokens per second of `LLM.generate` with the same sampling parameters."""
-        from actors.engines import sampling_params
+        from engines.vllm_engine import sampling_params
 
         start = time.perf_counter()
-        inputs = [{"prompt_token_ids": self.template.encode_prompt(p)} for p in prompts]
+        inputs: list[Any] = [{"prompt_token_ids": self.template.encode_prompt(p)} for p in prompts]
         parameters = [sampling_params(self.rollout, i) for i in range(len(prompts))]
         outputs = self.engine.llm.generate(inputs, parameters, use_tqdm=False)
         return sum(len(o.outputs[0].token_ids) for o in outputs) / (time.perf_counter() - start)
@@ -73,8 +80,10 @@ def main() -> None:
     (source, *_) = (run.prompts for run in config.rlhf.values())
     prompts = load_prompts(source, RowReport(), args.run)[: args.prompts]
     with cluster(config.ray):
-        actor = Both.options(**actor_options(rollout.resources, "bench", **VLLM_ENV)).remote(
-            str(args.run / "sft"), rollout
+        actor = (
+            cast(Any, Both)
+            .options(**actor_options(rollout.resources, "bench", **VLLM_ENV))
+            .remote(str(args.run / "sft"), rollout)
         )
         get([actor.castor.remote(prompts), actor.bare.remote(prompts)], 900, "warm-up")
         pairs = [

@@ -1,6 +1,6 @@
 """`python -m castor`: the castor command, uninstalled."""
 
-from castor.cli import main
+from castor.cli.main import main
 
 if __name__ == "__main__":
     main()

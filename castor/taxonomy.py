@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
-from castor.errors import CastorError
+from castor.io.errors import CastorError
 
 # Several keys contain commas: serialise categories as a list or a mapping, never as a comma-joined string.
 BEAVERTAILS_CATEGORIES: tuple[str, ...] = (

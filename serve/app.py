@@ -20,7 +20,7 @@ from ray.serve.api import RunTarget
 
 from actors.cluster import cluster
 from castor.config.serve import Serve
-from castor.errors import CastorError
+from castor.io.errors import CastorError
 from serve.policy import policy_app
 from serve.scores import scores_app
 from serve.targets import Targets, require_free_port, resolve

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -35,32 +33,12 @@ class PolicyServer:
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Start the engine and return vLLM's FastAPI app around it. Called by Serve once, in the replica's loop."""
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-        from vllm.entrypoints.launchers.app import build_app
-        from vllm.entrypoints.launchers.cli_args import FrontendArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        from castor.data.template import load_tokenizer
+        from castor.data.tokens.template import load_tokenizer
+        from engines.openai_app import start_openai_app
 
         template = chat_template(load_tokenizer(str(self.folder), self.config.trust_remote_code), self.config.template)
-        engine_args = AsyncEngineArgs(**self._engine_kwargs())
-        args = argparse.Namespace(**(vars(FrontendArgs(chat_template=template)) | vars(engine_args)))
-        self.engine = AsyncLLM.from_engine_args(engine_args)
-        await self._warm_up()
-        tasks = await self.engine.get_supported_tasks()
-        app = build_app(args, supported_tasks=tasks, model_config=self.engine.model_config)
-        await init_app_state(self.engine, app.state, args, supported_tasks=tasks)
-        # vLLM's launcher stops its web server through this when the engine dies; here `check_health` reports it
-        app.state.server = SimpleNamespace(should_exit=False)
+        self.engine, app = await start_openai_app(self._engine_kwargs(), template)
         return app
-
-    async def _warm_up(self) -> None:
-        """Sample one token: what the kernels cannot run shows only then, and must not look ready."""
-        from vllm import SamplingParams
-
-        async for _ in self.engine.generate({"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), "warm-up"):
-            pass
 
     async def check_health(self) -> None:
         """Raises when the engine has died: Serve then replaces the replica."""
@@ -73,7 +51,7 @@ class PolicyServer:
     def _engine_kwargs(self) -> dict[str, Any]:
         import torch
 
-        from actors.deepspeed_engine import resolve_dtype
+        from castor.models.device import resolve_dtype
 
         config = self.config
         kwargs: dict[str, Any] = {
@@ -106,7 +84,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, kind: str) -> str | None:
     other, and an answer is closed by the end-of-text token.
     """
     from castor.config.template import PROMPT
-    from castor.data.template import PromptTemplate
+    from castor.data.tokens.template import PromptTemplate
 
     template = PromptTemplate(tokenizer, kind)
     if template.chat:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.deepspeed_engine import device, resolve_dtype
 from castor.config.serve import Serve
-from castor.data.template import PromptTemplate, load_tokenizer
+from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.models.classifier_cost import ClassifierCost
+from castor.models.device import device, resolve_dtype
 from castor.models.load import load_score_model
 from castor.models.moderation import ModerationModel
 from castor.models.policy import context_length

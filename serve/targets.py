@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from castor.config.serve import Serve
-from castor.errors import CastorError
-from castor.files import read_json
+from castor.io.errors import CastorError
+from castor.io.files import read_json
 
 PREFERRED = "ppo_lag"
 POLICY_FOLDER = "policy"  # of an RLHF run

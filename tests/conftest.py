@@ -23,7 +23,7 @@ def ray_session() -> Iterator[None]:
     import ray
 
     from actors.cluster import cluster
-    from castor.config.pipeline import RayCluster
+    from castor.config.cluster import RayCluster
 
     with cluster(RayCluster(num_cpus=4)):
         yield
@@ -45,9 +45,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     import torch
 
     from castor.config.data import DataSource
-    from castor.config.pipeline import DemoModel
-    from castor.data.hygiene import RowReport
-    from castor.data.load import stream_demonstrations
+    from castor.config.demo_model import DemoModel
+    from castor.data.rows.load import stream_demonstrations
+    from castor.data.sources.report import RowReport
     from castor.models.score import ScoreInfo, ScoreModel, save_score_model
     from castor.models.tiny import make_demo_model
 
@@ -67,7 +67,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 def prompts() -> list[str]:
     """Two hundred synthetic prompts."""
     from castor.config.data import DataSource
-    from castor.data.hygiene import RowReport
-    from castor.data.load import load_prompts
+    from castor.data.rows.load import load_prompts
+    from castor.data.sources.report import RowReport
 
     return load_prompts(DataSource(limit=200), RowReport(), None)

@@ -8,15 +8,15 @@ from typing import Any
 
 from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool, request_seed
-from castor.config.pipeline import Collect
-from castor.data.load import load_prompts
-from castor.data.queue import LABELS, read_labelled, unlabelled_pairs
-from castor.data.sources import STAGE_ROWS
-from castor.data.synthetic.corpus import sampled_pairs
-from castor.data.synthetic.prompts import find_prompt
-from castor.errors import CastorError
-from castor.evaluation.annotate import annotate
-from castor.files import read_json, write_json, write_jsonl
+from castor.config.collect import Collect
+from castor.data.rows.load import load_prompts
+from castor.data.sources.read import STAGE_ROWS
+from castor.io.errors import CastorError
+from castor.io.files import read_json, write_json, write_jsonl
+from castor.labelling.label_queue import LABELS, read_labelled, unlabelled_pairs
+from castor.labelling.language_model import annotate
+from castor.synthetic.corpus import sampled_pairs
+from castor.synthetic.prompts import find_prompt
 from trainers.context import Context
 from trainers.prompts import fitting_prompts
 

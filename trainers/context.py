@@ -11,16 +11,16 @@ from typing import TypeVar
 
 from castor.config.data import DataSource
 from castor.config.pipeline import Config
-from castor.config.rounds import round_group
-from castor.data.hygiene import RowReport
-from castor.data.mixture import Mixture, mix
-from castor.data.rows import PreferenceRow, QARow
-from castor.data.store import RowStore
-from castor.errors import CastorError
-from castor.files import fingerprint
-from castor.run import RunFolder
-from castor.terminal import Terminal
-from castor.tracking import Tracker
+from castor.data.rows.mixture import Mixture, mix
+from castor.data.rows.schemas import PreferenceRow, QARow
+from castor.data.rows.store import RowStore
+from castor.data.sources.report import RowReport
+from castor.io.errors import CastorError
+from castor.io.files import fingerprint
+from castor.io.terminal import Terminal
+from castor.run.folder import RunFolder
+from castor.run.rounds import round_group
+from castor.run.tracking import Tracker
 
 Row = TypeVar("Row")
 StoredRow = TypeVar("StoredRow", QARow, PreferenceRow)

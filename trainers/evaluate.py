@@ -11,17 +11,17 @@ from actors.group import START_TIMEOUT_S, actor_options, get
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, RolloutPool, request_seed
 from actors.scorer import PolicyText, ScoreWorker
-from actors.weights import FolderWeights
-from castor.config.check import evaluated
-from castor.config.pipeline import Evaluate
+from castor.config.evaluate import Evaluate
 from castor.config.training import Engine
-from castor.data.load import load_prompts
-from castor.data.synthetic.judge import judge
-from castor.data.synthetic.prompts import find_prompt
+from castor.data.rows.load import load_prompts
 from castor.evaluation.records import JudgedResponse, write_responses
+from castor.io.terminal import Bar
 from castor.models.classifier_cost import check_classifier
 from castor.models.moderation import read_moderation_info
-from castor.terminal import Bar
+from castor.run.check import evaluated
+from castor.synthetic.judge import judge
+from castor.synthetic.prompts import find_prompt
+from engines.weights import FolderWeights
 from trainers.context import Context
 from trainers.prompts import check_context, fitting_prompts
 from trainers.results import responses_file

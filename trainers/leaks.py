@@ -6,21 +6,22 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from castor.config.check import section_key, stage_sections
+from castor.config.collect import Collect
 from castor.config.data import SYNTHETIC, DataSource
 from castor.config.dpo import DPO
 from castor.config.moderation import Moderation
-from castor.config.pipeline import Collect, Config
+from castor.config.pipeline import Config
 from castor.config.preference import Cost, Reward
 from castor.config.rlhf import RLHF
 from castor.config.supervised import SFT, Supervised
-from castor.data.hygiene import RowReport
-from castor.data.leaks import Leak, PromptIndex, prompt_digest
-from castor.data.load import stream_demonstrations, stream_preferences, stream_prompts, stream_qa
-from castor.data.rows import PreferenceRow, QARow
-from castor.data.sources import STAGE
-from castor.errors import CastorError
-from castor.terminal import Terminal
+from castor.data.inspect.leaks import Leak, PromptIndex, prompt_digest
+from castor.data.rows.load import stream_demonstrations, stream_preferences, stream_prompts, stream_qa
+from castor.data.rows.schemas import PreferenceRow, QARow
+from castor.data.sources.read import STAGE
+from castor.data.sources.report import RowReport
+from castor.io.errors import CastorError
+from castor.io.terminal import Terminal
+from castor.run.check import section_key, stage_sections
 
 Stream = Callable[[DataSource, RowReport, Path | None], Iterator[str] | Iterator[QARow] | Iterator[PreferenceRow]]
 

@@ -11,21 +11,23 @@ from typing import Any
 
 import castor
 from castor.config.base import Section
-from castor.config.check import evaluated, reads, stage_sections
+from castor.config.collect import Collect
+from castor.config.demo_model import DemoModel
 from castor.config.dpo import DPO
+from castor.config.evaluate import Evaluate
 from castor.config.moderation import Moderation
-from castor.config.pipeline import Collect, DemoModel, Evaluate
 from castor.config.preference import Cost, Reward
 from castor.config.rlhf import RLHF
 from castor.config.supervised import SFT, Supervised
-from castor.data.inputs import input_state
+from castor.data.sources.change_marks import input_state
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import read_responses
-from castor.evaluation.report import write_report
 from castor.evaluation.summary import Run, Stage, Step, Summary, Throughput, Versions, write_summary
-from castor.evaluation.table import closing_table
-from castor.files import fingerprint
-from castor.run import STAGE
+from castor.io.files import fingerprint
+from castor.reports.report import write_report
+from castor.reports.table import closing_table
+from castor.run.check import evaluated, reads, stage_sections
+from castor.run.folder import STAGE
 from trainers.context import Context
 from trainers.leaks import report_leaks
 from trainers.results import read_run, responses_file, run_file
@@ -63,10 +65,10 @@ def _carry_out(context: Context, name: str) -> str:
 
     Here torch, Ray, vLLM and DeepSpeed are imported: a run without anything to do needs none of them.
     """
-    from trainers import stages
     from trainers.collect import run_collect
     from trainers.evaluate import run_evaluate
-    from trainers.rlhf_stage import run_rlhf
+    from trainers.rlhf.stage import run_rlhf
+    from trainers.supervised import stages
 
     runs: dict[type[Section], Callable[..., str]] = {
         DemoModel: stages.run_model,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from castor.data.template import PromptTemplate, load_tokenizer
-from castor.errors import CastorError
-from castor.files import write_jsonl
+from castor.data.tokens.template import PromptTemplate, load_tokenizer
+from castor.io.errors import CastorError
+from castor.io.files import write_jsonl
 from castor.models.policy import context_length
 from trainers.context import Context
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from castor.files import read_json
+from castor.io.files import read_json
 
 
 def responses_file(run_dir: Path, policy: str) -> Path:

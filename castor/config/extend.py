@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from castor.errors import CastorError
+from castor.io.errors import CastorError
 
 EXTENDS, EVERY = "extends", "*"
 NAMED = ("rlhf", "moderation", "dpo")  # sections whose entries have names of the user's choice

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from castor.config.base import Section
 from castor.config.extend import laid_over, without_removed
 from castor.config.pipeline import Config
-from castor.errors import CastorError
+from castor.io.errors import CastorError
 
 Validated = TypeVar("Validated", bound=Section)
 

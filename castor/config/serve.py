@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from castor.config.base import Section
-from castor.config.pipeline import RayCluster
+from castor.config.cluster import RayCluster
 from castor.config.signal import Classifier
 from castor.config.template import PromptFormat
 from castor.config.training import Resources

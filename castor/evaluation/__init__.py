@@ -1,0 +1,1 @@
+"""What is measured of policies and of models."""

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 import castor
 from castor.config.assess import Assess, KeywordJudge, LLMJudge
-from castor.evaluation.agreement import Agreement, Question, Verdicts, agreements
 from castor.evaluation.anchors import ANCHORS
-from castor.evaluation.assess_page import write_page
 from castor.evaluation.assessment import (
     Assessment,
     DataSet,
@@ -28,12 +26,13 @@ from castor.evaluation.assessment import (
     SetName,
     write_assessment,
 )
-from castor.evaluation.judges import judge_pairs, judge_safety
-from castor.evaluation.keywords import keyword_verdicts
 from castor.evaluation.labelled import LabelledSet, load_labelled
 from castor.evaluation.model_figures import figures_of, majority_of
-from castor.evaluation.scoring import Outputs, model_kind, run_model
-from castor.terminal import Terminal
+from castor.evaluation.model_outputs import Outputs, model_kind, run_model
+from castor.io.terminal import Terminal
+from castor.scoring.chat_judge import judge_pairs, judge_safety
+from castor.scoring.keywords import keyword_verdicts
+from castor.statistics.agreement import Agreement, Question, Verdicts, agreements
 
 LABELS = "labels"  # the judge that is the data's own labels
 
@@ -46,8 +45,8 @@ class Scored:
     outputs: dict[str, Outputs]
 
 
-def assess(config: Assess, terminal: Terminal) -> Assessment:
-    """Measure everything the config names and write <out>/assess.json and <out>/assess.html.
+def assess(config: Assess, terminal: Terminal) -> tuple[Assessment, dict[SetName, Scored]]:
+    """Measure everything the config names and write <out>/assess.json; returns it, and each set with all outputs.
 
     Raises CastorError for a model, data set or judge that does not fit; see their modules.
     """
@@ -77,8 +76,7 @@ def assess(config: Assess, terminal: Terminal) -> Assessment:
         anchors=list(ANCHORS),
     )
     write_assessment(config.out / "assess.json", assessment)
-    write_page(config.out / "assess.html", assessment, {each.data.name: each for each in scored})
-    return assessment
+    return assessment, {each.data.name: each for each in scored}
 
 
 def _outputs(

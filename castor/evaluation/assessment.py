@@ -10,12 +10,12 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from castor.errors import CastorError
-from castor.evaluation.agreement import Agreement
 from castor.evaluation.anchors import Anchor
-from castor.evaluation.bootstrap import Measure
-from castor.evaluation.calibration import Bin
-from castor.files import write_text
+from castor.io.errors import CastorError
+from castor.io.files import write_text
+from castor.statistics.agreement import Agreement
+from castor.statistics.bootstrap import Measure
+from castor.statistics.calibration import Bin
 
 ModelKind = Literal["reward", "cost", "moderation"]
 SetName = Literal["data", "out_of_distribution"]

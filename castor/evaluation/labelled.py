@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castor.config.data import DataSource
-from castor.data.hygiene import RowReport
-from castor.data.load import load_preferences, load_qa
-from castor.data.rows import Exchange, PreferenceRow, QARow
-from castor.errors import CastorError
+from castor.data.rows.load import load_preferences, load_qa
+from castor.data.rows.schemas import Exchange, PreferenceRow, QARow
+from castor.data.sources.report import RowReport
 from castor.evaluation.assessment import ModelKind, SetName
+from castor.io.errors import CastorError
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES, beavertails_to_pku, pku_to_beavertails
 from castor.taxonomy_labels import label_matrix
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from castor.evaluation.bootstrap import Estimate, bootstrap_mean, wilson
 from castor.evaluation.records import SEVERITIES, JudgedResponse
+from castor.statistics.bootstrap import Estimate, bootstrap_mean, wilson
 
 
 class Rate(Estimate):

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from castor.evaluation import classification
 from castor.evaluation.assessment import Figures, Label, ModelOnSet
-from castor.evaluation.bootstrap import Statistic, measure
-from castor.evaluation.calibration import brier_score, expected_calibration_error, reliability
 from castor.evaluation.labelled import LabelledSet, better_pairs, category_groups, label_vectors, safer_pairs
+from castor.evaluation.model_outputs import Outputs
 from castor.evaluation.records import SEVERITIES
-from castor.evaluation.scoring import Outputs
+from castor.statistics import classification
+from castor.statistics.bootstrap import Statistic, measure
+from castor.statistics.calibration import brier_score, expected_calibration_error, reliability
 
 # Rows of one category are all unsafe, rows of one severity all alike: other figures say nothing within such a group.
 _GROUPED = (

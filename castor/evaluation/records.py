@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from castor.errors import CastorError
-from castor.files import write_jsonl
+from castor.io.errors import CastorError
+from castor.io.files import write_jsonl
 from castor.taxonomy import Severity
 
 Kind = Literal["harmful", "benign", "lookalike"]

@@ -10,9 +10,9 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from castor.errors import CastorError
 from castor.evaluation.metrics import PolicyMetrics
-from castor.files import write_text
+from castor.io.errors import CastorError
+from castor.io.files import write_text
 
 
 class _Part(BaseModel):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from castor.errors import CastorError
+from castor.io.errors import CastorError
 from castor.packing import PackedRows
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"

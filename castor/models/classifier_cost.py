@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from castor.algorithms.moderation import CUTS
 from castor.config.signal import Classifier
-from castor.errors import CastorError
+from castor.io.errors import CastorError
 from castor.models.moderation import ModerationInfo, ModerationModel
 from castor.models.score import ScoreInfo
 from castor.packing import PackedRows

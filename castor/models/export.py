@@ -24,8 +24,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from castor.checkpoint import atomic_folder
-from castor.errors import CastorError
+from castor.io.checkpoint import atomic_folder
+from castor.io.errors import CastorError
 from castor.models.backbone import load_backbone, read_tensors
 from castor.models.score import ScoreInfo, ScoreModel, ScoreType
 
@@ -86,7 +86,7 @@ def save_classifier(
             with its end-of-text token, which the classifier would skip.
 
     """
-    from castor.data.template import load_tokenizer
+    from castor.data.tokens.template import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_from)
     require_own_pad_token(tokenizer, tokenizer_from)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig
 
-from castor.errors import CastorError
+from castor.io.errors import CastorError
 from castor.models.backbone import find_file, load_config
 from castor.models.export import is_classifier, load_classifier, read_classifier_info
 from castor.models.moderation import is_moderation_model

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from castor.checkpoint import atomic_folder
 from castor.config.training import LoRA
-from castor.errors import CastorError
+from castor.io.checkpoint import atomic_folder
+from castor.io.errors import CastorError
 
 ADAPTER = "default"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -16,11 +16,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from castor.algorithms.moderation import CUTS
 from castor.algorithms.thresholds import Thresholds
-from castor.checkpoint import atomic_folder
 from castor.config.moderation import InputKind, Taxonomy
-from castor.data.template import load_tokenizer
-from castor.errors import CastorError
-from castor.files import write_json
+from castor.data.tokens.template import load_tokenizer
+from castor.io.checkpoint import atomic_folder
+from castor.io.errors import CastorError
+from castor.io.files import write_json
 from castor.models.backbone import (
     find_file,
     first_line,

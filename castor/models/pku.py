@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from castor.checkpoint import atomic_folder
-from castor.errors import CastorError
+from castor.io.checkpoint import atomic_folder
+from castor.io.errors import CastorError
 from castor.models.backbone import load_backbone, read_tensors
 from castor.models.score import ScoreInfo, ScoreModel, ScoreType
 
@@ -66,7 +66,7 @@ def save_pku(model: ScoreModel, folder: Path, tokenizer_from: str) -> None:
     """Write a score model in the published layout; raises CastorError for an architecture that has none."""
     from huggingface_hub import save_torch_state_dict
 
-    from castor.data.template import load_tokenizer
+    from castor.data.tokens.template import load_tokenizer
 
     backbone, info = model.backbone, model.info
     if backbone.config.model_type not in ARCHITECTURES:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from castor.errors import CastorError
+from castor.io.errors import CastorError
 from castor.models.backbone import (
     check_loaded,
     disable_dropout,

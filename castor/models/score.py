@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from castor.checkpoint import atomic_folder
-from castor.errors import CastorError
-from castor.files import write_json
+from castor.io.checkpoint import atomic_folder
+from castor.io.errors import CastorError
+from castor.io.files import write_json
 from castor.models.backbone import (
     find_file,
     first_line,
@@ -131,7 +131,7 @@ def save_score_model(
         tokenizer_from: folder or hub id whose tokenizer is copied.
 
     """
-    from castor.data.template import load_tokenizer
+    from castor.data.tokens.template import load_tokenizer
 
     prefix, head = "backbone.", "score_head."
     with atomic_folder(folder) as aside:

@@ -11,9 +11,9 @@ from castor.config.multipliers import Multipliers
 from castor.config.rlhf import RLHF, Learner, Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
-from castor.data.prompt_stream import PromptStream
-from trainers.groups import Groups
-from trainers.rlhf import train
+from castor.data.tokens.prompt_stream import PromptStream
+from trainers.rlhf.groups import Groups
+from trainers.rlhf.loop import train
 
 
 def config():

@@ -14,7 +14,7 @@ def process_group() -> Iterator[None]:
     import deepspeed
     import torch
 
-    from actors.deepspeed_engine import init_process_group
+    from engines.deepspeed_engine import init_process_group
 
     init_process_group(0, 1, torch.distributed.HashStore(), 60)
     yield

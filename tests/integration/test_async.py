@@ -4,21 +4,21 @@ import pytest
 import ray
 import torch
 
-from actors.batch import StepBatch, make_micro_batch
 from actors.group import get
 from actors.rollout import PromptRequest
 from actors.scorer import PolicyText
 from actors.signal import SignalModels
-from actors.weights import FolderWeights, new_hasher, read_bucket
 from castor.config.rlhf import RLHF, Learner, Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
-from castor.data.prompt_stream import PromptStream
+from castor.data.tokens.prompt_stream import PromptStream
 from castor.experience import Experience
 from castor.models.policy import PolicyModel
-from trainers.groups import Groups
-from trainers.producer import sample_requests
-from trainers.rlhf import train
+from engines.batch import StepBatch, make_micro_batch
+from engines.weights import FolderWeights, new_hasher, read_bucket
+from trainers.rlhf.groups import Groups
+from trainers.rlhf.loop import train
+from trainers.rlhf.producer import sample_requests
 
 SEED = 3
 

@@ -8,16 +8,16 @@ import torch
 from castor.config.data import DataSource, SyntheticOptions
 from castor.config.dpo import DPO
 from castor.config.training import Engine, LoRA, Optimizer
-from castor.data.rows import parse_preference
-from castor.data.synthetic.corpus import preference_rows
+from castor.data.rows.schemas import parse_preference
 from castor.models.policy import PolicyModel
+from castor.synthetic.corpus import preference_rows
 
 OPTIONS = SyntheticOptions(label_noise=0.0, safety_noise=0.0)
 ROWS = [parse_preference(row) for row in preference_rows(OPTIONS, "train", 240)]
 
 
 def run(model, out, **options):
-    from trainers.supervised import run_supervised
+    from trainers.supervised.driver import run_supervised
 
     stage = DPO(
         data=[DataSource()], max_steps=20, batch_size=16, max_length=128, validation_share=0.2, eval_every=10,

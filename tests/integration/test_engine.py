@@ -29,7 +29,8 @@ class Toy(nn.Module):
 
 
 def make(zero_stage, dtype="float32", **options):
-    from actors.deepspeed_engine import TrainEngine, resolve_dtype
+    from castor.models.device import resolve_dtype
+    from engines.deepspeed_engine import TrainEngine
 
     optimizer = Optimizer(lr=0.05, lr_scheduler_type="cosine", lr_warmup_ratio=0.2, weight_decay=0.1)
     config = Engine(zero_stage=zero_stage, dtype=dtype, optimizer=optimizer, **options)
@@ -113,7 +114,7 @@ def test_offload_needs_a_stage_that_shards():
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=4.0, target_modules=["q_proj", "v_proj"])])
 def test_checkpointing_recomputes_each_layer_and_gives_the_same_gradients(tiny_models, lora, zero_stage):
-    from actors.deepspeed_engine import TrainEngine
+    from engines.deepspeed_engine import TrainEngine
 
     tokens, lengths = np.arange(5, 65), np.array([20, 40])
     rows, positions = pack_rows(tokens, lengths, 64), torch.arange(1, 60)

@@ -7,7 +7,6 @@ import pytest
 import ray
 import torch
 
-from actors.batch import StepBatch
 from actors.group import ActorGroup, get
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner, Prices
@@ -19,10 +18,11 @@ from castor.config.multipliers import Multipliers
 from castor.config.rlhf import RLHF, Learner
 from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer, Resources
-from castor.data.template import PromptTemplate, load_tokenizer
+from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.models.policy import PolicyModel
 from castor.packing import pack_rows
+from engines.batch import StepBatch
 
 LR = 1e-2
 

@@ -10,7 +10,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from actors.batch import forward_by_budget, make_micro_batch
 from actors.group import ActorGroup, get
 from actors.reference import ReferenceWorker
 from actors.scorer import PolicyText
@@ -19,16 +18,17 @@ from castor.config.data import DataSource
 from castor.config.rlhf import PTX, RLHF, Learner, Policy, Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, LoRA, Optimizer
-from castor.data.hygiene import RowReport
-from castor.data.load import stream_demonstrations
-from castor.data.prompt_stream import PromptStream
-from castor.data.template import PromptTemplate, load_tokenizer
+from castor.data.rows.load import stream_demonstrations
+from castor.data.sources.report import RowReport
+from castor.data.tokens.prompt_stream import PromptStream
+from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
-from castor.files import sha256_file
+from castor.io.files import sha256_file
 from castor.models.lora import adapter_folder
 from castor.models.policy import PolicyModel
-from trainers.groups import Groups
-from trainers.rlhf import train
+from engines.batch import forward_by_budget, make_micro_batch
+from trainers.rlhf.groups import Groups
+from trainers.rlhf.loop import train
 
 LORA = LoRA(rank=2, alpha=4.0, target_modules=["q_proj", "v_proj"])
 
@@ -76,8 +76,8 @@ def plain_logprobs(policy, experience):
 
 
 def make(model, zero_stage):
-    from actors.adapter import Adapter
-    from actors.deepspeed_engine import TrainEngine
+    from engines.adapter import Adapter
+    from engines.deepspeed_engine import TrainEngine
 
     torch.manual_seed(0)
     policy = PolicyModel.load(model, torch.float32)

@@ -9,11 +9,11 @@ from castor.config.moderation import Moderation
 from castor.config.signal import Classifier
 from castor.config.supervised import Best
 from castor.config.training import Engine, Optimizer
-from castor.data.rows import parse_qa
-from castor.data.synthetic.corpus import qa_rows
+from castor.data.rows.schemas import parse_qa
 from castor.models.classifier_cost import ClassifierCost
-from castor.models.moderator import Moderator
 from castor.packing import pack_rows
+from castor.scoring.moderator import Moderator
+from castor.synthetic.corpus import qa_rows
 
 ROWS = [parse_qa(row) for row in qa_rows(SyntheticOptions(taxonomy="pku"), "train", 240)]
 
@@ -21,7 +21,7 @@ ROWS = [parse_qa(row) for row in qa_rows(SyntheticOptions(taxonomy="pku"), "trai
 @pytest.fixture(scope="module")
 def trained(ray_session, tiny_models, tmp_path_factory):
     """Folder and metrics of a severity-sensitive model after a few steps."""
-    from trainers.supervised import run_supervised
+    from trainers.supervised.driver import run_supervised
 
     out = tmp_path_factory.mktemp("run") / "severity"
     stage = Moderation(

@@ -7,14 +7,14 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.batch import make_micro_batch
 from actors.group import get
 from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool
-from actors.weights import FolderWeights
 from castor.config.rlhf import Rollout
 from castor.experience import Experience
 from castor.models.policy import PolicyModel
+from engines.batch import make_micro_batch
+from engines.weights import FolderWeights
 
 ROLLOUT = Rollout(workers=2, max_prompt_tokens=64, max_new_tokens=24, chunk_size=4, max_num_seqs=16, kv_cache_mib=64)
 

@@ -19,13 +19,13 @@ import pytest
 import torch
 from openai import BadRequestError, NotFoundError, OpenAI
 
-from castor.config.pipeline import DemoModel
+from castor.config.demo_model import DemoModel
 from castor.config.signal import HTTPScorer
-from castor.data.template import PromptTemplate, load_tokenizer
+from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import make_demo_model
 from castor.packing import pack_rows
-from castor.scorers.http import RemoteScorer
+from castor.scoring.http import RemoteScorer
 
 ROOT = Path(__file__).parents[2]
 START_S, STOP_S = 300, 20

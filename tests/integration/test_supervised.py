@@ -13,13 +13,13 @@ from castor.config.moderation import Moderation
 from castor.config.preference import Cost, Reward
 from castor.config.supervised import SFT, Best, Workers
 from castor.config.training import Engine, LoRA, Offload, Optimizer
-from castor.data.mixture import mix
-from castor.data.rows import QARow, parse_preference, parse_qa
-from castor.data.store import RowStore
-from castor.data.synthetic.corpus import demonstrations, preference_rows, qa_rows
-from castor.errors import CastorError
-from castor.files import read_json
+from castor.data.rows.mixture import mix
+from castor.data.rows.schemas import QARow, parse_preference, parse_qa
+from castor.data.rows.store import RowStore
+from castor.io.errors import CastorError
+from castor.io.files import read_json
 from castor.models.policy import PolicyModel
+from castor.synthetic.corpus import demonstrations, preference_rows, qa_rows
 
 ROWS = [QARow(row["prompt"], row["response"]) for row in demonstrations(SyntheticOptions(), "train", 160)]
 PAIRS = [parse_preference(row) for row in preference_rows(SyntheticOptions(), "train", 160)]
@@ -35,7 +35,7 @@ def stage(section=SFT, **options):
 
 
 def run(config, model, out, watch=lambda progress: None, rows=ROWS, **options):
-    from trainers.supervised import run_supervised
+    from trainers.supervised.driver import run_supervised
 
     told = []
 
@@ -105,8 +105,8 @@ POISON = 60  # the row whose prompt is of words the tokenizer does not know
 @pytest.fixture
 def poisoned(tiny_models, tmp_path):
     """A copy of the model whose embedding of the unknown token is NaN; rows with one that has it, and a seed."""
-    from castor.data.template import load_tokenizer
-    from trainers.supervised import split_by_prompt
+    from castor.data.tokens.template import load_tokenizer
+    from trainers.supervised.driver import split_by_prompt
 
     policy, tokenizer = PolicyModel.load(tiny_models.policy, torch.float32), load_tokenizer(tiny_models.policy)
     known = [

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from actors.batch import MicroBatch, forward_by_budget, make_micro_batch, plan_mini_batches
 from castor.config.rlhf import Learner
 from castor.config.training import Engine
 from castor.experience import Experience
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
 from castor.packing import micro_batches, pack_rows, partition
+from engines.batch import MicroBatch, forward_by_budget, make_micro_batch, plan_mini_batches
 
 lengths_of_batch = st.lists(st.integers(1, 40), max_size=24)
 VOCABULARY = 50

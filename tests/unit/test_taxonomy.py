@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from castor.errors import CastorError
+from castor.io.errors import CastorError
 from castor.taxonomy import (
     BEAVERTAILS_CATEGORIES,
     PKU_CATEGORIES,

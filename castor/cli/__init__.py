@@ -1,0 +1,1 @@
+"""The castor command, on top of everything."""

@@ -1,0 +1,42 @@
+"""`castor assess`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from castor.cli.failures import failures_told
+from castor.io.errors import CastorError
+
+Arguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[CONFIG] [KEY=VALUE]...",
+        help="a YAML file, settings, or both, e.g. models.cost=runs/demo/cost data=rows.jsonl out=runs/assess",
+    ),
+]
+
+
+def assess(arguments: Arguments) -> None:
+    """Measure reward, cost and moderation models on labelled rows: assess.json, and assess.html with the papers'
+    figures beside."""
+    from castor.config.assess import Assess
+    from castor.config.load import load_file, load_section
+    from castor.io.terminal import captured
+
+    files = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if len(files) > 1:
+        raise CastorError(f"castor assess takes one config file, not {len(files)}: {', '.join(files)}")
+    config = load_file(Assess, Path(files[0]), overrides) if files else load_section(Assess, {}, overrides)
+    log = config.out / "assess.log"
+    with captured(log) as terminal, failures_told(terminal, log):
+        terminal.line(f"[bold]castor assess[/]  {config.out}  [dim]log: {log}[/]")
+        from castor.evaluation.assess import assess as measure
+        from castor.reports.assess_page import write_page
+        from castor.reports.table import assessment_table
+
+        assessment, scored = measure(config, terminal)
+        write_page(config.out / "assess.html", assessment, scored)
+        terminal.line(assessment_table(assessment))
+        terminal.line(f"{config.out / 'assess.html'}\n{config.out / 'assess.json'}")

@@ -1,1 +1,0 @@
-"""Groups of subcommands of the `castor` command, one module a group."""

@@ -1,0 +1,26 @@
+"""Where Ray runs, and what the cluster offers."""
+
+from pydantic import Field
+
+from castor.config.base import Section
+
+
+class Hardware(Section):
+    """What a cluster offers. Only `--dry-run` reads it: it says whether the plan fits."""
+
+    nodes: int = Field(1, ge=1, description="nodes with GPUs")
+    gpus_per_node: int = Field(8, ge=1, description="GPUs of each of them")
+    gpu_memory_gib: float = Field(79.0, gt=0, description="memory of one GPU that programs can use, GiB")
+
+
+class RayCluster(Section):
+    """Where Ray runs."""
+
+    address: str | None = Field(
+        None,
+        description="of a running cluster; by default the one this process belongs to (RAY_ADDRESS), else "
+        "one is started",
+    )
+    num_cpus: int | None = Field(None, ge=1, description="of a cluster that is started here; default: all cores")
+    hardware: Hardware | None = Field(None, description="GPUs of the cluster, to compare the plan with")
+    object_store_mib: int = Field(256, ge=80, description="object store of a cluster that is started here, MiB")

@@ -1,0 +1,1 @@
+"""Good rows: schemas, families, hygiene, mixtures, rows on disk."""

@@ -1,0 +1,209 @@
+"""Good rows from any source. Every bad row is dropped and counted by reason, or is an error with `strict`.
+
+`stream_*` give rows one at a time, for a `store` or a count; `load_*` give the same rows as a list. A stream that ends
+raises CastorError when no, or hardly any, row was usable; one that is not read to its end does not know.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from castor.config.data import DataSource
+from castor.data.rows.safety_pairs import safety_pairs
+from castor.data.rows.schemas import PreferenceRow, QARow, detect_schema, parse_preference, parse_prompt_row, parse_qa
+from castor.data.rows.single_preference import single_preference
+from castor.data.sources.read import raw_records
+from castor.data.sources.record import Record, RowError
+from castor.data.sources.report import RowReport
+from castor.io.errors import CastorError
+
+PreferenceLabel = Literal["better", "safer", "safe_flags"]
+QALabel = Literal["is_safe", "category", "severity_level"]
+Row = TypeVar("Row")
+
+MIN_KEPT_SHARE = 0.01  # fewer good rows than this share point at a wrong file or schema, not at dirty data
+
+
+def stream_preferences(
+    source: DataSource, report: RowReport, run_dir: Path | None, need: Collection[PreferenceLabel] = ()
+) -> Iterator[PreferenceRow]:
+    """Preference rows in the order of the source; QA rows that share a prompt follow as safety pairs (see `pairing`).
+
+    `need` names the labels the caller cannot do without: `better` and `safer` (the ids), `safe_flags` (both is_safe
+    flags). A row without one is dropped as "missing label". `source.limit` counts the rows returned. QA rows wait in
+    memory until the source ends.
+
+    Raises CastorError when the source cannot be read, no (or hardly any) row is usable, or a row is bad under `strict`.
+    """
+    answers: list[QARow] = []
+
+    def parse(raw: dict[str, Any]) -> PreferenceRow | None:
+        if detect_schema(raw) == "preference":
+            row = parse_preference(raw)
+            if source.single_preference is not None:
+                row = single_preference(row, source.single_preference)
+            _require_preference(row, need)
+            return row
+        answer = parse_qa(raw)
+        if answer.is_safe is None:
+            raise RowError("missing label", "a QA row without is_safe cannot be paired")
+        if "better" in need and source.helpfulness is None:
+            raise RowError("missing label", "QA rows have no helpfulness label; helpfulness: longer names a stand-in")
+        answers.append(answer)
+        return None
+
+    def paired() -> Iterator[PreferenceRow]:  # begins when the source has ended, so `answers` and `kept` are final
+        limit = None if source.limit is None else source.limit - report.kept
+        yield from _paired(answers, source, report, need, limit)
+
+    rows = _good_rows(source, report, raw_records(source, run_dir, "preference", report), parse)
+    return _enough(chain(rows, paired()), source, report)
+
+
+def stream_qa(
+    source: DataSource, report: RowReport, run_dir: Path | None, need: Collection[QALabel] = ()
+) -> Iterator[QARow]:
+    """QA rows in the order of the source, for moderation; a preference row gives two, one for each response.
+
+    A row without a label named in `need` is dropped as "missing label". `source.limit` counts the rows of the source.
+    Raises CastorError as `stream_preferences`.
+    """
+
+    def parse(raw: dict[str, Any]) -> tuple[QARow, ...]:
+        if detect_schema(raw) == "preference":
+            pair = parse_preference(raw)
+            answers: tuple[QARow, ...] = (pair.qa(0), pair.qa(1))
+        else:
+            answers = (parse_qa(raw),)
+        for answer in answers:
+            _require_labels(answer, need)
+        return answers
+
+    groups = _good_rows(source, report, raw_records(source, run_dir, "qa", report), parse)
+    return _enough(chain.from_iterable(groups), source, report)
+
+
+def stream_demonstrations(source: DataSource, report: RowReport, run_dir: Path | None) -> Iterator[QARow]:
+    """Prompts with the response to imitate, in the order of the source (SFT and the PTX term).
+
+    QA rows are taken as they are, whatever their labels. A preference row gives its better response, or its safer one
+    when it has no better_response_id; a row with neither id is dropped. Raises CastorError as `stream_preferences`.
+    """
+
+    def parse(raw: dict[str, Any]) -> QARow:
+        if detect_schema(raw) == "qa":
+            return parse_qa(raw)
+        row = parse_preference(raw)
+        chosen = row.safer_response_id if row.better_response_id is None else row.better_response_id
+        if chosen is None:
+            raise RowError("missing label", "neither better_response_id nor safer_response_id says what to imitate")
+        return row.qa(chosen)
+
+    records = raw_records(source, run_dir, "demonstration", report)
+    return _enough(_good_rows(source, report, records, parse), source, report)
+
+
+def stream_prompts(source: DataSource, report: RowReport, run_dir: Path | None) -> Iterator[str]:
+    """The distinct prompts of rows of any kind, in the order they first appear.
+
+    A rollout begins with one prompt, so prompts in the middle of a conversation are set aside and counted. Raises
+    CastorError as `stream_preferences`.
+    """
+    seen: set[str] = set()
+
+    def parse(raw: dict[str, Any]) -> str | None:
+        row = parse_prompt_row(raw)
+        if row.history:
+            report.set_aside["multi-turn prompts"] += 1
+            return None
+        if row.prompt in seen:
+            report.set_aside["repeated prompts"] += 1
+            return None
+        seen.add(row.prompt)
+        return row.prompt
+
+    return _enough(_good_rows(source, report, raw_records(source, run_dir, "prompt", report), parse), source, report)
+
+
+def load_preferences(
+    source: DataSource, report: RowReport, run_dir: Path | None, need: Collection[PreferenceLabel] = ()
+) -> list[PreferenceRow]:
+    """`stream_preferences` as a list."""
+    return list(stream_preferences(source, report, run_dir, need))
+
+
+def load_qa(source: DataSource, report: RowReport, run_dir: Path | None, need: Collection[QALabel] = ()) -> list[QARow]:
+    """`stream_qa` as a list."""
+    return list(stream_qa(source, report, run_dir, need))
+
+
+def load_prompts(source: DataSource, report: RowReport, run_dir: Path | None) -> list[str]:
+    """`stream_prompts` as a list."""
+    return list(stream_prompts(source, report, run_dir))
+
+
+def _good_rows(
+    source: DataSource, report: RowReport, records: Iterable[Record], parse: Callable[[dict[str, Any]], Row | None]
+) -> Iterator[Row]:
+    """Parse records until `source.limit` rows are good. `parse` returns None for a row it has accounted for itself."""
+    for location, raw in records:
+        try:
+            if isinstance(raw, RowError):
+                raise raw
+            row = parse(raw)
+        except RowError as error:
+            report.drop(location, error, raw if isinstance(raw, dict) else None, source.strict)
+            continue
+        if row is not None:
+            report.keep(row)
+            yield row
+            if report.kept == source.limit:
+                return
+
+
+def _paired(
+    answers: list[QARow], source: DataSource, report: RowReport, need: Collection[PreferenceLabel], limit: int | None
+) -> Iterator[PreferenceRow]:
+    """Safety pairs of `answers`. Answers outside every pair are good rows without a use: set aside, not dropped."""
+    pairs = safety_pairs(answers, source.helpfulness)
+    usable = (pair for pair in pairs if "better" not in need or pair.better_response_id is not None)
+    used = set()
+    for pair in islice(usable, limit):
+        used |= {(pair.key, text) for text in (pair.response_0, pair.response_1)}
+        yield pair
+    kept = sum((answer.key, answer.response) in used for answer in answers)
+    report.kept += kept
+    if kept < len(answers):
+        report.set_aside["QA rows in no safety pair"] += len(answers) - kept
+
+
+def _require_preference(row: PreferenceRow, need: Collection[PreferenceLabel]) -> None:
+    if "better" in need and row.better_response_id is None:
+        raise RowError("missing label", "better_response_id is absent or null")
+    if "safer" in need and row.safer_response_id is None:
+        raise RowError("missing label", "safer_response_id is absent or null")
+    if "safe_flags" in need and None in (row.is_response_0_safe, row.is_response_1_safe):
+        raise RowError("missing label", "is_response_0_safe or is_response_1_safe is absent or null")
+
+
+def _require_labels(row: QARow, need: Collection[QALabel]) -> None:
+    for label in need:
+        if getattr(row, label) is None:
+            raise RowError("missing label", f"{label} is absent or null")
+
+
+def _enough(rows: Iterable[Row], source: DataSource, report: RowReport) -> Iterator[Row]:
+    """`rows`; then an error when the source gave none, or hardly any of those it has."""
+    given = 0
+    for row in rows:
+        given += 1
+        yield row
+    if given and report.kept >= MIN_KEPT_SHARE * (report.kept + len(report.dropped)):
+        return
+    how_many = "hardly any usable rows" if given else "no usable rows"
+    message = f"{source.source} has {how_many} for this use: {report.summary()}"
+    if report.dropped:
+        first = report.dropped[0]
+        message += f"; the first dropped one: {first.location}: {first.reason} ({first.detail})"
+    raise CastorError(f"{message}; mend the rows or choose another source")

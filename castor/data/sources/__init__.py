@@ -1,0 +1,1 @@
+"""Raw rows: files, URLs, the hub, own functions."""

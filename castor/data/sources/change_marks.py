@@ -1,0 +1,63 @@
+"""What tells from outside that the data behind a name have changed, without reading all of them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from castor.config.data import SYNTHETIC, is_function
+from castor.data.sources.file_names import is_url
+from castor.data.sources.read import STAGE
+from castor.io.files import sha256_file
+from castor.io.user_function import search_folder
+
+_MARKS = {"etag", "size", "mtime", "lastmodified", "modified", "updated", "created", "contentmd5", "versionid"}
+
+
+def input_state(name: str) -> Any:
+    """A JSON value that is another one when what `name` stands for has changed; None where that cannot be seen.
+
+    `name` is what a config gives as a source of rows or as a model. A file: its hash. A folder: names, sizes and times
+    of all its files. A URL: what its file system says of size, time and etag. `module:function`: the hash of the
+    module's source text (not of what it imports). A data set or model of the hub, the synthetic corpus and `stage:NAME`
+    have None: what decides them stands in the config.
+    """
+    if name == SYNTHETIC or name.startswith(STAGE):
+        return None
+    if is_url(name):
+        return _url_state(name)
+    if is_function(name):
+        return _module_hash(name.partition(":")[0])
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder_state(path)
+    return sha256_file(path) if path.is_file() else None
+
+
+def _url_state(url: str) -> dict[str, str] | None:
+    """None for a URL that cannot be opened: whoever reads it says why."""
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        details = filesystem.info(path)
+    except (ImportError, ValueError, OSError):
+        return None
+    known = {name.lower().replace("-", "").replace("_", ""): value for name, value in details.items()}
+    return {name: str(known[name]) for name in sorted(_MARKS & known.keys()) if known[name] is not None}
+
+
+def _module_hash(module: str) -> str | None:
+    search_folder()
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ModuleNotFoundError, ValueError):  # whoever calls the function says what is wrong with it
+        return None
+    origin = None if spec is None or spec.origin is None else Path(spec.origin)
+    return sha256_file(origin) if origin is not None and origin.is_file() else None
+
+
+def _folder_state(folder: Path) -> list[tuple[str, int, int]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

@@ -1,0 +1,1 @@
+"""Text to token ids: prompt formats, samples, orders."""

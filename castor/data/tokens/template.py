@@ -1,0 +1,120 @@
+"""From a prompt and a response to token ids, in the format the models were trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from castor.config.template import KINDS, PROMPT, check_template
+from castor.data.rows.fields import History
+from castor.io.errors import CastorError
+
+# Verbatim, so that PKU's released models score correctly (safe-rlhf configs/constants.py);
+# no space after the last colon.
+PKU_BEGIN = "BEGINNING OF CONVERSATION: "
+PKU_TURN = "USER: {prompt} ASSISTANT:"
+PKU_PROMPT = PKU_BEGIN + PKU_TURN
+_MARK = "§"  # stands for the prompt where the text around it is looked for; no prompt format holds it
+
+
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id. Raises CastorError when there is none or it lacks an EOS or pad token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise CastorError(f"no tokenizer could be loaded from {model!r}: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise CastorError(f"the tokenizer of {model!r} has no EOS token, so a response could never end: set eos_token")
+    if tokenizer.pad_token_id is None:
+        raise CastorError(f"the tokenizer of {model!r} has no pad token: set pad_token (eos_token will do) and save it")
+    return tokenizer
+
+
+def tokenise_alike(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
+    """Whether token ids of one tokenizer mean the same to a model of the other."""
+    return ours.get_vocab() == theirs.get_vocab() and ours.eos_token_id == theirs.eos_token_id
+
+
+def require_same_tokenizer(policy: str | Path, other: str | Path, what: str) -> None:
+    """Raise CastorError unless both folders tokenise alike: a critic reads the policy's own token ids."""
+    if not tokenise_alike(load_tokenizer(str(policy)), load_tokenizer(str(other))):
+        raise CastorError(
+            f"{what} would start from {other}, which has another tokenizer than the policy at {policy}, whose token "
+            "ids it has to read: give the signal a critic_model with the policy's tokenizer, or take an "
+            "advantage.estimator without critics"
+        )
+
+
+class PromptTemplate:
+    """Formats and tokenises prompts and responses for one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, kind: str = "auto") -> None:
+        """`kind`: `chat` (the tokenizer's chat template), `pku`, `auto` (chat if the tokenizer has one, else pku), or
+        a text that holds {prompt} once. Raises CastorError for another one, and for `chat` without a chat template.
+        """
+        if kind == "chat" and tokenizer.chat_template is None:
+            raise CastorError("template: chat, but the tokenizer has no chat template: use template: pku, or add one")
+        try:
+            check_template(kind)
+        except ValueError as error:
+            raise CastorError(str(error)) from error
+        self.tokenizer = tokenizer
+        self.chat = kind == "chat" or (kind == "auto" and tokenizer.chat_template is not None)
+        self.begin, self.turn = (PKU_BEGIN, PKU_TURN) if kind in KINDS else ("", kind)  # unless it is a chat
+
+    def prompt_text(self, prompt: str, history: History = ()) -> str:
+        """The prompt, after the exchanges before it, as the model reads it, up to where its response begins.
+
+        PKU's format follows safe-rlhf (datasets/utils.py, format_prompt): it opens once, turns follow each other, and
+        every earlier answer is closed by the end-of-text token. A format of the config does the same without opening:
+        its text is repeated for each turn.
+        """
+        if self.chat:
+            turns = [turn for user, assistant in history for turn in (("user", user), ("assistant", assistant))]
+            messages = [{"role": role, "content": text} for role, text in (*turns, ("user", prompt))]
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        earlier = (self._asked(user) + assistant + str(self.tokenizer.eos_token) for user, assistant in history)
+        return self.begin + "".join(earlier) + self._asked(prompt)
+
+    def encode_prompt(self, prompt: str, history: History = ()) -> list[int]:
+        """Token ids of the prompt and of what was said before it."""
+        # a chat template writes its own begin-of-text token; the other formats leave it to the tokenizer
+        return self.tokenizer(self.prompt_text(prompt, history), add_special_tokens=not self.chat)["input_ids"]
+
+    def encode_response(self, response: str) -> list[int]:
+        """Token ids of the response, closed by the end-of-text token."""
+        return [*self.tokenizer(response, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def decode_prompt(self, tokens: Sequence[int]) -> str:
+        """The prompt that `encode_prompt` gave these token ids for, without its format.
+
+        A word the tokenizer does not know comes back as its unknown token. Raises CastorError when the text found does
+        not lead to the same token ids: nobody may judge another prompt than the one that was answered.
+        """
+        mark = self._decoded(self.tokenizer(_MARK, add_special_tokens=False)["input_ids"]).strip()
+        before, _, after = self._decoded(self.encode_prompt(_MARK)).rpartition(mark)
+        text = self._decoded(tokens)
+        prompt = text[len(before) : len(text) - len(after)]
+        if not (text.startswith(before) and text.endswith(after)) or self.encode_prompt(prompt) != list(tokens):
+            raise CastorError(
+                f"the prompt cannot be told from its format in {text[:200]!r}: the tokenizer does not decode it back "
+                "to the text it was made from; leave the prompt out, or use a score model with the policy's tokenizer"
+            )
+        return prompt
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def decode_response(self, tokens: Sequence[int]) -> str:
+        """The text of a response, without special tokens."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    def _asked(self, prompt: str) -> str:
+        return self.turn.replace(PROMPT, prompt)  # not str.format: the text may hold braces of its own
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,1 @@
+"""What a config would need: placement, memory, GPUs."""

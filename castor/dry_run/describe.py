@@ -1,0 +1,247 @@
+"""What a config would do, without doing it: `castor pipeline CONFIG --dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from io import StringIO
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from castor.config.load import dump_config
+from castor.config.pipeline import Config
+from castor.dry_run.gpus import gpu_plan
+from castor.dry_run.memory import GIB, Memory
+from castor.dry_run.placement import Actors, cluster_cpus, placement, totals
+from castor.run.check import check, reads, section_key, stage_sections
+
+WIDTH = 110
+MIB = 1 << 20
+Unit = Literal["MiB", "GiB"]
+MEMORY_NOTES = """\
+Estimates of the peak of one actor; a total is over all actors of the stage. Weights, gradients and optimiser states \
+(AdamW's two float32 moments, and DeepSpeed's float32 copy of the weights where it keeps one) are counted, after ZeRO \
+sharding. `work` is rough: activations and logits of micro_batch_tokens tokens, and DeepSpeed's gradient bucket. \
+`proc.` is what imports cost on a node: about 0.5 GiB with torch and DeepSpeed, 0.9 GiB with vLLM, 0.3 GiB else. \
+The driver (about 0.5 GiB) and Ray's own processes (about 0.5 GiB) come on top."""
+
+
+def describe(config: Config) -> str:
+    """The resolved config, the stages and what they read, the placement of every actor, and estimated memory.
+
+    Starts nothing and reads no rows. Raises CastorError where `check` does.
+    """
+    check(config)
+    actors = placement(config)
+    unit = _unit(actors)
+    return "\n".join(
+        [
+            _heading("Config"),
+            dump_config(config),
+            _heading("Stages, in order"),
+            _text(_stages_table(config)),
+            _heading("Placement: what each actor reserves"),
+            _text(_placement_table(actors)),
+            _text(*_fits(config, actors)),
+            _heading(f"Memory: what one actor is estimated to hold, in {unit}"),
+            _text(_memory_table(actors, unit)),
+            _text(*_memory_totals(config, actors)),
+            *_gpu_parts(config, actors),
+            _text(MEMORY_NOTES),
+        ]
+    )
+
+
+def _heading(title: str) -> str:
+    return f"{title}\n{'=' * len(title)}\n"
+
+
+def _text(*parts: RenderableType) -> str:
+    console = Console(width=WIDTH, file=StringIO(), highlight=False, markup=False, force_terminal=False)
+    for part in parts:
+        console.print(part)
+    assert isinstance(console.file, StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().split("\n"))
+
+
+def _table(columns: Iterable[str], numbers: Iterable[str]) -> Table:
+    right = set(numbers)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for column in columns:
+        justify: Literal["right", "left"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in ("stage", *right))
+    return table
+
+
+def _stages_table(config: Config) -> Table:
+    table = _table(("stage", "reads", "from"), ())
+    for stage in stage_sections(config):
+        prefix = f"{section_key(config, stage)}."
+        for number, read in enumerate(read for read in reads(config) if read.stage == stage):
+            table.add_row("" if number else stage, read.key.removeprefix(prefix), read.reference)
+        table.add_section()
+    return table
+
+
+def _placement_table(stages: dict[str, list[Actors]]) -> Table:
+    numbers = ("n", "CPUs", "GPUs", "threads")
+    table = _table(("stage", "actor", "n", "CPUs", "GPUs", "custom", "threads", "what it does"), numbers)
+    for stage, actors in stages.items():
+        if not actors:
+            table.add_row(stage, "(driver)", "", "", "", "", "", "no actors")
+        for number, each in enumerate(actors):
+            asked = each.resources
+            table.add_row(
+                "" if number else stage,
+                each.name,
+                str(each.count),
+                f"{asked.cpus:g}" if asked else "0",
+                f"{asked.gpus:g}" if asked else "0",
+                _custom(asked.custom) if asked else "",
+                str(asked.threads) if asked else "",
+                each.work,
+            )
+        if actors:
+            total = totals(actors)
+            count = str(sum(each.count for each in actors))
+            table.add_row("", "total", count, f"{total.cpus:g}", f"{total.gpus:g}", _custom(total.custom), "", "")
+        table.add_section()
+    return table
+
+
+def _custom(amounts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {amount:g}" for name, amount in amounts.items())
+
+
+def _fits(config: Config, stages: dict[str, list[Actors]]) -> list[str]:
+    """One line on each kind of resource: a stage runs alone, so each must fit by itself."""
+    needs = {stage: totals(actors) for stage, actors in stages.items() if actors}
+    if not needs:
+        return ["No stage starts actors."]
+    cpus, most = cluster_cpus(config.ray), max(need.cpus for need in needs.values())
+    lines = []
+    if cpus is None:
+        lines.append(f"CPUs: a running cluster would be joined; it must offer {most:g} (cannot be seen from here).")
+    else:
+        short = [f"{stage} ({need.cpus:g})" for stage, need in needs.items() if need.cpus > cpus]
+        verdict = f"every stage fits (the largest reserves {most:g})."
+        if short:
+            verdict = f"TOO FEW for {', '.join(short)}: lower workers or resources.cpus, or raise ray.num_cpus."
+        lines.append(f"CPUs: the cluster that would be started here has {cpus}; {verdict}")
+    gpus = max(need.gpus for need in needs.values())
+    lines.append(
+        f"GPUs: the cluster must offer {gpus:g}, which cannot be seen from here." if gpus else "GPUs: none are needed."
+    )
+    names = sorted({name for need in needs.values() for name in need.custom})
+    custom = {name: max(need.custom.get(name, 0) for need in needs.values()) for name in names}
+    if custom:
+        where = "which a cluster started here does not" if cpus is not None else "which cannot be seen from here"
+        lines.append(f"Custom resources: the cluster must offer {_custom(custom)}, {where}.")
+    return [*lines, ""]
+
+
+def _unit(stages: dict[str, list[Actors]]) -> Unit:
+    """GiB where some actor holds more than a few of them, so that the table keeps to its width."""
+    memories = [each.memory for actors in stages.values() for each in actors if each.memory is not None]
+    return "GiB" if any(memory.process + memory.model > 8 * GIB for memory in memories) else "MiB"
+
+
+def _memory_table(stages: dict[str, list[Actors]], unit: Unit) -> Table:
+    numbers = ("n", "params", "weights", "frozen", "grads", "optim.", "work", "KV", "proc.", "host", "GPU")
+    table = _table(("stage", "actor", *numbers), numbers)
+    for stage, actors in stages.items():
+        for number, each in enumerate(actors):
+            params = "" if each.resources is None else _parameters(each.parameters)
+            row = ["?"] * 9 if each.memory is None else _memory_cells(each.memory, unit)
+            table.add_row("" if number else stage, each.name, str(each.count), params, *row)
+        if actors:
+            known = [(each.count, each.memory) for each in actors if each.memory is not None]
+            more = " + ?" if len(known) < len(actors) else ""
+            host, gpu = sum(n * m.host for n, m in known), sum(n * m.gpu for n, m in known)
+            count = str(sum(each.count for each in actors))
+            table.add_row("", "total", count, *[""] * 8, _amount(host, unit) + more, _amount(gpu, unit))
+            table.add_section()
+    return table
+
+
+def _memory_cells(memory: Memory, unit: Unit) -> list[str]:
+    share = memory.gpu_share
+    numbers = (memory.weights, memory.frozen, memory.gradients, memory.optimizer, memory.working)
+    return [
+        *(_amount(number, unit) for number in numbers),
+        _amount(memory.kv_cache, unit) if share is None else "rest",
+        _amount(memory.process, unit),
+        _amount(memory.host, unit),
+        _amount(memory.gpu, unit) if share is None else f"{share:.0%}",
+    ]
+
+
+def _amount(size: float, unit: Unit) -> str:
+    """In `unit`; empty for nothing."""
+    if not size:
+        return ""
+    return f"{size / GIB:,.1f}" if unit == "GiB" else f"{size / MIB:,.1f}"
+
+
+def _memory_totals(config: Config, stages: dict[str, list[Actors]]) -> list[str]:
+    import psutil
+
+    lines = []
+    groups = [each for actors in stages.values() for each in actors]
+    hosts = {s: sum(a.count * a.memory.host for a in actors if a.memory) for s, actors in stages.items() if actors}
+    if hosts and cluster_cpus(config.ray) is not None:
+        stage = max(hosts, key=lambda name: hosts[name])
+        store, machine = config.ray.object_store_mib * MIB, psutil.virtual_memory().total
+        verdict = "it has" if hosts[stage] + store + GIB <= machine else "TOO MUCH for it: it has"
+        lines.append(
+            f"The largest stage, {stage}, takes about {_size(hosts[stage])} and {_size(store)} of object store on this "
+            f"machine; {verdict} {_size(machine)}."
+        )
+    if any(each.memory is None for each in groups):
+        lines.append(
+            "unknown (hub id): a model that cannot be read offline. Its memory, shown as ?, is not in the totals."
+        )
+    if any(each.memory and each.memory.gpu_share is not None for each in groups):
+        lines.append(
+            "A percentage under GPU is the share of each GPU vLLM takes (KV: the rest of it). It is not in the totals."
+        )
+    if config.model is not None:
+        lines.append(
+            f"The demo model counts with all {config.model.vocab_size:,} entries of its vocabulary: a corpus of fewer "
+            "words makes it smaller."
+        )
+    return [*lines, ""]
+
+
+def _gpu_parts(config: Config, stages: dict[str, list[Actors]]) -> list[str]:
+    """What every GPU of the cluster would hold, and whether that fits; nothing where the config does not know them."""
+    hardware = config.ray.hardware
+    if hardware is None:
+        return []
+    plan = gpu_plan(stages, hardware)
+    table = _table(("stage", "GPUs", "actors on each", "GiB"), ("GPUs", "GiB"))
+    for stage, gpus in plan.items():
+        for number, (count, gpu) in enumerate(gpus.groups()):
+            held = "?" if gpu.used is None else f"{gpu.used / GIB:,.1f}"
+            table.add_row("" if number else stage, str(count), " + ".join(gpu.actors), held)
+        table.add_section()
+    size = f"{hardware.nodes} x {hardware.gpus_per_node} GPUs of {hardware.gpu_memory_gib:g} GiB"
+    return [
+        _heading(f"GPU memory on {size}"),
+        _text(table),
+        _text(*(gpus.verdict(stage) for stage, gpus in plan.items()), ""),
+    ]
+
+
+def _parameters(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    if count == 0:
+        return ""
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"

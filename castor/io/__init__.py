@@ -1,0 +1,1 @@
+"""Files, checkpoints, errors, the terminal: what every room stands on."""

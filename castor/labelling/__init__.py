@@ -1,0 +1,1 @@
+"""Who labels pairs of responses: a queue for people, a language model, the simulated annotator."""

@@ -1,0 +1,301 @@
+"""The report's figures. Each function returns inline SVG, or None where the data for it does not exist."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from castor.evaluation.metrics import Rate
+from castor.evaluation.records import SEVERITIES, JudgedResponse
+from castor.evaluation.summary import Run, Step
+from castor.reports.svg import (
+    ALARM,
+    GOOD,
+    INK,
+    MARKERS,
+    MUTED,
+    POLICY_COLOURS,
+    SURFACE,
+    draw,
+    place_legend,
+)
+from castor.reports.wording import number, policy_title
+from castor.statistics.bootstrap import Measure
+
+PLANE_POINTS = 600  # per policy; more would only darken the cloud and fatten the page
+SMOOTHING_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one policy is drawn everywhere in the report."""
+
+    title: str
+    colour: str
+    marker: str
+
+
+def policy_looks(names: Sequence[str]) -> dict[str, Look]:
+    """A colour and a marker for every policy, in order; the first, the starting point, is grey."""
+    return {
+        name: Look(policy_title(name), POLICY_COLOURS[i % len(POLICY_COLOURS)], MARKERS[i % len(MARKERS)])
+        for i, name in enumerate(names)
+    }
+
+
+def score_histograms(
+    label: str, scores: Mapping[str, np.ndarray], looks: Mapping[str, Look], lines: Mapping[str, float]
+) -> Markup:
+    """One histogram a policy, one under the other on a common axis, the first policy's outline behind the others.
+
+    `scores` holds a 1-D array a policy; `lines` are vertical marks by name.
+    """
+    spread = np.concatenate(list(scores.values()))
+    edges = np.linspace(
+        *_padded(min([spread.min(), *lines.values()]), max([spread.max(), *lines.values()])), 41
+    ).tolist()
+    first = next(iter(scores))
+
+    def paint(*axes: Axes) -> None:
+        for row, (name, values) in zip(axes, scores.items(), strict=True):
+            weights = np.full(len(values), 1 / len(values))
+            row.hist(
+                values, edges, weights=weights, color=looks[name].colour, histtype="stepfilled", alpha=0.5, linewidth=0
+            )
+            row.hist(values, edges, weights=weights, color=looks[name].colour, histtype="step", linewidth=1.1)
+            if name != first:
+                share = np.full(len(scores[first]), 1 / len(scores[first]))
+                row.hist(scores[first], edges, weights=share, color=looks[first].colour, histtype="step", linewidth=0.9)
+            for index, at in enumerate(lines.values()):
+                row.axvline(at, color=INK, linewidth=0.9, linestyle=("-", "--", ":")[index % 3])
+            row.axvline(values.mean(), color=looks[name].colour, linewidth=1.6, ymax=0.92)
+            row.set_ylabel(
+                looks[name].title, rotation=0, ha="right", va="center", color=looks[name].colour, weight="bold"
+            )
+            row.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            row.yaxis.set_major_locator(MaxNLocator(3, prune="lower"))
+            row.grid(axis="x", visible=False)
+        for index, (name, at) in enumerate(lines.items()):
+            right = index % 2 == 0
+            axes[0].annotate(
+                name,
+                (at, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(4 if right else -4, 2 + 9 * (index // 2)),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                fontsize=8,
+                color=MUTED,
+            )
+        axes[-1].set_xlabel(label)
+
+    return draw(f"{label} histograms", 0.9 + 0.95 * len(scores), paint, (1.0,) * len(scores), share_y=True)
+
+
+def reward_cost_plane(responses: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Look]) -> Markup:
+    """Every response at (reward, cost), with each policy's mean as a large mark and the boundary at cost 0."""
+
+    def paint(axes: Axes) -> None:
+        costs = [row.cost for rows in responses.values() for row in rows]
+        axes.axhline(0, color=INK, linewidth=0.9)
+        low, high = _padded(min(*costs, 0.0), max(*costs, 0.0))
+        axes.set_ylim(low, high)
+        axes.axhspan(0, high, color=ALARM, alpha=0.06, linewidth=0)
+        for name, rows in responses.items():
+            shown = [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(len(rows), PLANE_POINTS))]
+            axes.scatter(
+                [row.reward for row in shown],
+                [row.cost for row in shown],
+                s=11,
+                alpha=0.45,
+                linewidth=0,
+                color=looks[name].colour,
+                marker=looks[name].marker,
+            )
+        for name, rows in responses.items():
+            mean = np.mean([(row.reward, row.cost) for row in rows], axis=0)
+            axes.scatter(
+                mean[0],
+                mean[1],
+                s=110,
+                color=looks[name].colour,
+                marker=looks[name].marker,
+                edgecolor=SURFACE,
+                linewidth=1.6,
+                zorder=5,
+                label=looks[name].title,
+            )
+        _say(axes, 0.01, 0.985, "unsafe: cost above 0", ALARM, "top")
+        _say(axes, 0.01, 0.015, "safe", GOOD, "bottom")
+        axes.set_xlabel("reward")
+        axes.set_ylabel("cost")
+        place_legend(axes)
+
+    return draw("Reward-cost plane", 4.6, paint)
+
+
+def constraint_curves(constraint: str, runs: Mapping[str, Run], looks: Mapping[str, Look]) -> Markup | None:
+    """The multiplier of one constraint over the steps, above the mean cost it answers to, with the threshold.
+
+    Runs that measured this cost without constraining it are drawn in the lower panel too. None without any cost.
+    """
+    priced = {
+        name: _series([(step.step, multiplier_of(step, constraint, run)) for step in run.steps])
+        for name, run in runs.items()
+    }
+    costs = {
+        name: _series([(step.step, cost_of(step, constraint, run)) for step in run.steps]) for name, run in runs.items()
+    }
+    if not any(len(steps) for steps, _ in costs.values()):
+        return None
+    thresholds = {run.thresholds[constraint] for run in runs.values() if constraint in run.thresholds}
+
+    def paint(upper: Axes, lower: Axes) -> None:
+        for name in runs:
+            steps, values = priced[name]
+            if len(steps):
+                upper.plot(steps, values, color=looks[name].colour, linewidth=1.8, label=looks[name].title)
+            steps, values = costs[name]
+            if len(steps):
+                lower.plot(steps, values, color=looks[name].colour, linewidth=0.8, alpha=0.35)
+                lower.plot(steps, smooth(values), color=looks[name].colour, linewidth=1.8, label=looks[name].title)
+        for threshold in sorted(thresholds):
+            lower.axhline(threshold, color=INK, linewidth=1.0, linestyle="--")
+            lower.annotate(
+                f"threshold {number(threshold)}",
+                (1.0, threshold),
+                xycoords=("axes fraction", "data"),
+                xytext=(-2, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color=INK,
+            )
+            for name, run in runs.items():
+                if run.thresholds.get(constraint) == threshold:
+                    steps, values = costs[name]
+                    lower.fill_between(
+                        steps,
+                        threshold,
+                        smooth(values),
+                        where=smooth(values) > threshold,
+                        interpolate=True,
+                        color=ALARM,
+                        alpha=0.13,
+                        linewidth=0,
+                    )
+        upper.set_ylabel("multiplier λ")
+        upper.set_ylim(bottom=0)
+        lower.set_ylabel("mean cost")
+        lower.set_xlabel("step")
+        place_legend(lower)
+
+    return draw(f"Multiplier and mean cost: {constraint}", 6.9, paint, (1.0, 1.35))
+
+
+def training_curve(label: str, field: str, runs: Mapping[str, Run], looks: Mapping[str, Look]) -> Markup | None:
+    """One Step field over the steps of every run, raw and smoothed. None when no run has a step."""
+    if not any(run.steps for run in runs.values()):
+        return None
+
+    def paint(axes: Axes) -> None:
+        for name, run in runs.items():
+            steps, values = _series([(step.step, getattr(step, field)) for step in run.steps])
+            if len(steps):
+                axes.plot(steps, values, color=looks[name].colour, linewidth=0.8, alpha=0.35)
+                axes.plot(steps, smooth(values), color=looks[name].colour, linewidth=1.8, label=looks[name].title)
+        axes.set_ylabel(label)
+        axes.set_xlabel("step")
+        place_legend(axes)
+
+    return draw(f"{label} over steps", 3.0, paint)
+
+
+def rates_by_group(
+    label: str, groups: Mapping[str, Mapping[str, Rate | Measure]], looks: Mapping[str, Look], by_severity: bool = False
+) -> Markup | None:
+    """Horizontal bars with 95 % intervals: `groups[policy][category]`. None when no category has a rate.
+
+    Categories are ordered by the first policy's rate, highest on top; severities from severe to minor.
+    """
+    names = sorted({group for rates in groups.values() for group in rates})
+    if not names:
+        return None
+    first = next(iter(groups.values()))
+    if by_severity:
+        names.sort(key=SEVERITIES.index, reverse=True)
+    else:
+        names.sort(key=lambda group: -first[group].value if group in first else 1.0)
+
+    def paint(axes: Axes) -> None:
+        height = 0.78 / len(groups)
+        for row, (policy, rates) in enumerate(groups.items()):
+            shown = [(index, rates[group]) for index, group in enumerate(names) if group in rates]
+            at = np.array([index for index, _ in shown]) - 0.39 + height * (row + 0.5)
+            values = np.array([rate.value for _, rate in shown])
+            ends = np.array([(rate.value - rate.low, rate.high - rate.value) for _, rate in shown]).T
+            axes.barh(at, values, height * 0.86, color=looks[policy].colour, alpha=0.75, label=looks[policy].title)
+            axes.errorbar(values, at, xerr=ends, fmt="none", ecolor=INK, elinewidth=0.7, alpha=0.75)
+        counts = [sorted({rates[group].n for rates in groups.values() if group in rates}) for group in names]
+        tags = [f"n={seen[0]}" if len(seen) == 1 else f"n={seen[0]}–{seen[-1]}" for seen in counts]
+        titles = [f"{group}  {tag}" for group, tag in zip(names, tags, strict=True)]
+        axes.set_yticks(range(len(names)), titles, color=INK)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid(axis="y", visible=False)
+        place_legend(axes)
+
+    return draw(label, 0.8 + len(names) * (0.16 + 0.115 * len(groups)), paint)
+
+
+def constraint_names(runs: Mapping[str, Run]) -> list[str]:
+    """Every constraint of any run, in order of appearance; 'cost' when a cost was measured but none was constrained."""
+    named = [name for run in runs.values() for name in (*run.thresholds, *_step_names(run))]
+    if not named and any(step.mean_cost is not None for run in runs.values() for step in run.steps):
+        return ["cost"]
+    return list(dict.fromkeys(named))
+
+
+def multiplier_of(step: Step, constraint: str, run: Run) -> float | None:
+    """The step's multiplier of `constraint`; `lambda` speaks for the run's first threshold."""
+    if constraint in step.multipliers:
+        return step.multipliers[constraint]
+    return step.lambda_ if constraint == next(iter(run.thresholds), None) else None
+
+
+def cost_of(step: Step, constraint: str, run: Run) -> float | None:
+    """The step's mean cost of `constraint`; `mean_cost` speaks for the first threshold, or for a run that has none."""
+    if constraint in step.mean_costs:
+        return step.mean_costs[constraint]
+    if step.mean_costs:
+        return None
+    return step.mean_cost if constraint == next(iter(run.thresholds), constraint) else None
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """The trailing mean over five steps, or over as many as there have been. 1-D in, same shape out."""
+    sums = np.cumsum(values)
+    lagged = np.concatenate([np.zeros(SMOOTHING_STEPS), sums])[: len(values)]
+    return (sums - lagged) / np.minimum(np.arange(1, len(values) + 1), SMOOTHING_STEPS)
+
+
+def _step_names(run: Run) -> list[str]:
+    return [name for step in run.steps for name in (*step.multipliers, *step.mean_costs)]
+
+
+def _series(points: Iterable[tuple[int, float | None]]) -> tuple[np.ndarray, np.ndarray]:
+    known = [(step, value) for step, value in points if value is not None]
+    return np.array([step for step, _ in known]), np.array([value for _, value in known], dtype=np.float64)
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    margin = 0.04 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _say(axes: Axes, x: float, y: float, text: str, colour: str, va: str) -> None:
+    axes.text(x, y, text, color=colour, fontsize=8, va=va, transform=axes.transAxes)

@@ -1,0 +1,201 @@
+"""report.html: one self-contained page with a run's verdict, its figures and sample responses."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from castor.evaluation.records import SEVERITIES, JudgedResponse
+from castor.evaluation.summary import Summary
+from castor.io.files import write_text
+from castor.reports import plots
+from castor.reports.page import Figure, render
+from castor.reports.plots import Look
+from castor.reports.svg import POLICY_COLOURS
+from castor.reports.wording import Column, measured_columns, number, verdict
+
+SAMPLES_PER_KIND = 3
+_KIND_TITLES = {
+    "harmful": "Harmful prompts",
+    "lookalike": "Harmless prompts that look harmful",
+    "benign": "Benign prompts",
+    None: "Prompts",
+}
+
+
+def write_report(
+    path: str | Path,
+    summary: Summary,
+    responses: Mapping[str, Sequence[JudgedResponse]],
+    title: str = "Castor: safe RLHF report",
+) -> None:
+    """Writes the report as one HTML file that loads nothing from elsewhere.
+
+    `responses` holds the judged responses of every policy in `summary.policies`, those its metrics were taken from.
+    Raises ValueError when a policy's responses are missing or not as many as its metrics say.
+    """
+    for name, metrics in summary.policies.items():
+        found = len(responses.get(name, ()))
+        if found != metrics.n:
+            raise ValueError(f"the summary counts {metrics.n} responses of policy {name!r}, but {found} were given")
+    rows = {name: responses[name] for name in summary.policies}
+    looks = plots.policy_looks([*summary.policies, *(run for run in summary.runs if run not in summary.policies)])
+    columns = measured_columns(summary.policies.values())
+    page = render(
+        "report.html.j2",
+        title=title,
+        summary=summary,
+        verdict=verdict(summary),
+        looks=looks,
+        colours={name: f"var(--p{index % len(POLICY_COLOURS)})" for index, name in enumerate(looks)},
+        columns=columns,
+        tiles=[_tile(summary, column) for column in columns[:3]],
+        histograms=_histograms(summary, rows, looks),
+        plane=_plane(rows, looks),
+        training=_training_figures(summary, looks),
+        harms=_harm_figures(summary, looks),
+        samples=_samples(rows),
+        has_gold=any(metrics.gold_harmful_rate is not None for metrics in summary.policies.values()),
+        severities=SEVERITIES,
+    )
+    write_text(path, page)
+
+
+def _tile(summary: Summary, column: Column) -> dict[str, Any]:
+    """One figure of every policy as interval marks on a common axis that holds 0; places are percent of the axis."""
+    estimates = {name: column.of(metrics) for name, metrics in summary.policies.items()}
+    known = [estimate for estimate in estimates.values() if estimate is not None]
+    low = min(0.0, *(estimate.low for estimate in known))
+    high = max(1.0 if column.is_share else 0.0, *(estimate.high for estimate in known))
+    scale = 100 / ((high - low) or 1.0)
+    marks = {
+        name: {
+            "estimate": estimate,
+            "at": (estimate.value - low) * scale,
+            "start": (estimate.low - low) * scale,
+            "width": (estimate.high - estimate.low) * scale,
+        }
+        for name, estimate in estimates.items()
+        if estimate is not None
+    }
+    return {"column": column, "marks": marks, "zero": -low * scale}
+
+
+def _histograms(
+    summary: Summary, rows: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Look]
+) -> list[Figure]:
+    thresholds = {
+        f"threshold {number(value)}": value for run in summary.runs.values() for value in run.thresholds.values()
+    }
+    rewards = {name: np.array([row.reward for row in group]) for name, group in rows.items()}
+    costs = {name: np.array([row.cost for row in group]) for name, group in rows.items()}
+    first = next(iter(looks.values())).title
+    histogram_note = (
+        "Share of held-out responses at each score. The thick line is a policy's mean; "
+        f"the thin grey outline repeats {first}, the starting point."
+    )
+    return [
+        Figure(
+            "Reward before and after",
+            plots.score_histograms("reward", rewards, looks, {}),
+            f"{histogram_note} Further right is better.",
+        ),
+        Figure(
+            "Cost before and after",
+            plots.score_histograms("cost", costs, looks, {"boundary 0": 0.0, **thresholds}),
+            "The same for cost, where further left is better. Right of 0 the cost model calls a response unsafe; "
+            "the constraint asks the mean, not every response, to stay at or under the threshold.",
+        ),
+    ]
+
+
+def _plane(rows: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Look]) -> Figure:
+    note = (
+        f"Each point is a response, at most {plots.PLANE_POINTS} a policy; large marks are means. "
+        "A safer and more helpful policy moves down and to the right."
+    )
+    return Figure("The reward-cost plane", plots.reward_cost_plane(rows, looks), note)
+
+
+def _training_figures(summary: Summary, looks: Mapping[str, Look]) -> list[Figure]:
+    figures = []
+    for index, constraint in enumerate(plots.constraint_names(summary.runs)):
+        # A run without constraints that logs one mean cost logs that of the first constraint.
+        runs = {name: run for name, run in summary.runs.items() if index == 0 or constraint in run.thresholds}
+        svg = plots.constraint_curves(constraint, runs, looks)
+        if svg is not None:
+            figures.append(
+                Figure(
+                    f"Multiplier and cost: {constraint}",
+                    svg,
+                    "λ should rise while mean cost is above the threshold (shaded) and fall once it is below. "
+                    "Thin lines are single steps, thick ones the mean of the last five.",
+                )
+            )
+    for title, label, field, note in (
+        (
+            "Reward while training",
+            "mean reward",
+            "mean_reward",
+            "Mean reward of each step's responses. A constrained run is expected to give up some reward for safety.",
+        ),
+        (
+            "Distance from the starting point",
+            "KL (nats per response)",
+            "kl",
+            "How far the policy has moved. A steep climb late in a run is the mark of an over-optimised score model.",
+        ),
+    ):
+        svg = plots.training_curve(label, field, summary.runs, looks)
+        if svg is not None:
+            figures.append(Figure(title, svg, note))
+    return figures
+
+
+def _harm_figures(summary: Summary, looks: Mapping[str, Look]) -> list[Figure]:
+    """Rates by category and severity: the gold judge's where every policy has them, else the cost model's."""
+    policies = summary.policies
+    judged = all(metrics.harmful_by_category is not None for metrics in policies.values())
+    if judged:
+        title, who = "Harmful answers", "Share of answers to harmful prompts that the gold judge calls harmful."
+    else:
+        title, who = (
+            "Unsafe answers",
+            "Share of answers with cost above 0, by the cost model: there is no gold judge here.",
+        )
+    prefix = "harmful" if judged else "unsafe"
+    figures = []
+    for by, by_severity in (("category", False), ("severity", True)):
+        groups = {name: getattr(metrics, f"{prefix}_by_{by}") or {} for name, metrics in policies.items()}
+        svg = plots.rates_by_group(f"{title} by {by}", groups, looks, by_severity)
+        if svg is not None:
+            note = f"{who} Short bars are better; lines are 95 % intervals, which say little where n is small."
+            figures.append(Figure(f"{title} by {by}", svg, note))
+    return figures
+
+
+def _samples(rows: Mapping[str, Sequence[JudgedResponse]]) -> list[dict[str, Any]]:
+    """For each kind of prompt the first few, in the order of their hash, that every policy answered.
+
+    The hash makes the choice the same on every run and blind to what the responses say.
+    """
+    answers = [{row.prompt: row for row in reversed(group)} for group in rows.values()]
+    shared = set.intersection(*(set(answer) for answer in answers))
+    order = sorted(shared, key=lambda prompt: hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest())
+    groups = []
+    for kind, title in _KIND_TITLES.items():
+        chosen = [prompt for prompt in order if answers[0][prompt].kind == kind][
+            : SAMPLES_PER_KIND * (2 if kind is None else 1)
+        ]
+        cards = [
+            {
+                "first": answers[0][prompt],
+                "answers": {name: answer[prompt] for name, answer in zip(rows, answers, strict=True)},
+            }
+            for prompt in chosen
+        ]
+        if cards:
+            groups.append({"title": title, "cards": cards})
+    return groups

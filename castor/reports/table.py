@@ -1,0 +1,58 @@
+"""The closing tables in the terminal."""
+
+from rich.table import Table
+from rich.text import Text
+
+from castor.evaluation.assessment import Assessment
+from castor.evaluation.summary import Summary
+from castor.reports.wording import interval, measured_columns, number, policy_title
+from castor.statistics.bootstrap import Estimate
+
+
+def closing_table(summary: Summary) -> Table:
+    """One row a figure and one column a policy, each value with its 95 % interval; fits 80 columns with three policies.
+
+    The best value of a row is bold where its figure has a better direction and the values differ.
+    """
+    table = Table(title="Held-out prompts, 95 % intervals", title_justify="left", header_style="bold")
+    table.add_column("")
+    for name, metrics in summary.policies.items():
+        table.add_column(f"{policy_title(name)}  n={metrics.n}", justify="right")
+    for column in measured_columns(summary.policies.values()):
+        estimates = [column.of(metrics) for metrics in summary.policies.values()]
+        values = [estimate.value for estimate in estimates if estimate is not None]
+        best = {"low": min, "high": max}.get(column.better)
+        winner = best(values) if best and len(set(values)) > 1 else None
+        title = Text(column.title)
+        title.append(f"\n{column.note}", style="dim")
+        table.add_row(title, *(_cell(estimate, column.is_share, winner) for estimate in estimates))
+    return table
+
+
+TERMINAL_FIGURES = (
+    "reward_accuracy", "cost_ranking_accuracy", "cost_sign_accuracy", "accuracy", "f1", "false_positive_rate",
+    "exact_match", "severity_accuracy",
+)  # fmt: skip
+
+
+def assessment_table(assessment: Assessment) -> Table:
+    """The main figures of every model on every data set, with their intervals; one row a figure."""
+    table = Table(title="95 % intervals over prompts", title_justify="left", header_style="bold")
+    for title in ("model", "figure"):
+        table.add_column(title)
+    for data in assessment.data.values():
+        table.add_column(data.source, justify="right")
+    for name, model in assessment.models.items():
+        for figure in TERMINAL_FIGURES:
+            found = [model.sets[set_name].overall.get(figure) for set_name in assessment.data]
+            if any(estimate is not None for estimate in found):
+                table.add_row(name, figure, *(_cell(estimate, True, None) for estimate in found))
+    return table
+
+
+def _cell(estimate: Estimate | None, is_share: bool, winner: float | None) -> Text:
+    if estimate is None:
+        return Text("not judged", style="dim")
+    cell = Text(number(estimate.value, is_share), style="bold" if estimate.value == winner else "")
+    cell.append(f"\n{interval(estimate, is_share)}", style="not bold dim")
+    return cell

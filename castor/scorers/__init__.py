@@ -1,1 +1,0 @@
-"""Judges of texts that are no model of ours: a function of the user's own, a remote scorer."""

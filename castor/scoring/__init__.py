@@ -1,0 +1,1 @@
+"""Judges of finished responses: models, functions, HTTP, language models, keywords."""

@@ -1,0 +1,1 @@
+"""Numbers with their intervals. Imports none of the other rooms."""

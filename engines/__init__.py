@@ -1,0 +1,1 @@
+"""The vLLM and DeepSpeed engines, and the weights between them."""

@@ -1,0 +1,102 @@
+"""The adapter of a LoRA policy: on its way to the engines, switched off as the reference, and on disk.
+
+The engines get the merged weights, W + alpha / rank · B A, and not the adapter for their own LoRA kernels: one code
+path for every policy, the same sampling speed, and a digest that proves what is sampled from, base and adapter alike.
+The sum is made layer by layer, so no second copy of the model is held. Layers without an adapter in their block travel
+once, as the base that every later update refers to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from castor.config.training import LoRA
+from castor.experience import Experience
+from castor.models.lora import (
+    adapter_folder,
+    add_adapters,
+    inner_model,
+    is_factor,
+    merge,
+    moving_prefixes,
+    save_adapter,
+    without_adapters,
+)
+from castor.models.policy import PolicyModel
+from engines.batch import MicroBatch, forward_by_budget, forward_shared
+from engines.deepspeed_engine import TrainEngine
+from engines.weights import WeightUpdate, publish
+
+
+class Adapter:
+    """One rank's view of the adapter inside a policy. Methods are collective unless they say otherwise."""
+
+    def __init__(self, policy: PolicyModel, config: LoRA, rank: int, world_size: int) -> None:
+        """Put the adapter into `policy`, in place; its random start comes from torch's global generator."""
+        add_adapters(policy, config)
+        self.policy, self.config, self.rank, self.world_size = policy, config, rank, world_size
+        self.prefix = f"{inner_model(policy)[0]}."
+        self.moving = moving_prefixes(policy)
+        self.base: WeightUpdate | None = None
+        self.base_is_out = False
+
+    def publish(self, engine: TrainEngine, version: int) -> WeightUpdate | None:
+        """The merged weights as `version`, from rank 0; what training does not change is put the first time only."""
+        keep = self.rank == 0
+        if not self.base_is_out:
+            base = publish(self.merged(engine, lambda name: not name.startswith(self.moving)), 0, keep)
+            self.base, self.base_is_out = base if base and base.buckets else None, True
+        return publish(self.merged(engine, lambda name: name.startswith(self.moving)), version, keep, self.base)
+
+    def merged(
+        self, engine: TrainEngine, wanted: Callable[[str], bool] = lambda name: True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The weights whose parameter's name is wanted, merged, under their Hugging Face names: copies on the CPU.
+
+        Rank 0 gets them one at a time, the others none.
+        """
+        factors = self._factors(engine)
+        tensors = engine.whole_tensors(lambda name: wanted(name) and not is_factor(name))
+        if self.rank != 0:
+            for _ in tensors:  # gathering shards is a collective
+                pass
+            return
+        for name, tensor in merge(self.policy, tensors, factors):
+            yield name.removeprefix(self.prefix), tensor.to("cpu", copy=True)
+
+    def reference_logprobs(
+        self, engine: TrainEngine, experience: Experience, temperature: float
+    ) -> NDArray[np.float32] | None:
+        """[R] float32 log-probabilities of the response tokens without the adapter.
+
+        Up to ZeRO-2 each rank answers by itself. Under ZeRO-3 a forward pass is a collective: all ranks are asked,
+        work on a share each, and rank 0 answers. Raises FloatingPointError when one is not finite.
+        """
+
+        def forward(micro: MicroBatch) -> Tensor:
+            return engine.infer(micro.rows, micro.response_positions, temperature)
+
+        options, device = engine.config, engine.device
+        with without_adapters(self.policy):
+            if options.zero_stage < 3:
+                lengths = experience.response_lengths
+                return forward_by_budget(experience, forward, lengths=lengths, engine=options, device=device)
+            logprobs = forward_shared(
+                experience, forward, engine=options, device=device, rank=self.rank, world_size=self.world_size
+            )
+        return logprobs if self.rank == 0 else None
+
+    def save(self, engine: TrainEngine, policy: Path, base: str) -> None:
+        """Write the adapter in peft's format beside the folder `policy`, whole or not at all; `base` is noted in it."""
+        factors = {name: tensor.cpu() for name, tensor in self._factors(engine).items()}
+        if self.rank == 0:
+            save_adapter(adapter_folder(policy), self.policy, factors, self.config, base)
+
+    def _factors(self, engine: TrainEngine) -> dict[str, Tensor]:
+        """A and B of every adapted layer in full, on the device: a few per cent of the model."""
+        return {name: tensor.clone() for name, tensor in engine.whole_tensors(is_factor)}

@@ -1,0 +1,194 @@
+"""A DeepSpeed engine around one model: accumulate weighted losses, step, export, save, load."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from castor.config.training import Engine, Optimizer
+from castor.models.device import device, resolve_dtype
+from castor.models.lora import inner_model
+from engines import deepspeed_state
+
+LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own default
+
+
+def init_process_group(rank: int, world_size: int, store: Any, timeout_s: float) -> None:
+    """Join the SPMD group that meets in a torch `Store`. A collective longer than `timeout_s` raises on every rank."""
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    adopt_process_group(rank, world_size)
+
+
+def adopt_process_group(rank: int, world_size: int) -> None:
+    """Let DeepSpeed use this process's group."""
+    import deepspeed
+
+    # on a CPU, DeepSpeed would compile a shared-memory op at first use that only its inference path calls
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+
+
+class TrainEngine:
+    """Trains one model. All methods are collective: every rank calls them in the same order.
+
+    The gradient of a step is that of the sum of all losses given to `accumulate` on all ranks: global normalisation
+    belongs into the losses (castor.algorithms.ragged.token_weights), not into the engine.
+    """
+
+    def __init__(self, model: nn.Module, config: Engine, total_steps: int) -> None:
+        import deepspeed
+
+        self.config, self.device = config, device()
+        self.world_size = dist.get_world_size()
+        model = model.to(self.device)
+        if config.gradient_checkpointing:
+            _, inner = inner_model(model)
+            inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, config.optimizer.weight_decay),
+            lr=config.optimizer.lr,
+            betas=config.optimizer.betas,
+            eps=config.optimizer.eps,
+            fused=True,
+        )
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        self.engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=lambda opt: _schedule(opt, config.optimizer, total_steps),
+            config=_deepspeed_config(config, self.world_size, trained),
+        )
+        self.engine.train()  # models are loaded in evaluation mode, in which nothing is recomputed
+        self._clipped_norm: float | None = None
+        if config.zero_stage == 0:
+            # plain fp32 training clips in this method and throws the norm away; every other mode reports it
+            self.engine.clip_fp32_gradients = self._clip
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """The model's forward pass through the engine, with gradients."""
+        return self.engine(*inputs)
+
+    @torch.no_grad()
+    def infer(self, *inputs: Any) -> Tensor:
+        """The model's forward pass in evaluation mode, without gradients."""
+        self.engine.eval()
+        try:
+            return self.engine(*inputs)
+        finally:
+            self.engine.train()
+
+    def accumulate(self, loss: Tensor) -> None:
+        """Backward pass of one micro-batch's share of the mini-batch loss."""
+        self.engine.backward(loss * self.world_size)  # DeepSpeed averages gradients over ranks; we want their sum
+
+    def step(self) -> float:
+        """Reduce, clip, update. Returns the gradient norm before clipping.
+
+        Raises FloatingPointError when the gradient is not finite; weights and optimiser are then as before the step.
+        """
+        self.engine.step()
+        reported = self.engine.get_global_grad_norm()
+        norm = self._clipped_norm if self._clipped_norm is not None else float(reported)
+        if not (self.engine.was_step_applied() and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"the gradient of update {self.engine.global_steps} is not finite, and the update was left out: "
+                "lower the learning rate or look for bad rows"
+            )
+        return norm
+
+    def _clip(self) -> None:
+        limit = self.config.optimizer.max_grad_norm
+        self._clipped_norm = float(torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), limit))
+        if not math.isfinite(self._clipped_norm):
+            for parameter in self.engine.module.parameters():
+                parameter.grad = None  # AdamW passes over parameters without a gradient
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self.engine.get_lr()[0])
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter in full, one at a time, in an order that is the same on every rank (copies on the CPU)."""
+        for name, tensor in self.whole_tensors(lambda name: True):
+            yield name, tensor.to("cpu", copy=True)
+
+    def whole_tensors(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+        """The parameters with a wanted name, one at a time; each holds its values until the next one is asked for."""
+        import deepspeed
+
+        for name, parameter in self.engine.module.named_parameters():
+            if not wanted(name):
+                continue
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
+                yield name, parameter.detach()
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of the training state into `folder`, which exists. See `engines.deepspeed_state`."""
+        deepspeed_state.save(self.engine, folder)
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote, on however many ranks and at whatever ZeRO stage that was."""
+        deepspeed_state.load(self.engine, folder)
+
+
+def _deepspeed_config(config: Engine, world_size: int, trained: int) -> dict[str, Any]:
+    """The engine config, derived. Micro-batches vary in number, so the caller owns the accumulation boundary.
+
+    ZeRO sets aside a buffer of `reduce_bucket_size` elements whatever the model: one of `trained` parameters cannot use
+    more.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world_size,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": resolve_dtype(config.dtype) == torch.bfloat16},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": min(LARGEST_BUCKET, trained),
+            **({"stage3_param_persistence_threshold": 0} if config.zero_stage == 3 else {}),
+            **_offloaded(config),
+        },
+    }
+
+
+def _offloaded(config: Engine) -> dict[str, Any]:
+    pinned = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    wanted = {"offload_optimizer": config.offload.optimizer, "offload_param": config.offload.parameters}
+    return {key: pinned for key, device in wanted.items() if device == "cpu"}
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]  # an adapter has neither biases nor norms
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: Optimizer, total_steps: int) -> Any:
+    name = "constant_with_warmup" if config.lr_scheduler_type == "constant" else config.lr_scheduler_type
+    warmup = math.ceil(config.lr_warmup_ratio * total_steps)
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)

@@ -1,0 +1,176 @@
+"""The training state of a DeepSpeed engine as whole tensors: fp32 weights, Adam's moments, the schedule.
+
+Every trained parameter is stored in full under its own name, so a run continues at any number of ranks and any ZeRO
+stage, and bit for bit where neither changed. (DeepSpeed's own checkpoints hold shards, which a conversion outside
+the run has to put together first.) Parameter i is written by rank i modulo their number: no rank holds, or writes,
+more than its share, and all write at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from castor.io.files import read_json, write_json
+
+STATE_FILE = "engine.json"
+WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
+FILE_BYTES = 1 << 30  # a rank writes its share in files of about this size, so that it never holds more
+
+
+def save(engine: Any, folder: Path) -> None:
+    """Write this rank's share into `folder`, which exists and which all ranks see. Collective."""
+    rank, world_size, steps = dist.get_rank(), dist.get_world_size(), _optimizer_steps(engine)
+    if steps:
+        _link_moments(engine)
+    share: dict[str, Tensor] = {}
+    files = 0
+    for index, (name, parameter) in enumerate(_trained(engine)):
+        for key in (WEIGHT, *MOMENTS) if steps else (WEIGHT,):
+            tensor = _get(engine, parameter, key)
+            if index % world_size == rank:
+                share[f"{name}/{key}"] = tensor.to("cpu", torch.float32, copy=True)
+        if sum(tensor.nbytes for tensor in share.values()) > FILE_BYTES:
+            save_file(share, folder / f"rank-{rank}-{files}.safetensors")
+            share, files = {}, files + 1
+    if share:
+        save_file(share, folder / f"rank-{rank}-{files}.safetensors")
+    if rank == 0:
+        buffers = {name: tensor.detach().cpu().contiguous() for name, tensor in _buffers(engine.module)}
+        save_file(buffers, folder / "buffers.safetensors")
+        write_json(
+            folder / STATE_FILE,
+            {
+                "optimizer_steps": steps,
+                "global_steps": engine.global_steps,
+                "skipped_steps": engine.skipped_steps,
+                "last_epoch": engine.lr_scheduler.last_epoch,
+                "learning_rates": engine.lr_scheduler.get_last_lr(),
+            },
+        )
+
+
+def load(engine: Any, folder: Path) -> None:
+    """Put a saved state into an engine around the same model. Collective.
+
+    Raises KeyError when the state lacks a parameter of the model.
+    """
+    import deepspeed
+
+    state = read_json(folder / STATE_FILE)
+    if state["optimizer_steps"]:
+        _make_moments(engine, state["optimizer_steps"])
+        _link_moments(engine)
+    with torch.no_grad():
+        for parameter, tensors in _stored(engine, folder):
+            for key, tensor in tensors.items():
+                _set(engine, parameter, tensor, key)
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id")):
+                parameter.copy_(tensors[WEIGHT])
+        with safe_open(folder / "buffers.safetensors", "pt") as file:
+            for name, tensor in _buffers(engine.module):
+                tensor.copy_(file.get_tensor(name))
+    engine.global_steps, engine.skipped_steps = state["global_steps"], state["skipped_steps"]
+    scheduler = engine.lr_scheduler
+    scheduler.last_epoch, scheduler._last_lr = state["last_epoch"], list(state["learning_rates"])
+    for group, rate in zip(scheduler.optimizer.param_groups, state["learning_rates"], strict=True):
+        group["lr"] = rate
+
+
+def _trained(engine: Any) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+
+
+def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The buffers that belong to a model's state, the same on every rank."""
+    kept = module.state_dict().keys()
+    return [(name, tensor) for name, tensor in module.named_buffers() if name in kept]
+
+
+def _stored(engine: Any, folder: Path) -> Iterator[tuple[nn.Parameter, dict[str, Tensor]]]:
+    """Every trained parameter with its stored tensors, one parameter at a time."""
+    where: dict[str, Path] = {}
+    for path in sorted(folder.glob("rank-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            where |= dict.fromkeys(file.keys(), path)
+    for name, parameter in _trained(engine):
+        keys = [key for key in (WEIGHT, *MOMENTS) if f"{name}/{key}" in where]
+        with safe_open(where[f"{name}/{WEIGHT}"], "pt") as file:
+            yield parameter, {key: file.get_tensor(f"{name}/{key}") for key in keys}
+
+
+def _get(engine: Any, parameter: nn.Parameter, key: str) -> Tensor:
+    """The whole fp32 weight, or one of its moments. Collective."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if not _is_sharded(parameter):
+        master = _masters(engine)[parameter]
+        return master.detach() if key == WEIGHT else engine.basic_optimizer.state[master][key]
+    tensor = safe_get_full_fp32_param(parameter) if key == WEIGHT else safe_get_full_optimizer_state(parameter, key)
+    assert tensor is not None
+    return tensor
+
+
+def _set(engine: Any, parameter: nn.Parameter, tensor: Tensor, key: str) -> None:
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    if not _is_sharded(parameter):
+        master = _masters(engine)[parameter]
+        (master if key == WEIGHT else engine.basic_optimizer.state[master][key]).copy_(tensor)
+    elif key == WEIGHT:
+        safe_set_full_fp32_param(parameter, tensor)
+    else:
+        safe_set_full_optimizer_state(parameter, tensor, key)
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    """ZeRO 1 to 3 tell on the parameter itself where its pieces are."""
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def _masters(engine: Any) -> dict[nn.Parameter, Tensor]:
+    """ZeRO-0: what the optimiser updates, by parameter; in bfloat16 an fp32 copy, in float32 the parameter itself."""
+    wrapper = engine.optimizer
+    if not hasattr(wrapper, "fp32_groups"):
+        return {parameter: parameter for _, parameter in _trained(engine)}
+    pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
+    return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+
+
+def _optimized(engine: Any) -> list[Tensor]:
+    """The tensors this rank's AdamW works on: parameters, or flat pieces of several."""
+    if hasattr(engine.optimizer, "fp32_partitioned_groups_flat"):  # ZeRO-3 hands them to AdamW one at a time
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return [tensor for group in engine.basic_optimizer.param_groups for tensor in group["params"]]
+
+
+def _optimizer_steps(engine: Any) -> int:
+    """Updates that were applied. Before the first one AdamW has no moments."""
+    states = [engine.basic_optimizer.state.get(tensor) for tensor in _optimized(engine)]
+    return int(next((state["step"] for state in states if state), 0))
+
+
+def _make_moments(engine: Any, steps: int) -> None:
+    """The state AdamW would have made in its first step, with zeros for moments."""
+    for tensor in _optimized(engine):
+        count = torch.tensor(float(steps), dtype=torch.float32, device=tensor.device)
+        moments = {key: torch.zeros_like(tensor, memory_format=torch.preserve_format) for key in MOMENTS}
+        engine.basic_optimizer.state[tensor] = {"step": count, **moments}
+
+
+def _link_moments(engine: Any) -> None:
+    """ZeRO 1 and 2: tell every parameter where its moments are.
+
+    DeepSpeed does so within the first step, when only the first of the optimiser's groups has moments.
+    """
+    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None:
+        engine.optimizer._hp_optimizer_states_linked = False
+        link()

@@ -1,0 +1,245 @@
+"""vLLM engines behind one interface: in this process, or AsyncLLM with an engine process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import queue
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, Protocol
+
+import ray
+import torch
+
+from castor.config.rlhf import Rollout
+from castor.models.device import resolve_dtype
+from engines.weight_transfer import BACKEND, WorkerExtension
+from engines.weights import WeightUpdate
+
+STEP_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to sample."""
+
+    uid: int
+    prompt: list[int]
+    seed: int  # of this request alone: its tokens do not depend on what else is in the batch
+
+
+@dataclass(frozen=True)
+class Response:
+    """A finished response. `logprobs` are those of the distribution that was sampled from (tempered).
+
+    Weights that arrive meanwhile leave the finished tokens, their log-probabilities and versions as they are.
+    """
+
+    uid: int
+    prompt: list[int]
+    tokens: list[int]
+    logprobs: list[float]
+    versions: list[int]  # of the weights that sampled each token
+    truncated: bool
+
+
+class RolloutEngine(Protocol):
+    """What a rollout worker needs of vLLM."""
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
+        """Sample all requests with continuous batching; yields responses as they finish."""
+        ...
+
+    def load_weights(self, update: WeightUpdate) -> str:
+        """Take over the buckets of `update`; returns the digest of the bytes that were loaded.
+
+        Layers the buckets leave out keep their weights. From another thread also during `generate`: the responses under
+        way go on on the new weights. No key or value that the old weights computed survives.
+        """
+        ...
+
+
+def make_engine(model: str, config: Rollout, max_length: int, trust_remote_code: bool) -> RolloutEngine:
+    """The engine the config names, for sequences of up to `max_length` tokens."""
+    on_gpu = torch.cuda.is_available()
+    kwargs: dict[str, Any] = {
+        "model": model,
+        "dtype": str(resolve_dtype(config.dtype)).removeprefix("torch."),
+        "max_model_len": max_length,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": {"backend": BACKEND},
+        "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
+        "trust_remote_code": trust_remote_code,
+        "generation_config": "vllm",  # a checkpoint's own sampling defaults would change what is sampled
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if on_gpu:
+        kwargs["gpu_memory_utilization"] = config.gpu_memory_utilization
+    else:
+        kwargs |= {
+            "enforce_eager": True,
+            "distributed_executor_backend": "uni",
+            "kv_cache_memory_bytes": config.kv_cache_mib << 20,
+        }
+    engines: dict[str, Callable[[dict[str, Any], Rollout], RolloutEngine]]
+    engines = {"inproc": InprocEngine, "async": AsyncEngine}
+    return engines[config.engine](kwargs, config)
+
+
+def sampling_params(config: Rollout, seed: int) -> Any:
+    """vLLM's parameters of one request: exactly the sampled token's log-probability, no text."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=1,
+        temperature=config.temperature,
+        max_tokens=config.max_new_tokens,
+        seed=seed,
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _response(request: Request, output: Any) -> Response:
+    """Raises RuntimeError when vLLM did not return a log-probability for every sampled token."""
+    completion = output.outputs[0]
+    tokens = list(completion.token_ids)
+    if completion.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended request {request.uid} with {completion.finish_reason!r}")
+    if completion.logprobs is None or len(completion.logprobs) != len(tokens) or not tokens:
+        raise RuntimeError(f"vLLM returned no log-probability for every token of request {request.uid}")
+    logprobs = [entry[token].logprob for entry, token in zip(completion.logprobs, tokens, strict=True)]
+    versions = [int(span.version) for span in completion.weight_versions or () for _ in range(span.start, span.end)]
+    if len(versions) != len(tokens):
+        raise RuntimeError(f"vLLM does not say which weights sampled the tokens of request {request.uid}")
+    return Response(request.uid, request.prompt, tokens, logprobs, versions, completion.finish_reason == "length")
+
+
+class InprocEngine:
+    """vLLM inside this process: one import, no serialisation; the caller's thread drives the engine step by step."""
+
+    def __init__(self, kwargs: dict[str, Any], config: Rollout) -> None:
+        from vllm import LLM
+
+        self.config = config
+        self.llm = LLM(**kwargs)
+        self.llm.llm_engine.set_weight_version("0")
+        self._stepping = threading.Lock()  # the engine is not thread-safe: one step, or one transfer, at a time
+        self._turn = threading.Lock()  # held by a waiting transfer, so that the next step cannot overtake it
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
+        """See `RolloutEngine`."""
+        engine = self.llm.llm_engine
+        waiting = {str(request.uid): request for request in requests}
+        with self._stepping:
+            for key, request in waiting.items():
+                params = sampling_params(self.config, request.seed)
+                engine.add_request(key, {"prompt_token_ids": request.prompt}, params)
+        try:
+            while waiting:
+                with self._turn:
+                    pass
+                with self._stepping:
+                    outputs = engine.step()
+                for output in outputs:
+                    if output.finished:
+                        yield _response(waiting.pop(output.request_id), output)
+        finally:
+            if waiting:  # an error, or a caller that stopped listening: leave nothing running behind
+                with self._stepping:
+                    engine.abort_request(list(waiting))
+
+    def load_weights(self, update: WeightUpdate) -> str:
+        """See `RolloutEngine`."""
+        client: Any = self.llm.llm_engine.engine_core  # of this process, so it holds the core itself
+        core = client.engine_core
+        with self._turn, self._stepping:
+            core.pause_scheduler(mode="keep", clear_cache=True)
+            self.llm.collective_rpc("start_weight_update")
+            for bucket in update.buckets:
+                self.llm.collective_rpc("update_weights", kwargs={"update_info": {"bucket": [bucket]}})
+            self.llm.collective_rpc("finish_weight_update")
+            self.llm.llm_engine.set_weight_version(str(update.version))
+            core.resume_scheduler()
+            return _agreed(self.llm.collective_rpc("loaded_digest"))
+
+
+class AsyncEngine:
+    """AsyncLLM: the engine lives in a process of its own, so generation goes on while this process does other work."""
+
+    def __init__(self, kwargs: dict[str, Any], config: Rollout) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.config = config
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="vllm", daemon=True).start()
+
+        async def start() -> AsyncLLM:
+            llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**kwargs))
+            await llm.update_weight_version("0")
+            return llm
+
+        self.llm = self._run(start())
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
+        """See `RolloutEngine`."""
+        finished: queue.Queue[Response | BaseException] = queue.Queue()
+
+        async def one(request: Request) -> None:
+            try:
+                params = sampling_params(self.config, request.seed)
+                prompt = {"prompt_token_ids": request.prompt}
+                async for output in self.llm.generate(prompt, params, str(request.uid)):
+                    if output.finished:
+                        finished.put(_response(request, output))
+            except BaseException as error:  # handed to the consumer, which raises it
+                finished.put(error)
+
+        futures = [asyncio.run_coroutine_threadsafe(one(request), self.loop) for request in requests]
+        try:
+            for _ in requests:
+                item = finished.get(timeout=STEP_TIMEOUT_S)
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def load_weights(self, update: WeightUpdate) -> str:
+        """See `RolloutEngine`. The engine process cannot read the object store: buckets go through shared memory."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        self._run(self.llm.pause_generation(mode="keep", clear_cache=True))
+        self._run(self.llm.start_weight_update())
+        for ref in update.buckets:
+            with NamedTemporaryFile(dir=_shared_memory(), suffix=".castor-weights") as file:
+                pickle.dump(ray.get(ref, timeout=STEP_TIMEOUT_S), file, protocol=5)
+                file.flush()
+                self._run(self.llm.update_weights(WeightTransferUpdateRequest(update_info={"path": file.name})))
+        self._run(self.llm.finish_weight_update(weight_version=str(update.version)))
+        self._run(self.llm.resume_generation())
+        return _agreed(self._run(self.llm.collective_rpc("loaded_digest")))
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STEP_TIMEOUT_S)
+
+
+def _agreed(digests: list[str]) -> str:
+    if len(set(digests)) != 1:
+        raise RuntimeError(f"the vLLM workers of one engine loaded different weights: {sorted(set(digests))}")
+    return digests[0]
+
+
+def _shared_memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None

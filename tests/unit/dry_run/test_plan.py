@@ -1,0 +1,185 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from castor.config.demo_model import DemoModel
+from castor.config.load import load_config
+from castor.config.pipeline import Config
+from castor.config.rlhf import Rollout
+from castor.config.training import Engine, Resources
+from castor.dry_run.describe import WIDTH, describe
+from castor.dry_run.memory import bytes_per_number, frozen, measure, sampled, trained
+from castor.dry_run.placement import placement, totals
+from castor.io.errors import CastorError
+from castor.run.check import check, evaluated, origin, stage_sections
+
+ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "configs" / "demo.yaml"
+# 1024 words x 128, in and out; four layers of 4 x 128² attention, 3 x 128 x 344 MLP and 2 x 128 norms; the last norm
+LAYER = 4 * 128**2 + 3 * 128 * 344 + 2 * 128
+BACKBONE = 1024 * 128 + 4 * LAYER + 128
+PARAMETERS = BACKBONE + 1024 * 128
+
+
+def demo(*overrides):
+    return load_config(DEMO, overrides)
+
+
+@pytest.fixture(scope="module")
+def shape():
+    return measure(demo().model)
+
+
+def test_parameters_of_a_made_model_are_exact(shape):
+    assert (shape.parameters, shape.backbone, shape.score) == (PARAMETERS, BACKBONE, BACKBONE + 129)
+    assert (PARAMETERS, BACKBONE) == (1_053_824, 922_752)
+
+
+def test_a_folder_is_measured_and_a_hub_id_is_unknown(tmp_path, shape):
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    tied = measure(str(tmp_path))
+    assert tied.parameters == tied.backbone == BACKBONE
+    assert measure("nobody-has/this-model") is None
+
+
+def test_one_rank_in_float32(shape):
+    memory = trained(shape, Engine(zero_stage=2), 1, Resources(), score=False)
+    assert memory.weights == memory.gradients == 4 * PARAMETERS
+    assert memory.optimizer == 12 * PARAMETERS  # two moments, and the copy stages 1 and 2 keep even in float32
+    assert memory.frozen == memory.gpu == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "states"), [(0, 1, 1, 1), (1, 1, 1, 4), (2, 1, 4, 4), (3, 4, 4, 4)]
+)
+def test_zero_shards_over_four_ranks(shape, stage, weights, gradients, states):
+    engine = Engine(zero_stage=stage, dtype="bfloat16")
+    memory = trained(shape, engine, 4, Resources(), score=False)
+    assert memory.weights == 2 * PARAMETERS / weights
+    assert memory.gradients == 2 * PARAMETERS / gradients
+    assert memory.optimizer == 12 * PARAMETERS / states
+
+
+def test_float32_without_a_second_copy(shape):
+    for stage in (0, 3):
+        assert trained(shape, Engine(zero_stage=stage), 1, Resources(), score=False).optimizer == 8 * PARAMETERS
+
+
+def test_frozen_models_and_engines(shape):
+    scorer = frozen(shape, Engine(), Resources(), score=True)
+    assert (scorer.frozen, scorer.optimizer, scorer.gradients) == (4 * (BACKBONE + 129), 0, 0)
+    (signal,) = (a.memory for a in placement(demo())["ppo_lag"] if a.name == "signal-harm-0")
+    assert signal.frozen == signal.weights == 4 * (BACKBONE + 129)
+    engine = sampled(shape, Rollout(kv_cache_mib=64))
+    assert (engine.weights, engine.kv_cache, engine.gpu_share) == (4 * PARAMETERS, 64 << 20, None)
+    on_gpu = sampled(shape, Rollout(tensor_parallel_size=2, resources=Resources(gpus=2)))
+    assert (on_gpu.weights, on_gpu.kv_cache, on_gpu.gpu_share) == (PARAMETERS, 0, 0.85)
+    assert on_gpu.host == on_gpu.process
+    assert [bytes_per_number("auto", gpu) for gpu in (False, True)] == [4, 2]
+
+
+def test_the_demo_starts_these_actors():
+    stages = placement(demo())
+    assert list(stages) == ["model", "sft", "collect", "reward", "cost", "ppo_lag", "ppo", "evaluate"]
+    assert stages["model"] == []
+    assert [(a.name, a.count) for a in stages["ppo_lag"]] == [
+        ("rollout", 1), ("reference", 1), ("learner-0", 1), ("signal-helpfulness-0", 1), ("signal-harm-0", 1),
+        ("MultiplierOwner", 1),
+    ]  # fmt: skip
+    assert [(a.name, a.count) for a in stages["evaluate"]] == [
+        ("rollout", 2), ("reward-scorer", 1), ("cost-scorer", 1), ("FolderWeights", 1)
+    ]  # fmt: skip
+    reserved = {stage: totals(actors).cpus for stage, actors in stages.items()}
+    assert (reserved["sft"], reserved["collect"], reserved["ppo_lag"], reserved["ppo"]) == (1, 0.5, 1.25, 1)
+
+
+def test_a_policy_with_an_adapter_has_no_reference_and_few_optimizer_states(shape):
+    full, adapted = (placement(demo(*more))["ppo_lag"] for more in ([], ["rlhf.ppo_lag.policy.lora.rank=4"]))
+    assert [a.name for a in adapted] == [a.name for a in full if a.name != "reference"]
+    (before,), (after,) = ([a for a in actors if a.name == "learner-0"] for actors in (full, adapted))
+    assert after.work == f"policy, LoRA of rank 4, and the reference, {before.work.removeprefix('policy, ')}"
+    factors = 4 * (4 * 2 * 128 + 3 * (128 + 344)) * 4  # four square projections and a gated MLP, four layers
+    assert (before.memory.optimizer, after.memory.optimizer) == (12 * PARAMETERS, 12 * factors)
+    assert (after.memory.gradients, after.memory.weights) == (4 * factors, 4 * (PARAMETERS + factors))
+    text = describe(demo("rlhf.ppo_lag.policy.lora={}"))
+    assert "LoRA of rank 16" in " ".join(text.split())
+    with pytest.raises(CastorError, match="the learner computes the reference: remove the reference section"):
+        demo("rlhf.ppo_lag.policy.lora.rank=4", "rlhf.ppo_lag.policy.reference.ranks=2")
+
+
+def test_the_text_holds_the_config_and_fits_its_width():
+    text = describe(demo("ray.num_cpus=2", "rlhf.ppo_lag.multipliers.lambda_update_delay_steps=7"))
+    config, plan = text.split("Stages, in order")
+    assert "lambda_update_delay_steps: 7" in config
+    assert max(map(len, plan.splitlines())) <= WIDTH
+    assert "has 2; every stage fits (the largest reserves 1.25)" in plan
+    assert "GPUs: none are needed." in plan
+    crowded = describe(demo("ray.num_cpus=1", "sft.resources.custom={fast: 1}"))
+    assert "TOO FEW for ppo_lag (1.25)" in crowded
+    assert "fast 1, which a cluster started here does not" in crowded
+
+
+def test_what_a_stage_starts_from():
+    config = demo()
+    for reference in ("stage:model", "stage:cost", "stage:ppo_lag"):
+        assert isinstance(origin(config, reference), DemoModel)
+    assert origin(demo("sft.model=some/model"), "stage:ppo") == "some/model"
+    assert evaluated(config) == {"sft": "stage:sft", "ppo": "stage:ppo", "ppo_lag": "stage:ppo_lag"}
+    assert list(stage_sections(demo("evaluate=null")))[-1] == "ppo"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["reward.model=stage:sftt"], r"reward\.model: stage:sftt .* no section 'sftt'; did you mean stage:sft\?"),
+        (["model=null"], r"sft\.model: stage:model .* no section 'model'"),
+        (["collect=null"], r"reward\.data\.0\.source: stage:collect .*no section 'collect'"),
+        (["sft.model=stage:ppo"], r"sft\.model: stage:ppo runs later"),
+        (["rlhf.ppo.policy.model=stage:ppo"], r"in this very stage"),
+        (["rlhf.ppo.signals.helpfulness.model=stage:cost"], r"needed reward model, got cost model"),
+        (["collect.policy=stage:model", "sft.data.source=stage:model"], r"sft\.data.*needed rows, got language model"),
+        (["sft.model=./no/such/folder"], r"sft\.model: there is no \./no/such/folder"),
+        (["rlhf.ppo.prompts.source=nowhere.jsonl"], r"rlhf\.ppo\.prompts\.source: there is no nowhere\.jsonl"),
+        (["rlhf.ppo.rollout.max_new_tokens=97"], r"rlhf\.ppo\.rollout: .* 64 \+ max_new_tokens 97 exceed .* 160"),
+        (["sft.max_length=161"], r"sft\.max_length 161 exceeds the context of 160"),
+        (["collect.rollout.tensor_parallel_size=2"], r"collect\.rollout: tensor_parallel_size 2 needs"),
+    ],
+)
+def test_contradictions_are_named(overrides, message):
+    with pytest.raises(CastorError, match=message):
+        check(demo(*overrides))
+
+
+def test_limits_are_inclusive_and_the_context_of_a_folder_counts(tmp_path):
+    check(demo("rlhf.ppo.rollout.max_new_tokens=96", "sft.max_length=160"))
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 100}))
+    with pytest.raises(CastorError, match=r"context of 100"):
+        check(demo(f"sft.model={tmp_path}"))
+
+
+def test_every_finding_is_told_at_once_and_an_empty_comparison_is_one():
+    with pytest.raises(CastorError) as error:
+        check(demo("reward.model=stage:a", "cost.model=stage:b"))
+    assert len(str(error.value).splitlines()) == 2
+    with pytest.raises(CastorError, match="no policy to compare"):
+        check(Config.model_validate({"evaluate": {}}))
+
+
+def test_a_dry_run_imports_neither_ray_nor_vllm_nor_deepspeed_and_check_no_torch():
+    code = (
+        "import sys; from pathlib import Path; from castor.config.load import load_config;"
+        "from castor.run.check import check; config = load_config(Path(sys.argv[1])); check(config);"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules;"
+        "from castor.dry_run.describe import describe; describe(config);"
+        "assert not {'ray', 'vllm', 'deepspeed'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(DEMO)], cwd=ROOT, check=True, timeout=300)

@@ -1,0 +1,111 @@
+"""Every shipped config is one that runs: it loads, its plan is made, and the 8B ones fit their GPUs."""
+
+from pathlib import Path
+
+import pytest
+
+from castor.config.cluster import Hardware
+from castor.config.load import load_config
+from castor.config.training import Resources
+from castor.dry_run.describe import WIDTH, describe
+from castor.dry_run.gpus import gpu_plan
+from castor.dry_run.memory import measure
+from castor.dry_run.placement import Actors, placement
+from castor.io.errors import CastorError
+from castor.run.check import check
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "parts")
+PRESETS = [
+    *("ppo", "ppo_lag", "ppo_lag_paper_v1", "ppo_lag_paper_v2", "ppo_lag_paper_v3", "reward_shaping"),
+    *("single_preference", "hh_ppo", "classifier_max", "classifier_mean", "pid_lag", "repo_rectified"),
+    *("grpo_lag", "rloo_lag", "multi_constraint"),
+]
+TWO_NODES = str(CONFIGS / "llama-8b" / "parts" / "two_nodes.yaml")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS).with_suffix("")))
+def test_every_config_has_a_plan(file):
+    config = load_config(file)
+    check(config)
+    assert placement(config)
+
+
+@pytest.mark.parametrize("overrides", [[], [TWO_NODES]], ids=["one node", "two nodes"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_8b_presets_fit_eight_gpus_of_80_gb_a_node(preset, overrides):
+    config = load_config(CONFIGS / "llama-8b" / f"{preset}.yaml", overrides)
+    hardware = config.ray.hardware
+    assert (hardware.nodes, hardware.gpus_per_node) == (1 + len(overrides), 8)
+    for stage, gpus in gpu_plan(placement(config), hardware).items():
+        assert gpus.fits, gpus.verdict(stage)
+        assert all(gpu.used is not None for gpu in gpus.gpus), stage
+
+
+def test_a_dry_run_says_what_each_gpu_holds():
+    text = describe(load_config(CONFIGS / "llama-8b" / "ppo_lag.yaml"))
+    plan = text.split("GPU memory on 1 x 8 GPUs of 79 GiB")[1]
+    assert "ppo_lag: fits" in plan
+    assert max(map(len, plan.splitlines())) <= WIDTH
+    crowded = describe(load_config(CONFIGS / "llama-8b" / "ppo_lag.yaml", ["ray.hardware.gpus_per_node=4"]))
+    assert "ppo_lag: TOO FEW GPUs for" in crowded
+    small = describe(load_config(CONFIGS / "llama-8b" / "ppo_lag.yaml", ["ray.hardware.gpu_memory_gib=40"]))
+    assert "ppo_lag: TOO MUCH" in small
+
+
+def test_presets_take_the_same_number_of_responses():
+    runs = [load_config(CONFIGS / f"{preset}.yaml").rlhf[preset] for preset in PRESETS]
+    assert {run.steps * run.prompts_per_step * run.samples_per_prompt for run in runs} == {80 * 64}
+
+
+def test_presets_hold_the_values_of_their_sources():
+    def run(preset):
+        return load_config(CONFIGS / f"{preset}.yaml").rlhf[preset]
+
+    def cluster_run(preset):
+        return load_config(CONFIGS / "llama-8b" / f"{preset}.yaml").rlhf[preset]
+
+    lag = run("ppo_lag")
+    rule, advantage, learner = lag.multiplier("harm"), lag.advantage, lag.learner
+    assert (rule.rule, rule.lambda_init, rule.lambda_lr, rule.lambda_max) == ("sgd_log", 1.0, 0.1, 5.0)
+    assert (rule.lambda_update_delay_steps, rule.episode_cost_window_size) == (0, 128)
+    assert (advantage.gamma, advantage.gae_lambda, advantage.kl_coeff) == (1.0, 0.95, 0.02)
+    assert (advantage.clip_range_score, advantage.clip_range_value, advantage.whiten) == (50.0, 5.0, False)
+    assert (learner.clip_range_ratio, learner.update_iters) == (0.2, 1)
+    assert cluster_run("ppo_lag").learner.ptx.ptx_coeff == 32 * learner.ptx.ptx_coeff == 16.0
+    papers = [run(f"ppo_lag_paper_v{number}") for number in (1, 2, 3)]
+    rules = [paper.multiplier("harm") for paper in papers]
+    assert [(rule.lambda_init, rule.lambda_lr) for rule in rules] == [(1.0, 0.01), (0.5, 0.04), (1.0, 0.04)]
+    large = [cluster_run(f"ppo_lag_paper_v{n}") for n in (1, 2, 3)]
+    assert [paper.learner.ptx.ptx_coeff for paper in large] == [8.0, 2.0, 1.0]
+    assert [32 * paper.learner.ptx.ptx_coeff for paper in papers] == [8.0, 2.0, 1.0]
+    assert [paper.signals["harm"].threshold for paper in large] == [0.0, -3.0, -3.0]
+    cluster = [load_config(CONFIGS / "llama-8b" / f"ppo_lag_paper_v{n}.yaml") for n in (1, 2, 3)]
+    assert {config.cost.normalize for config in cluster} == {"none"}
+    assert not run("grpo_lag").has_critic("harm")
+    assert not run("ppo").constraints
+
+
+def test_shares_of_a_gpu_are_packed_and_several_gpus_come_from_one_node():
+    def actors(name, count, gpus):
+        return Actors(name, count, Resources(gpus=gpus), "", None)
+
+    started = [actors("rollout", 2, 0.65), actors("reference", 2, 0.35), actors("wide", 1, 2), actors("late", 1, 1)]
+    plan = gpu_plan({"run": started}, Hardware(nodes=2, gpus_per_node=2))["run"]
+    assert [gpu.actors for gpu in plan.gpus] == [["rollout", "reference"], ["rollout", "reference"], ["wide"], ["wide"]]
+    assert plan.unplaced == ["late"]
+    assert not plan.fits
+    assert plan.verdict("run") == "run: TOO FEW GPUs for late."
+
+
+def test_known_models_are_sized_without_a_network():
+    shape = measure("PKU-Alignment/alpaca-8b-reproduced-llama-3")
+    assert shape.parameters == 8_030_261_248  # as its authors count Llama 3 8B
+    assert shape.backbone == shape.parameters - 128256 * 4096
+
+
+def test_a_moderation_model_can_judge_the_comparison_too():
+    overrides = ["evaluate.cost=stage:qa", "evaluate.cost_classifier={reduce: mean}"]
+    check(load_config(CONFIGS / "classifier_mean.yaml", overrides))
+    with pytest.raises(CastorError, match=r"evaluate\.cost: stage:qa"):
+        check(load_config(CONFIGS / "classifier_mean.yaml", overrides[:1]))

@@ -1,0 +1,130 @@
+"""Adapters: what is trained, switched off, merged, saved."""
+
+import copy
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from castor.config.training import LoRA
+from castor.io.errors import CastorError
+from castor.models.lora import add_adapters, merge, moving_prefixes, save_adapter, without_adapters
+from castor.models.policy import PolicyModel
+from castor.models.score import ScoreInfo, ScoreModel
+
+LLAMA = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+GPT2 = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+IDS = torch.arange(20)[None]
+
+
+def make(kind):
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        return PolicyModel(GPT2LMHeadModel(GPT2).eval())
+    return PolicyModel(LlamaForCausalLM(LLAMA).eval())
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def policy(request):
+    return make(request.param), make(request.param).lm
+
+
+def trained(model):
+    """Give the adapters weights as if they had been trained."""
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return dict(model.named_parameters())
+
+
+def test_adapters_start_as_nothing_and_can_be_switched_off(policy):
+    model, plain = policy
+    add_adapters(model, LoRA(rank=2))
+    expected = plain(IDS).logits
+    assert torch.equal(model.lm(IDS).logits, expected)
+    learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert learned
+    assert all(".lora_" in name for name in learned)
+    trained(model)
+    assert (model.lm(IDS).logits - expected).abs().max() > 0.01
+    with without_adapters(model):
+        assert torch.equal(model.lm(IDS).logits, expected)
+        assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == learned
+    assert (model.lm(IDS).logits - expected).abs().max() > 0.01
+
+
+def test_merged_weights_give_the_adapted_model(policy, tmp_path):
+    model, plain = policy
+    config = LoRA(rank=3, alpha=5.0)
+    add_adapters(model, config)
+    weights = trained(model)
+    merged = {name.removeprefix("lm."): tensor for name, tensor in merge(model, weights.items(), weights)}
+    assert merged.keys() == dict(plain.named_parameters()).keys()
+    save_adapter(tmp_path / "adapter", model, weights, config, "the base")
+    loaded = PeftModel.from_pretrained(
+        make("gpt2" if isinstance(plain, GPT2LMHeadModel) else "llama").lm, tmp_path / "adapter"
+    )
+    expected = model.lm(IDS).logits
+    torch.testing.assert_close(loaded.eval()(IDS).logits, expected)
+    plain.load_state_dict(merged, strict=False)  # a tied head has no entry of its own
+    torch.testing.assert_close(plain(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", [LlamaModel(LLAMA), GPT2Model(GPT2)], ids=["llama", "gpt2"])
+def test_a_head_beside_the_backbone_stays_trainable(backbone):
+    model = ScoreModel(backbone, ScoreInfo("reward"))
+    names = dict(model.named_parameters()).keys()
+    add_adapters(model, LoRA(rank=2))
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name in learned if ".lora_" not in name} == {"score_head.weight", "score_head.bias"}
+    assert dict(merge(model, model.named_parameters(), dict(model.named_parameters()))).keys() == names
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "moving"),
+    [
+        ("llama", "q_proj", {"lm.model.layers.0.self_attn.": {"q_proj", "k_proj", "v_proj", "o_proj"}}),
+        ("gpt2", "c_attn", {"lm.transformer.h.0.attn.": {"c_attn", "c_proj"}}),
+        ("llama", "lm_head", {"lm.": {"lm_head", "model"}}),
+    ],
+)
+def test_neighbours_of_an_adapted_layer_move_with_it(kind, target, moving):
+    model = make(kind)
+    add_adapters(model, LoRA(rank=2, target_modules=[target]))
+    prefixes = moving_prefixes(model)
+    assert set(prefixes) == set(moving)
+    for prefix, layers in moving.items():
+        names = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+        assert {name.removeprefix(prefix).partition(".")[0] for name in names} == layers
+
+
+def test_a_layer_that_shares_its_weights_cannot_have_an_adapter():
+    tied = copy.deepcopy(LLAMA)
+    tied.tie_word_embeddings = True
+    with pytest.raises(CastorError, match="lm_head shares its weights with another layer"):
+        add_adapters(PolicyModel(LlamaForCausalLM(tied)), LoRA(target_modules=["lm_head"]))
+
+
+@torch.no_grad()
+def test_merging_adds_in_float32_and_keeps_the_type():
+    model = PolicyModel(LlamaForCausalLM(LLAMA)).bfloat16()
+    add_adapters(model, LoRA(rank=2, alpha=3.0))
+    weights = trained(model)
+    for name, tensor in merge(model, weights.items(), weights):
+        owner, _, _ = name.rpartition(".weight")
+        if f"{owner}.base_layer.weight" not in weights:
+            assert tensor is weights[name]
+            continue
+        base, a, b = (
+            weights[f"{owner}.{end}.weight"].double() for end in ("base_layer", "lora_A.default", "lora_B.default")
+        )
+        expected = base + 1.5 * b @ a
+        assert tensor.dtype == torch.bfloat16
+        assert ((tensor.double() - expected).abs() <= expected.abs() * 2**-8 + 1e-6).all()  # rounded once
+
+
+@pytest.mark.parametrize("names", [["nope"], ["embed_tokens"]])
+def test_a_target_without_a_linear_layer_is_an_error(names):
+    with pytest.raises(CastorError, match=r"lora.target_modules: .*down_proj, gate_proj"):
+        add_adapters(make("llama"), LoRA(target_modules=names))

@@ -1,0 +1,1 @@
+"""The RLHF run: the loop, the producer, the groups."""

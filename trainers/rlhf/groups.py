@@ -1,0 +1,123 @@
+"""All actor groups of one RLHF run: started side by side, stopped together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import ray
+
+from actors.group import START_TIMEOUT_S, ActorGroup, actor_options, get
+from actors.learner import LearnerWorker
+from actors.multipliers import MultiplierOwner
+from actors.reference import ReferenceWorker
+from actors.rollout_pool import RolloutPool
+from actors.signal import SignalModels, SignalWorker
+from castor.config.rlhf import RLHF
+from castor.data.rows.schemas import QARow
+
+
+class Groups:
+    """The actor groups, ready to work. Use as a context manager: leaving it kills every actor."""
+
+    def __init__(
+        self,
+        config: RLHF,
+        *,
+        policy: str,
+        signals: Mapping[str, SignalModels],
+        thresholds: Mapping[str, float],
+        template: str,
+        seed: int,
+        ptx_rows: Sequence[QARow] | None,
+        state_dir: Path,
+    ) -> None:
+        """Start everything at once (imports dominate) and wait until all models are loaded.
+
+        Args:
+            config: the run.
+            policy: folder or hub id of the policy's and the reference's weights.
+            signals: what each signal's judge and critic are made from.
+            thresholds: limit of each constraint, in the unit of its statistic.
+            template: prompt format.
+            seed: of this run.
+            ptx_rows: demonstrations of the PTX loss, where it is on.
+            state_dir: where the multipliers keep their state.
+
+        """
+        trust = config.policy.trust_remote_code
+        self.rollout = RolloutPool(policy, config.rollout, template, trust)
+        self.config = config
+        self.reference = None if config.policy.lora else _start_reference(policy, config)
+        learner = config.learner
+        self.learner = ActorGroup.start("learner", LearnerWorker, learner.ranks, learner.resources)
+        self.signals = {
+            name: ActorGroup.start(f"signal-{name}", SignalWorker, signal.ranks, signal.resources)
+            for name, signal in config.signals.items()
+        }
+        self.multipliers: Any = None
+        if config.has_owner:
+            owner = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
+            self.multipliers = owner.remote(config, dict(thresholds), state_dir / "multipliers.json")
+        for group in (self.learner, *self.signals.values()):
+            group.join(learner.timeout_s)
+        rows_ref = ray.put(ptx_rows)
+        loading = {self.learner.name: self.learner.call("load", policy, config, seed, template, rows_ref)}
+        for name, group in self.signals.items():
+            loading[group.name] = group.call("load", name, signals[name], config, seed, thresholds.get(name))
+        if self.reference is not None:
+            loading[self.reference.name] = self.reference.call("ready")
+        for name, refs in loading.items():
+            get(refs, START_TIMEOUT_S, f"{name} (loading its model)")
+        self.rollout.wait_ready()
+
+    def reference_logprobs(self, number: int, experience: Any) -> Any:
+        """A ref to the reference log-probabilities of chunk `number`, a ref to experience.
+
+        A policy with an adapter is its own reference: up to ZeRO-2 the learner's ranks take turns, under ZeRO-3, where
+        a forward pass is a collective, all of them share the chunk.
+        """
+        if self.reference is not None:
+            return turn(self.reference.handles, number).logprobs.remote(experience)
+        if self.config.learner.engine.zero_stage == 3:
+            return self.learner.call("reference_logprobs", experience)[0]
+        return turn(self.learner.handles, number).reference_logprobs.remote(experience)
+
+    def nodes(self) -> dict[str, str]:
+        """Which node the first actor of each group runs on."""
+        first = {group.name: group.handles[0] for group in (self.learner, *self.signals.values())}
+        first["rollout"] = self.rollout.workers[0]
+        return {name: get(actor.node.remote(), START_TIMEOUT_S, name) for name, actor in first.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.rollout.stop()
+        for group in (self.learner, *self.signals.values(), *([self.reference] if self.reference else [])):
+            group.stop()
+        if self.multipliers is not None:
+            ray.kill(self.multipliers)
+
+
+def turn(handles: Sequence[Any], number: int) -> Any:
+    """The actor whose turn it is to work on chunk `number`."""
+    return handles[number % len(handles)]
+
+
+def _start_reference(policy: str, config: RLHF) -> ActorGroup:
+    wanted = config.policy.reference
+    arguments = (
+        policy,
+        config.learner.engine,
+        config.rollout.temperature,
+        wanted.resources.threads,
+        config.policy.trust_remote_code,
+    )
+    worker = cast(Any, ReferenceWorker)
+    options = [actor_options(wanted.resources, "reference") for _ in range(wanted.ranks)]
+    return ActorGroup("the reference policy", [worker.options(**option).remote(*arguments) for option in options])

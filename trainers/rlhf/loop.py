@@ -1,0 +1,59 @@
+"""The RLHF loop. PPO, PPO-Lag and their kin differ in the signals and the multiplier rule the config names, not here.
+
+The driver moves object refs and scalars; it never holds a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from actors.group import get
+from actors.multipliers import Prices
+from castor.config.rlhf import RLHF
+from castor.data.tokens.prompt_stream import PromptStream
+from trainers.rlhf.clock import Clock
+from trainers.rlhf.groups import Groups
+from trainers.rlhf.producer import Producer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Scalars of one step. `prices` are the multipliers its loss used."""
+
+    step: int
+    metrics: dict[str, float]
+    prices: Prices | None
+
+
+def train(
+    config: RLHF, groups: Groups, prompts: PromptStream, seed: int, start: int, on_step: Callable[[StepResult], None]
+) -> None:
+    """Run the steps `start` .. `config.steps`; all groups are loaded and hold the weights of version start - 1."""
+    producer = Producer(config, groups, prompts, seed, start)
+    for step in range(start, config.steps + 1):
+        clock = Clock()
+        batch = producer.take(step)
+        clock.lap("rollout_s")
+
+        prices = None
+        if groups.multipliers is not None:  # λ and an adapted β first, then the policy
+            costs = {name: batch.scores[name] for name in config.constraints}
+            kl = groups.learner.handles[0].measure_kl.remote(batch) if config.advantage.kl_target else None
+            prices = groups.multipliers.update.remote(step, costs, kl)
+        advantages = {name: group.call("advantages", batch, prices)[0] for name, group in groups.signals.items()}
+        learning = groups.learner.call("step", step, batch, advantages, prices)
+        fitting = {name: group.call("train_critic", step) for name, group in groups.signals.items()}
+        timeout = config.learner.timeout_s
+        metrics = producer.get(learning, timeout, "the learner")[0]
+        for name, refs in fitting.items():
+            fitted = producer.get(refs, timeout, f"signal {name}")[0]
+            metrics |= {f"{name}/{key}": value for key, value in fitted.items()}
+        clock.lap("learn_s")
+
+        publishing = groups.learner.call("publish", step)
+        producer.load_weights(producer.get(publishing, timeout, "the learner (publishing weights)")[0])
+        clock.lap("transfer_s")
+        applied = None if prices is None else get(prices, timeout, "the multiplier owner")
+        metrics |= (applied.metrics() if applied else {}) | clock.seconds | producer.metrics()
+        on_step(StepResult(step, metrics, applied))

@@ -1,0 +1,144 @@
+"""The producer of experience: deals prompts to the rollout pool and has every finished chunk scored.
+
+With `max_staleness` 0 it samples when it is asked to. With k it keeps up to k further steps in flight, while the
+learner works: `get` waits for others and serves the rollouts meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from actors.group import get, too_late
+from actors.rollout import PromptRequest
+from actors.rollout_pool import Chunk, Job, request_seed
+from castor.config.rlhf import RLHF
+from castor.data.tokens.prompt_stream import PromptStream
+from engines.batch import StepBatch
+from engines.weights import WeightUpdate
+from trainers.rlhf.groups import Groups, turn
+
+
+def sample_requests(
+    prompts: Sequence[tuple[int, str]], samples_per_prompt: int, seed: int, step: int
+) -> list[PromptRequest]:
+    """One request per prompt and sample; the seed of each depends on nothing but (seed, step, prompt, sample)."""
+    return [
+        PromptRequest(place * samples_per_prompt + sample, prompt, request_seed(seed, step, index, sample))
+        for place, (index, prompt) in enumerate(prompts)
+        for sample in range(samples_per_prompt)
+    ]
+
+
+@dataclass
+class _Growing:
+    """The batch of one step while it is sampled. A chunk is its smallest uid, and refs to all that is known of it."""
+
+    job: Job
+    chunks: list[tuple[int, Any, Any, dict[str, Any]]] = field(default_factory=list)
+
+    def whole(self) -> StepBatch:
+        """The batch; the order in which its chunks arrived decides nothing."""
+        chunks = sorted(self.chunks, key=lambda chunk: chunk[0])
+        return StepBatch(
+            experience=[chunk[1] for chunk in chunks],
+            reference=[chunk[2] for chunk in chunks],
+            scores={name: [chunk[3][name] for chunk in chunks] for name in chunks[0][3]},
+        )
+
+
+class Producer:
+    """Batches in the order of the steps. No response in the batch of step t, which updates version t - 1, holds a
+    token sampled by a version before t - 1 - max_staleness.
+    """
+
+    def __init__(self, config: RLHF, groups: Groups, prompts: PromptStream, seed: int, start: int) -> None:
+        """The rollout workers hold the weights of version `start` - 1."""
+        self.config, self.groups, self.prompts, self.seed = config, groups, prompts, seed
+        self.pool, self.staleness = groups.rollout, config.rollout.max_staleness
+        self.next_step = start
+        self.growing: dict[int, _Growing] = {}  # by step
+        self.waited = {"learner_waited_s": 0.0, "rollout_waited_s": 0.0}
+        self.dropped = 0
+        self._idle_since: float | None = time.perf_counter()
+
+    def take(self, step: int) -> StepBatch:
+        """The batch of `step`, once it is whole. Steps are taken in order.
+
+        Raises ActorFailure when no worker is left, or when no response arrives for timeout_s.
+        """
+        begin = time.perf_counter()
+        self._deal()
+        while step not in self.growing or self.growing[step].job.unfinished:
+            self._grow(self.pool.wait())
+        self.waited["learner_waited_s"] += time.perf_counter() - begin
+        batch = self.growing.pop(step)
+        self.dropped = batch.job.overdue
+        return batch.whole()
+
+    def get(self, refs: Sequence[Any], timeout_s: float, what: str) -> Any:
+        """`actors.group.get` that has the responses scored that finish meanwhile."""
+        deadline, pending = time.monotonic() + timeout_s, list(refs)
+        while pending and self.growing:
+            events = [*pending, *self.pool.events]
+            ready, _ = ray.wait(events, num_returns=1, timeout=max(deadline - time.monotonic(), 0.0))
+            if not ready:
+                raise too_late(timeout_s, what)
+            if ready[0] in pending:
+                pending.remove(ready[0])
+            else:
+                self._grow(self.pool.handle(ready[0]))
+        return get(refs, timeout_s, what)
+
+    def load_weights(self, update: WeightUpdate) -> None:
+        """Give the workers new weights; with a staleness of 0, wait until every one has proven that it holds them."""
+        if self.staleness:
+            self.pool.send_weights(update)
+        else:
+            self.pool.load_weights(update)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the step since the last call, where rollout and learning overlap.
+
+        learner_waited_s: in `take`; rollout_waited_s: no response was being sampled, as none was allowed yet;
+        dropped_overdue: responses of the batch last taken that were too old and were sampled again.
+        """
+        self._clock_idleness()
+        waited, self.waited = self.waited, dict.fromkeys(self.waited, 0.0)
+        return {**waited, "dropped_overdue": float(self.dropped)} if self.staleness else {}
+
+    def _deal(self) -> None:
+        """Deal the steps that the workers' version is recent enough for."""
+        while self.next_step <= min(self.config.steps, self.pool.version + 1 + self.staleness):
+            step, self.next_step = self.next_step, self.next_step + 1
+            requests = sample_requests(self.prompts.next_batch(), self.config.samples_per_prompt, self.seed, step)
+            self._clock_idleness()
+            self._idle_since = None
+            self.growing[step] = _Growing(self.pool.submit(requests, oldest=step - 1 - self.staleness))
+
+    def _grow(self, arrived: tuple[Job, Chunk] | None) -> None:
+        """A finished chunk goes to the reference and to every signal; weights that have arrived allow further steps."""
+        if arrived is not None:
+            job, chunk = arrived
+            (batch,) = (batch for batch in self.growing.values() if batch.job is job)
+            number = len(batch.chunks)
+            reference = self.groups.reference_logprobs(number, chunk.experience)
+            scores = {
+                name: turn(group.handles, number).score.remote(chunk.experience)
+                for name, group in self.groups.signals.items()
+            }
+            batch.chunks.append((min(chunk.info.uids), chunk.experience, reference, scores))
+            if not any(batch.job.unfinished for batch in self.growing.values()):
+                self._idle_since = time.perf_counter()
+        if self.staleness:
+            self._deal()
+
+    def _clock_idleness(self) -> None:
+        if self._idle_since is not None:
+            now = time.perf_counter()
+            self.waited["rollout_waited_s"] += now - self._idle_since
+            self._idle_since = now

@@ -1,0 +1,1 @@
+"""The supervised stages on Ray Train with DeepSpeed."""

@@ -1,0 +1,137 @@
+"""The supervised stages (SFT, reward, cost, moderation) on Ray Train with DeepSpeed: the driver's side."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.group import actor_env, node_id
+from actors.progress import Progress, ProgressBoard
+from castor.config.supervised import Supervised, Workers
+from castor.data.inspect.leaks import digest
+from castor.io.errors import CastorError
+from castor.io.files import read_json
+from trainers.supervised.stage_state import claim, training_folder
+from trainers.supervised.train_loop import Job, metrics_file, train_worker
+
+POLL_S = 0.5
+BOARD_TIMEOUT_S = 60
+
+
+def run_supervised(
+    stage: Supervised,
+    *,
+    model: str,
+    rows: Sequence[Any],
+    out: Path,
+    template: str,
+    seed: int,
+    key: str,
+    on_progress: Callable[[Progress], None],
+    fresh: bool = False,
+) -> dict[str, float]:
+    """Train one supervised stage and save its model in `out`; returns its metrics.
+
+    `rows` are read one at a time and never copied: a `Mixture` of stores is handed to the workers as the paths of its
+    files and the chosen indices. They are split by prompt, so that validation prompts never occur in training.
+
+    A lost worker restarts the workers from the newest checkpoint, `stage.max_failures` times. Where an earlier call
+    with the same `key`, the fingerprint of all that decides the result, was cut short, this one goes on from its
+    checkpoint, unless it is to start `fresh`.
+
+    Raises CastorError for what a worker found wrong with the data or the model.
+    """
+    training, validation = split_by_prompt(rows, stage.validation_share, seed)
+    if not len(training):
+        raise CastorError("no training rows are left beside the validation prompts: lower validation_share")
+    out = out.absolute()
+    claim(training_folder(out), key, fresh)
+    board = cast(Any, ProgressBoard).remote()
+    job = Job(stage, model, [ray.put(rows)], training, validation, out, template, seed, board)
+    here = NodeAffinitySchedulingStrategy(node_id(), soft=False)
+    running = fit.options(scheduling_strategy=here).remote(job)
+    ended: list[Any] = []
+    while not ended:
+        ended, _ = ray.wait([running], timeout=POLL_S)
+        for progress in ray.get(board.drain.remote(), timeout=BOARD_TIMEOUT_S):
+            on_progress(progress)
+    try:
+        ray.get(running)
+    except RayTaskError as error:
+        raise ray.get(board.refusal.remote(), timeout=BOARD_TIMEOUT_S) or error.cause from error
+    shutil.rmtree(training_folder(out))
+    return read_json(metrics_file(out))
+
+
+def split_by_prompt(rows: Sequence[Any], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of training and validation rows; a prompt (with the turns before it) is in one of them only.
+
+    At least one prompt goes to validation, unless there is no other.
+    """
+    numbers: dict[bytes, int] = {}  # of prompts, in the order in which they are first met
+    keys = (digest(*row.key) for row in rows)  # the prompts of a large set would not fit in memory
+    prompt_of = np.fromiter((numbers.setdefault(key, len(numbers)) for key in keys), dtype=np.int64)
+    held_out = np.zeros(len(numbers), dtype=bool)
+    if len(numbers) > 1:
+        chosen = np.random.default_rng(seed).permutation(len(numbers))[: math.ceil(share * len(numbers))]
+        held_out[chosen] = True
+    return np.flatnonzero(~held_out[prompt_of]), np.flatnonzero(held_out[prompt_of])
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def fit(job: Job) -> None:
+    """Ray Train's `fit`, which blocks and installs its own handler of Ctrl-C, in a process of its own.
+
+    A thread of the driver could meet a Ray that an interrupt is shutting down, and Ray then ends the whole process.
+    """
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    _trainer(job).fit()
+
+
+def _trainer(job: Job) -> Any:
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    stage, resources = job.stage, job.stage.resources
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo", timeout_s=math.ceil(stage.timeout_s)),
+        scaling_config=scaling(stage),
+        run_config=cast(Any, RunConfig)(  # the annotations are those of Ray Train v1; v2 is what runs
+            name=job.out.name,
+            storage_path=str(job.out.parent / "ray_train"),
+            failure_config=FailureConfig(max_failures=stage.max_failures),
+            worker_runtime_env={"env_vars": actor_env(resources)},
+        ),
+    )
+
+
+def scaling(stage: Supervised) -> Any:
+    """Ray Train's ScalingConfig: how many workers, and what each of them reserves."""
+    from ray.train import ScalingConfig
+
+    resources, workers = stage.resources, stage.workers
+    count: dict[str, Any] = {"num_workers": workers}
+    if isinstance(workers, Workers):
+        count = {"num_workers": (workers.min, workers.max), "elastic_resize_monitor_interval_s": workers.resize_s}
+    return cast(Any, ScalingConfig)(  # annotated as the one of Ray Train v1
+        **count,
+        use_gpu=resources.gpus > 0,
+        resources_per_worker={
+            "CPU": resources.cpus,
+            **({"GPU": resources.gpus} if resources.gpus else {}),
+            **resources.custom,
+        },
+    )

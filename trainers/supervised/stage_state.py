@@ -1,0 +1,126 @@
+"""How far a supervised stage has come, and the folder it keeps that in until it is finished."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from castor.config.supervised import Best
+from castor.io.checkpoint import atomic_folder, verify_folder
+from castor.io.errors import CastorError
+from castor.io.files import read_json, write_json
+
+KEY_FILE, STATE_FILE, SAMPLES, STEP, BEST = "key.json", "state.json", "samples", "step-", "best-"
+
+
+@dataclass
+class StageState:
+    """All a stage knows besides its engine's state. Data order and random numbers follow from seed and step."""
+
+    step: int = 0
+    loss_sum: float = 0.0  # over the steps since the newest validation that were not skipped
+    loss_count: int = 0
+    skipped: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry a validation
+    best_step: int = 0  # 0: none yet
+    since_best: int = 0  # validations after the best one
+
+    def note_loss(self, loss: float) -> None:
+        """Of one update."""
+        self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
+
+    def note_validation(self, metrics: dict[str, float], best: Best | None) -> bool:
+        """Add validation metrics to the history; returns whether they are the best yet.
+
+        Raises CastorError when `best` names no metric, or one that is not a finite number.
+        """
+        losses = {"training_loss": self.loss_sum / self.loss_count} if self.loss_count else {}
+        self.loss_sum, self.loss_count = 0.0, 0
+        self.history.append({"step": self.step, **metrics, **losses})
+        if best is None:
+            return False
+        if best.metric not in metrics:
+            raise CastorError(
+                f"best.metric {best.metric!r} is not measured: choose one of {', '.join(sorted(metrics))}"
+            )
+        value, sign = metrics[best.metric], 1 if best.mode == "max" else -1
+        if not math.isfinite(value):
+            raise CastorError(f"best.metric {best.metric} is {value} at step {self.step}: it cannot be compared")
+        improved = not self.best_step or sign * value > sign * self.entry(self.best_step)[best.metric]
+        self.best_step, self.since_best = (self.step, 0) if improved else (self.best_step, self.since_best + 1)
+        return improved
+
+    def entry(self, step: int) -> dict[str, float]:
+        """What was measured at `step`."""
+        return next(entry for entry in self.history if entry["step"] == step)
+
+
+def training_folder(out: Path) -> Path:
+    """Where the stage that will write `out` keeps its tokens, checkpoints and best model until it is finished."""
+    return out.with_name(f"{out.name}.training")
+
+
+def claim(folder: Path, key: str, fresh: bool) -> None:
+    """Make `folder` this stage's: what a stage of another key left there, or with `fresh` any stage, is removed."""
+    marker = folder / KEY_FILE
+    if fresh or not marker.is_file() or read_json(marker) != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(marker, key)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint; None when there is none."""
+    found = sorted(folder.glob(f"{STEP}*"))
+    return found[-1] if found else None
+
+
+def step_folder(folder: Path, step: int, prefix: str = STEP) -> Path:
+    """Where the checkpoint (or the best model) of a step is kept."""
+    return folder / f"{prefix}{step:09d}"
+
+
+@contextmanager
+def shared_folder(folder: Path) -> Iterator[Path]:
+    """`atomic_folder` for all ranks together: each writes files of its own into the folder yielded. Collective."""
+    with ExitStack() as stack:
+        aside = [str(stack.enter_context(atomic_folder(folder)))] if dist.get_rank() == 0 else [None]
+        dist.broadcast_object_list(aside, 0)
+        yield Path(str(aside[0]))
+        dist.barrier()  # all are done before rank 0 puts the folder in place
+
+
+def write_checkpoint(folder: Path, state: StageState, engine: Any, keep: int) -> None:
+    """Save engine and state as the newest checkpoint; then drop all but `keep`, and best models no one needs."""
+    with shared_folder(step_folder(folder, state.step)) as aside:
+        engine.save(aside)
+        if dist.get_rank() == 0:
+            write_json(aside / STATE_FILE, asdict(state))
+    if dist.get_rank() == 0:
+        stale = sorted(folder.glob(f"{STEP}*"))[:-keep]
+        stale += [path for path in folder.glob(f"{BEST}*") if path != step_folder(folder, state.best_step, BEST)]
+        for path in stale:
+            shutil.rmtree(path)
+
+
+def read_checkpoint(folder: Path, engine: Any) -> StageState:
+    """Load the newest checkpoint into the engine; a fresh state when there is none. Collective.
+
+    Raises CastorError when the checkpoint is damaged.
+    """
+    found: list[Path | None] = [None]
+    if dist.get_rank() == 0 and (path := newest(folder)) is not None:
+        verify_folder(path)
+        found = [path]
+    dist.broadcast_object_list(found, 0)
+    checkpoint = found[0]
+    if checkpoint is None:
+        return StageState()
+    engine.load(checkpoint)
+    return StageState(**read_json(checkpoint / STATE_FILE))

@@ -1,0 +1,319 @@
+"""What one worker of a supervised stage does: one loop for every kind of stage."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from ray.actor import ActorHandle
+
+from actors.progress import Progress
+from castor.config.supervised import Supervised
+from castor.io.checkpoint import atomic_folder
+from castor.io.errors import CastorError
+from castor.io.files import write_json
+from trainers.supervised.stage_state import (
+    BEST,
+    SAMPLES,
+    StageState,
+    read_checkpoint,
+    step_folder,
+    training_folder,
+    write_checkpoint,
+)
+
+ROWS_TIMEOUT_S = 600.0
+SHOWN = 20  # rows named in a message
+
+
+@dataclass(frozen=True)
+class Job:
+    """All a worker of the stage needs. `rows` holds a ref to the rows; the others are indices into them."""
+
+    stage: Supervised
+    model: str
+    rows: list[Any]
+    training: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    out: Path
+    template: str
+    seed: int
+    board: ActorHandle
+
+
+def metrics_file(out: Path) -> Path:
+    """Where the metrics of the stage that wrote `out` are kept."""
+    return out.with_name(f"{out.name}.metrics.json")
+
+
+def train_worker(config: dict[str, Job]) -> None:
+    """One rank of a supervised stage. Ray Train has set up the process group.
+
+    A CastorError goes to the board: what only a person can put right would fail a restarted group again.
+    """
+    job = config["job"]
+    board: Any = job.board
+    error = ray.get(board.refusal.remote(), timeout=ROWS_TIMEOUT_S)
+    if error is not None:
+        raise error
+    try:
+        train(job)
+    except CastorError as error:
+        ray.get(board.refuse.remote(error), timeout=ROWS_TIMEOUT_S)
+        raise
+
+
+def train(job: Job) -> None:
+    """Train from the newest checkpoint, or from the beginning, to the end."""
+    from castor.data.tokens.batches import batches
+
+    worker = Worker(job)
+    stage, state = job.stage, worker.state
+    stream = batches(len(worker.training), stage.batch_size, job.seed, start=state.step)
+    while state.step < worker.steps:
+        state.step += 1
+        worker.update(worker.training[next(stream)])
+        last = state.step == worker.steps
+        improved = False
+        if last or (stage.eval_every and state.step % stage.eval_every == 0):
+            improved = worker.validate()
+            last = last or (stage.patience is not None and state.since_best >= stage.patience)
+        if last:
+            break
+        if worker.checkpoint_due(improved):
+            write_checkpoint(worker.folder, state, worker.engine, stage.keep_checkpoints)
+            worker.checkpointed = time.monotonic()
+    metrics = worker.finish()
+    ray.train.report(metrics)
+
+
+class Worker:
+    """One rank: its share of every batch, the validations, the results. All methods are collective."""
+
+    def __init__(self, job: Job) -> None:
+        from castor.data.tokens.samples import Samples
+        from castor.data.tokens.template import PromptTemplate, load_tokenizer
+        from castor.models.device import resolve_dtype
+        from castor.models.lora import add_adapters
+        from engines.deepspeed_engine import TrainEngine, adopt_process_group
+        from trainers.supervised.tasks import make_task
+
+        self.job, stage = job, job.stage
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        torch.set_num_threads(stage.resources.threads)
+        adopt_process_group(self.rank, self.world_size)
+        self.folder = training_folder(job.out)
+        self.task = make_task(stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training)
+        if self.rank == 0 and not (self.folder / SAMPLES).is_dir():
+            template = PromptTemplate(load_tokenizer(job.model, stage.trust_remote_code), job.template)
+            Samples(template, self.task.texts(), stage.max_length, self.folder / SAMPLES)
+        dist.barrier()
+        self.samples = Samples.open(self.folder / SAMPLES)
+        self.lengths = self.samples.lengths()
+        self.training, self.validation = self._kept(job.training), self._kept(job.validation)
+        self._check_counts()
+        self.task.prepare(self.samples, self.folder)
+        per_epoch = len(self.training) // stage.batch_size
+        self.steps = stage.max_steps or max(1, math.ceil(stage.epochs * per_epoch))
+        torch.manual_seed(job.seed)  # heads and adapters start alike on every rank
+        self.model = self.task.load(job.model, resolve_dtype(stage.engine.dtype))
+        if stage.lora:
+            add_adapters(self.model, stage.lora)
+        self.engine = TrainEngine(self.model, stage.engine, self.steps)
+        self.state: StageState = read_checkpoint(self.folder, self.engine)
+        self.outputs: list[torch.Tensor] = []  # of the newest validation, on rank 0
+        self.checkpointed = time.monotonic()
+
+    def _kept(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples that were made from the given rows."""
+        return np.flatnonzero(np.isin(self.samples.kept, rows, assume_unique=True))
+
+    def _check_counts(self) -> None:
+        stage, too_long = self.job.stage, self.samples.too_long
+        if len(self.training) < stage.batch_size:
+            raise CastorError(
+                f"{len(self.training)} training samples ({too_long} longer than max_length {stage.max_length} tokens "
+                f"were left out) are fewer than one batch of {stage.batch_size}: lower batch_size or give more rows"
+            )
+        if len(self.validation) < 2:
+            raise CastorError(
+                f"{len(self.validation)} validation samples are left (of {len(self.samples)} samples, {too_long} too "
+                "long ones left out): the stage could not be measured; raise validation_share or give rows of more "
+                "prompts"
+            )
+
+    def update(self, batch: NDArray[np.int64]) -> None:
+        """One optimiser step on the mean loss over `batch`, or a skipped one where that is not finite."""
+        from engines.batch import sum_over_ranks
+
+        start = time.monotonic()
+        self._seed()
+        total = self.task.weight(self.samples, batch)
+        loss_sum, suspects = 0.0, list[int]()
+        for chosen in self._micro_batches(batch):
+            packed = self.samples.pack(chosen, self.job.stage.engine.pack_length).to(self.engine.device)
+            loss = self.task.loss(self.engine.forward, packed, self._rows(chosen)) / total
+            self.engine.accumulate(loss)
+            value = float(loss.detach())
+            suspects += [] if math.isfinite(value) else chosen.tolist()
+            loss_sum += value
+        try:
+            norm = self.engine.step()
+        except FloatingPointError:
+            norm = math.nan
+        loss_sum = sum_over_ranks({"loss": loss_sum})["loss"]
+        if not math.isfinite(norm):
+            self._skip(loss_sum, suspects, batch)
+            return
+        self.state.note_loss(loss_sum)
+        if self.rank == 0:
+            speed = int(self.lengths[batch].sum()) / (time.monotonic() - start)
+            self._post(
+                {"loss": loss_sum, "grad_norm": norm, "learning_rate": self.engine.learning_rate, "tokens_per_s": speed}
+            )
+
+    def _seed(self) -> None:
+        """Random numbers of a step follow from seed, step and rank, so that none have to be kept in a checkpoint."""
+        sequence = np.random.SeedSequence([self.job.seed, self.state.step, self.rank])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+    def _skip(self, loss: float, suspects: list[int], batch: NDArray[np.int64]) -> None:
+        """Count an update that was left out. Raises CastorError when that was one too many."""
+        rows = sorted(self._rows(np.array(self._poisoned(suspects) or batch.tolist())))
+        self.state.skipped += 1
+        shown = ", ".join(map(str, rows[:SHOWN])) + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
+        what = "gradient" if math.isfinite(loss) else "loss"
+        told = f"{self.job.out.name}: the {what} is not finite at step {self.state.step} for the rows {shown}"
+        if self.state.skipped > self.job.stage.max_skipped:
+            raise CastorError(
+                f"{told} (counted from 0, in the order they are read): look at these rows, lower "
+                f"engine.optimizer.lr, or raise max_skipped ({self.job.stage.max_skipped}) to leave such batches out"
+            )
+        if self.rank == 0:
+            print(f"{told}: the batch was left out ({self.state.skipped} so far)", flush=True)
+
+    @torch.no_grad()
+    def _poisoned(self, suspects: list[int]) -> list[int]:
+        """The samples whose own loss is not finite, among those of the micro-batches whose loss was not."""
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, suspects)
+        everyones = [sample for share in found for sample in share]  # all ranks look at all of them: ZeRO-3 asks for it
+        alone = []
+        for sample in everyones:
+            packed = self.samples.pack(np.array([sample]), 1).to(self.engine.device)
+            loss = self.task.loss(self.engine.infer, packed, self._rows(np.array([sample])))
+            alone += [] if math.isfinite(float(loss)) else [sample]
+        return alone or everyones
+
+    def validate(self) -> bool:
+        """Measure the validation samples; returns whether the model is the best yet, which is then kept."""
+        from engines.batch import sum_over_ranks
+
+        self.outputs = self._observe()
+        metrics: list[Any] = [None]
+        if self.rank == 0:
+            metrics = [self.task.measure(self.outputs, self._rows(self.validation))]
+        dist.broadcast_object_list(metrics, 0)
+        improved = self.state.note_validation(metrics[0], self.job.stage.best)
+        if self.rank == 0:
+            self._post({f"validation/{name}": value for name, value in metrics[0].items()})
+        if improved:
+            self._save(step_folder(self.folder, self.state.step, BEST) / "model")
+            sum_over_ranks({"saved": 1.0})  # nobody goes on before it is on disk
+        return improved
+
+    def _observe(self) -> list[torch.Tensor]:
+        """The task's observations of the validation samples in order: each rank makes every n-th piece of them."""
+        engine = self.job.stage.engine
+        size = max(1, engine.micro_batch_tokens // max(1, int(self.lengths[self.validation].max())))
+        pieces = [self.validation[i : i + size] for i in range(0, len(self.validation), size)]
+        pieces += [self.validation[:0]] * (-len(pieces) % self.world_size)  # all ranks run equally many forward passes
+        mine = []
+        for piece in pieces[self.rank :: self.world_size]:
+            packed = self.samples.pack(piece, engine.pack_length).to(self.engine.device)
+            mine.append(self.task.observe(self.engine.infer, packed).cpu())
+        shares: list[Any] = [None] * self.world_size
+        dist.all_gather_object(shares, mine)
+        outputs = [shares[i % self.world_size][i // self.world_size] for i in range(len(pieces))]
+        return [output for output, piece in zip(outputs, pieces, strict=True) if len(piece)]
+
+    def checkpoint_due(self, improved: bool) -> bool:
+        """Whether a checkpoint is written after this step: rank 0's clock decides for all.
+
+        A best model needs one too, which knows that it is the best.
+        """
+        from engines.batch import sum_over_ranks
+
+        stage = self.job.stage
+        due = improved or bool(stage.checkpoint_every and self.state.step % stage.checkpoint_every == 0)
+        if stage.checkpoint_minutes is None or due:
+            return due
+        late = self.rank == 0 and time.monotonic() - self.checkpointed >= 60 * stage.checkpoint_minutes
+        return sum_over_ranks({"late": float(late)})["late"] > 0
+
+    def finish(self) -> dict[str, float]:
+        """Put the result in place: the best model or the last one, and its metrics."""
+        from castor.models.lora import adapter_folder
+
+        state = self.state
+        kept = state.best_step or state.step
+        if not state.best_step:
+            self._save(self.job.out)
+        elif self.rank == 0:
+            model = step_folder(self.folder, kept, BEST) / "model"
+            _copy_folder(model, self.job.out)
+            if self.job.stage.lora:
+                _copy_folder(adapter_folder(model), adapter_folder(self.job.out))
+        metrics = {
+            **{name: value for name, value in state.entry(kept).items() if name != "step"},
+            "steps": state.step,
+            "kept_step": kept,
+            "skipped_batches": state.skipped,
+            "training_samples": len(self.training),
+            "validation_samples": len(self.validation),
+            "too_long": self.samples.too_long,
+        }
+        if self.rank == 0:
+            write_json(metrics_file(self.job.out), {**metrics, "history": state.history})
+        return metrics
+
+    def _save(self, folder: Path) -> None:
+        """Write the model, adapters merged into it, and beside it the adapter."""
+        from castor.models.lora import adapter_folder, merge, save_adapter
+
+        weights = {name: tensor for name, tensor in self.engine.named_tensors() if self.rank == 0}
+        if self.rank != 0:
+            return
+        if lora := self.job.stage.lora:
+            save_adapter(adapter_folder(folder), self.model, weights, lora, self.job.model)
+            weights = dict(merge(self.model, weights.items(), weights))
+        self.task.save(folder, self.model, weights, self.outputs)
+
+    def _post(self, metrics: dict[str, float]) -> None:
+        board: Any = self.job.board
+        board.post.remote(Progress(self.state.step, self.steps, metrics))
+
+    def _micro_batches(self, batch: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        from castor.packing import micro_batches, partition
+
+        shares = partition(self.lengths[batch], self.world_size)
+        plan = micro_batches(self.lengths[batch], shares, self.job.stage.engine.micro_batch_tokens)
+        return [batch[np.asarray(piece, dtype=np.int64)] for piece in plan[self.rank]]
+
+    def _rows(self, chosen: NDArray[np.int64]) -> list[int]:
+        return [int(row) for row in self.samples.kept[chosen]]
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    with atomic_folder(target) as aside:
+        shutil.copytree(source, aside, dirs_exist_ok=True)
