@@ -23,6 +23,7 @@ from castor.data.rows.schemas import QARow
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.io.checkpoint import atomic_folder
+from castor.model_reference import ModelReference
 from engines.batch import (
     MiniBatch,
     StepBatch,
@@ -40,20 +41,21 @@ from engines.weights import WeightUpdate, publish
 class LearnerWorker(SpmdActor):
     """One rank of the learner."""
 
-    def load(self, model: str, config: RLHF, seed: int, template: str, ptx_rows: Sequence[QARow] | None) -> None:
+    def load(
+        self, model: ModelReference, config: RLHF, seed: int, template: str, ptx_rows: Sequence[QARow] | None
+    ) -> None:
         """Load the policy into its engine; `ptx_rows` are the demonstrations of PTX, where it is on. Collective."""
         from castor.models.device import device, resolve_dtype
         from castor.models.policy import PolicyModel
         from engines.deepspeed_engine import TrainEngine
 
-        self.model, self.config, self.seed = model, config, seed
+        self.model = model = ModelReference.of(model)
+        self.config, self.seed = config, seed
         self.learner = config.learner
         torch.set_num_threads(self.learner.resources.threads)
         torch.manual_seed(self.seed)
         self.device = device()
-        policy = PolicyModel.load(
-            self.model, resolve_dtype(self.learner.engine.dtype), self.config.policy.trust_remote_code
-        )
+        policy = PolicyModel.load(model.name, resolve_dtype(self.learner.engine.dtype), model.trust_remote_code)
         self.lm = policy.lm
         self.adapter = None
         if config.policy.lora is not None:
@@ -68,7 +70,7 @@ class LearnerWorker(SpmdActor):
 
             if ptx_rows is None:
                 raise ValueError("PTX is on but no demonstrations were given")
-            tokenizer = load_tokenizer(model, config.policy.trust_remote_code)
+            tokenizer = load_tokenizer(model.name, model.trust_remote_code)
             limit = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
             self.ptx = PTXStream(self.learner.ptx, ptx_rows, PromptTemplate(tokenizer, template), limit, seed)
 
@@ -308,12 +310,12 @@ class LearnerWorker(SpmdActor):
         A policy with an adapter has it merged, and the adapter itself is written beside the folder, in peft's format.
         """
         if self.adapter is not None:
-            self.adapter.save(self.engine, folder, self.model)
+            self.adapter.save(self.engine, folder, self.model.name)
         weights = {name: tensor for name, tensor in self._weights() if self.rank == 0}
         if self.rank == 0:
             with atomic_folder(folder) as aside:
                 self.lm.save_pretrained(aside, state_dict=weights)
-                load_tokenizer(self.model).save_pretrained(aside)
+                load_tokenizer(self.model.name, self.model.trust_remote_code).save_pretrained(aside)
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The policy's whole weights under their Hugging Face names, on the CPU. Collective."""

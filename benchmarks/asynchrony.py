@@ -20,14 +20,16 @@ from castor.config.rlhf import RLHF
 from castor.data.rows.load import load_prompts
 from castor.data.sources.report import RowReport
 from castor.data.tokens.prompt_stream import PromptStream
-from castor.run.folder import RunFolder
+from castor.model_reference import ModelReference
+from castor.run.plan import make_plan
+from castor.run.stages.rlhf import RLHFStage
 from engines.weights import FolderWeights
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
 
 
 def seconds_per_step(
-    groups: Groups, config: RLHF, policy: str, signals: dict[str, SignalModels], prompts: list[str]
+    groups: Groups, config: RLHF, policy: ModelReference, signals: dict[str, SignalModels], prompts: list[str]
 ) -> tuple[float, ...]:
     """Mean seconds of a step after the first: whole, the learner waited, the rollout waited."""
     loading = groups.learner.call("load", policy, config, 0, "auto", None)
@@ -36,7 +38,7 @@ def seconds_per_step(
     get(loading, 900, "loading")
     source = FolderWeights.remote()  # type: ignore[attr-defined]  # Ray adds it
     groups.rollout.config = config.rollout
-    groups.rollout.load_weights(get(source.publish.remote(policy, 0), 120, "publishing"))
+    groups.rollout.load_weights(get(source.publish.remote(policy.name, 0), 120, "publishing"))
     rows: list[dict[str, float]] = []
     train(
         config, groups, PromptStream(prompts, config.prompts_per_step, 0), 0, 1, lambda step: rows.append(step.metrics)
@@ -68,10 +70,10 @@ def main() -> None:
     learner = section.learner.model_copy(update={"ptx": None})
     fewer = {"steps": args.steps, "signals": objectives, "multipliers": None, "learner": learner}
     config = section.model_copy(update=fewer)
-    folder = RunFolder(whole.model_copy(update={"run_dir": args.run}))
-    policy = folder.model_path(section.policy.model)
-    text = PolicyText(policy, whole.template, section.policy.trust_remote_code)
-    models = {name: folder.model_path(signal.model) for name, signal in objectives.items() if signal.model}
+    plan, stage = make_plan(whole.model_copy(update={"run_dir": args.run})), RLHFStage("bench", "rlhf.bench", config)
+    policy = plan.model(section.policy.model)
+    text = PolicyText(policy.name, whole.template, policy.trust_remote_code)
+    models = {name: plan.model(signal.model).name for name, signal in objectives.items() if signal.model}
     signals = {name: SignalModels(model, model, text) for name, model in models.items()}
     prompts = load_prompts(section.prompts, RowReport(), args.run)
     modes = {k: with_staleness(config, k) for k in (0, 1)}
@@ -80,8 +82,8 @@ def main() -> None:
         cluster(whole.ray),
         tempfile.TemporaryDirectory() as state,
         Groups(
-            config, policy=policy, signals=signals, thresholds={}, template=whole.template, seed=0,
-            ptx_rows=None, state_dir=Path(state),
+            config, actors={each.name: each for each in stage.actors()}, policy=policy, signals=signals, limits={},
+            template=whole.template, seed=0, ptx_rows=None, multipliers_file=Path(state) / "multipliers.json",
         ) as groups,
     ):  # fmt: skip
         for _ in range(args.turns):

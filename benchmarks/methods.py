@@ -30,11 +30,11 @@ from benchmarks.comparison_page import (
 )
 from benchmarks.trade_off import break_even_weights, harmless_ranked_first
 from castor.config.load import load_config
-from castor.evaluation.records import read_responses
+from castor.evaluation.records import JudgedResponse, read_responses
 from castor.evaluation.summary import Summary
 from castor.io.files import write_text
+from castor.run.files import RunFiles
 from castor.statistics.bootstrap import Estimate
-from trainers.results import responses_file
 
 ROOT = Path(__file__).parents[1]
 PRESETS = (
@@ -45,6 +45,11 @@ PRESETS = (
 WEIGHTS = {"reward_shaping_0_2": 0.2, "reward_shaping_10": 10.0}  # further fixed ν, beside the preset's 2
 REFERENCE = "ppo_lag"  # what the others are compared with
 BASE = "classifier_max"  # has every stage that presets share, the moderation model included
+
+
+def judged(folder: Path, policy: str) -> list[JudgedResponse]:
+    """The judged responses of a policy of a run."""
+    return read_responses(RunFiles(folder).stage("evaluate").responses(policy))
 
 
 def main() -> None:
@@ -143,10 +148,7 @@ def harmful_shares(
     folders: Mapping[str, Sequence[Path]], groups: dict[str, list[str]]
 ) -> dict[str, dict[str, Estimate]]:
     """Of every policy, from its run folders, the share of responses that are harmful in each group."""
-    return {
-        name: harm_in_groups([read_responses(responses_file(folder, name)) for folder in made], groups)
-        for name, made in folders.items()
-    }
+    return {name: harm_in_groups([judged(folder, name) for folder in made], groups) for name, made in folders.items()}
 
 
 def break_even(folders: Mapping[str, Sequence[Path]]) -> list[str]:
@@ -155,9 +157,7 @@ def break_even(folders: Mapping[str, Sequence[Path]]) -> list[str]:
         return []
     found = np.concatenate(
         [
-            break_even_weights(
-                read_responses(responses_file(free, "ppo")), read_responses(responses_file(safe, "ppo_lag"))
-            )
+            break_even_weights(judged(free, "ppo"), judged(safe, "ppo_lag"))
             for free, safe in zip(folders["ppo"], folders["ppo_lag"], strict=True)
         ]
     )
@@ -175,7 +175,7 @@ def rankings(folders: Mapping[str, Sequence[Path]]) -> list[str]:
     """What the reward models of the methods without a constraint make of harm, as a sentence where any was run."""
     shares: dict[str, float] = {}
     for name in [preset for preset in ("ppo", "hh_ppo", "single_preference") if preset in folders]:
-        of_seeds = [harmless_ranked_first(read_responses(responses_file(folder, "sft"))) for folder in folders[name]]
+        of_seeds = [harmless_ranked_first(judged(folder, "sft")) for folder in folders[name]]
         known = [share for share in of_seeds if share is not None]
         if known:
             shares[name] = float(np.mean(known))

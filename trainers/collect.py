@@ -3,96 +3,93 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool, request_seed
 from castor.config.collect import Collect
 from castor.data.rows.load import load_prompts
-from castor.data.sources.read import STAGE_ROWS
 from castor.io.errors import CastorError
 from castor.io.files import read_json, write_json, write_jsonl
 from castor.labelling.label_queue import LABELS, read_labelled, unlabelled_pairs
 from castor.labelling.language_model import annotate
 from castor.synthetic.corpus import sampled_pairs
 from castor.synthetic.prompts import find_prompt
-from trainers.context import Context
 from trainers.prompts import fitting_prompts
-
-QUEUE, LABELLED, QUEUE_KEY = "queue.jsonl", "labelled.jsonl", "queue.key.json"
+from trainers.stage_run import StageRun
 
 Responses = list[tuple[str, list[str]]]  # prompts, each with the policy's responses
 
 
-def run_collect(context: Context, name: str, stage: Collect) -> str:
-    """Write <run_dir>/<name>/rows.jsonl: pairs of the policy's responses, labelled by the stage's annotator.
+def run_collect(run: StageRun) -> str:
+    """Write pairs of the policy's responses, labelled by the stage's annotator.
 
     Raises CastorError when the simulated annotator is given prompts of others, and, with annotator `queue`, until
     someone has labelled the pairs.
     """
-    folder = context.folder.path / name
+    stage: Collect = run.section
     if stage.annotator == "queue":
-        return _from_queue(context, name, stage, folder)
-    sampled = _sample(context, name, stage)
+        return _from_queue(run, stage)
+    sampled = _sample(run, stage)
     if stage.annotator == "simulated":
-        rng = random.Random(f"{context.seed(name)} collect")
+        rng = random.Random(f"{run.seed} collect")
         rows = [
             row
             for prompt, responses in sampled
             for row in sampled_pairs(prompt, responses, rng, stage.prompts.synthetic, stage.pairs_per_prompt)
         ]
     else:
-        with context.terminal.bar(name) as bar:
+        with run.terminal.bar(run.name) as bar:
             rows = annotate(
-                stage.annotator, _unlabelled(context, name, stage, sampled), lambda i, n: bar.update(i, n, "verdicts")
+                stage.annotator, _unlabelled(run, stage, sampled), lambda i, n: bar.update(i, n, "verdicts")
             )
-    write_jsonl(folder / STAGE_ROWS, rows)
+    write_jsonl(run.files.rows, rows)
     responses_count = sum(len(responses) for _, responses in sampled)
     return f"{len(rows):,} pairs from {responses_count:,} responses to {len(sampled):,} prompts"
 
 
-def _from_queue(context: Context, name: str, stage: Collect, folder: Path) -> str:
+def _from_queue(run: StageRun, stage: Collect) -> str:
     """The rows a person has labelled; what is to be labelled is sampled once, for as long as its inputs stay."""
-    queue, labelled, marker = folder / QUEUE, folder / LABELLED, folder / QUEUE_KEY
-    if context.fresh or not marker.is_file() or read_json(marker) != context.key:
+    queue, labelled, marker = run.files.queue, run.files.labelled, run.files.queue_key
+    if run.fresh or not marker.is_file() or read_json(marker) != run.key:
         marker.unlink(missing_ok=True)
-        write_jsonl(queue, _unlabelled(context, name, stage, _sample(context, name, stage)))
-        write_json(marker, context.key)
+        write_jsonl(queue, _unlabelled(run, stage, _sample(run, stage)))
+        write_json(marker, run.key)
     if not labelled.is_file():
         raise CastorError(
-            f"{name}: the pairs in {queue} wait for labels: fill in {', '.join(LABELS[:-1])} and {LABELS[-1]}, save "
-            f"them as {labelled} and run the same command again"
+            f"{run.name}: the pairs in {queue} wait for labels: fill in {', '.join(LABELS[:-1])} and {LABELS[-1]}, "
+            f"save them as {labelled} and run the same command again"
         )
     rows, waiting = read_labelled(labelled, queue)
-    write_jsonl(folder / STAGE_ROWS, rows)
+    write_jsonl(run.files.rows, rows)
     return f"{len(rows):,} labelled pairs, {waiting:,} of the queue without a label"
 
 
-def _unlabelled(context: Context, name: str, stage: Collect, sampled: Responses) -> list[dict[str, Any]]:
-    rng = random.Random(f"{context.seed(name)} queue")
+def _unlabelled(run: StageRun, stage: Collect, sampled: Responses) -> list[dict[str, Any]]:
+    rng = random.Random(f"{run.seed} queue")
     pairs = [unlabelled_pairs(prompt, responses, rng, stage.pairs_per_prompt) for prompt, responses in sampled]
     return [row for rows in pairs for row in rows]
 
 
-def _sample(context: Context, name: str, stage: Collect) -> Responses:
-    config, seed = context.config, context.seed(name)
-    prompts = context.load_rows(name, [stage.prompts], load_prompts)[stage.skip :]
+def _sample(run: StageRun, stage: Collect) -> Responses:
+    prompts = run.rows.load([stage.prompts], load_prompts)[stage.skip :]
     if not prompts:
-        raise CastorError(f"{name}: the first {stage.skip} prompts, all there are, are passed over: give more prompts")
+        raise CastorError(
+            f"{run.name}: the first {stage.skip} prompts, all there are, are passed over: give more prompts"
+        )
     if stage.annotator == "simulated":
-        _require_synthetic(name, prompts)
-    policy = context.folder.model_path(stage.policy)
-    prompts = fitting_prompts(context, name, prompts, policy, stage.rollout.max_prompt_tokens)
+        _require_synthetic(run.name, prompts)
+    policy = run.models["policy"]
+    prompts = fitting_prompts(run, prompts, policy, stage.rollout)
     count = stage.samples_per_prompt
     requests = [
-        PromptRequest(i * count + k, prompt, request_seed(seed, "collect", i, k))
+        PromptRequest(i * count + k, prompt, request_seed(run.seed, "collect", i, k))
         for i, prompt in enumerate(prompts)
         for k in range(count)
     ]
     answers: dict[int, str] = {}
-    with context.terminal.bar(name) as bar:
-        pool = RolloutPool(policy, stage.rollout, config.template)
+    with run.terminal.bar(run.name) as bar:
+        pool = RolloutPool(policy.name, stage.rollout, run.template, policy.trust_remote_code)
         try:
             pool.wait_ready()
             for chunk in pool.generate(requests, decode=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -12,61 +13,53 @@ from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, RolloutPool, request_seed
 from actors.scorer import PolicyText, ScoreWorker
 from castor.config.evaluate import Evaluate
-from castor.config.training import Engine
+from castor.config.signal import Classifier
 from castor.data.rows.load import load_prompts
 from castor.evaluation.records import JudgedResponse, write_responses
 from castor.io.terminal import Bar
+from castor.model_reference import ModelReference
 from castor.models.classifier_cost import check_classifier
 from castor.models.moderation import read_moderation_info
-from castor.run.check import evaluated
+from castor.run.actors import Frozen
 from castor.synthetic.judge import judge
 from castor.synthetic.prompts import find_prompt
 from engines.weights import FolderWeights
-from trainers.context import Context
-from trainers.prompts import check_context, fitting_prompts
-from trainers.results import responses_file
+from trainers.prompts import fitting_prompts
+from trainers.stage_run import StageRun
 
 SCORE_TIMEOUT_S = 600.0
 
 
-def run_evaluate(context: Context, name: str, stage: Evaluate) -> str:
-    """Write <run_dir>/evaluate/<policy>.jsonl for every policy; the pipeline makes summary and report of them."""
-    folder = context.folder
-    policies = {policy: folder.model_path(reference) for policy, reference in evaluated(context.config).items()}
-    first = next(iter(policies.values()))
-    check_context(name, first, stage.rollout.max_prompt_tokens, stage.rollout.max_new_tokens)
+def run_evaluate(run: StageRun) -> str:
+    """Write the judged responses of every policy; the pipeline makes summary and report of them."""
+    stage: Evaluate = run.section
+    policies = {name: run.models[f"policies.{name}"] for name in stage.policies or {}}
     if stage.cost_classifier is not None:
-        judge_of_harm = folder.model_path(stage.cost)
-        check_classifier(read_moderation_info(judge_of_harm), stage.cost_classifier, f"{name}.cost: {judge_of_harm}")
-    prompts = context.load_rows(name, [stage.prompts], load_prompts)
-    prompts = fitting_prompts(context, name, prompts, first, stage.rollout.max_prompt_tokens)
-    with context.terminal.bar(name) as bar:
-        rows = evaluate(context, stage, policies, prompts, bar)
-    for policy, judged in rows.items():
-        write_responses(responses_file(folder.path, policy), judged)
+        judge_of_harm = run.models["cost"].name
+        check_classifier(
+            read_moderation_info(judge_of_harm), stage.cost_classifier, f"{run.name}.cost: {judge_of_harm}"
+        )
+    prompts = run.rows.load([stage.prompts], load_prompts)
+    prompts = fitting_prompts(run, prompts, next(iter(policies.values())), stage.rollout)
+    with run.terminal.bar(run.name) as bar:
+        rows = evaluate(run, stage, policies, prompts, bar)
+    for name, judged in rows.items():
+        write_responses(run.files.responses(name), judged)
     return f"{len(policies)} policies on {len(prompts)} held-out prompts"
 
 
 def evaluate(
-    context: Context, stage: Evaluate, policies: dict[str, str], prompts: list[str], bar: Bar
+    run: StageRun, stage: Evaluate, policies: Mapping[str, ModelReference], prompts: list[str], bar: Bar
 ) -> dict[str, list[JudgedResponse]]:
     """One response per prompt from each policy, with the same seeds for all, scored by the reward and cost model."""
-    seed, total = context.config.seed, len(policies) * len(prompts)
+    seed, total = run.seed, len(policies) * len(prompts)
     requests = [PromptRequest(i, prompt, request_seed(seed, "evaluate", i)) for i, prompt in enumerate(prompts)]
-    first, template = next(iter(policies.values())), context.config.template
-    pool = RolloutPool(first, stage.rollout, template)
-    models = {kind: context.folder.model_path(getattr(stage, kind)) for kind in ("reward", "cost")}
+    first = next(iter(policies.values()))
+    pool = RolloutPool(first.name, stage.rollout, run.template, first.trust_remote_code)
+    text = PolicyText(first.name, run.template, first.trust_remote_code)
     scorers = {
-        kind: cast(Any, ScoreWorker)
-        .options(**actor_options(stage.resources, f"{kind}-scorer"))
-        .remote(
-            model,
-            Engine(pack_length=128),
-            stage.resources.threads,
-            PolicyText(first, template),
-            stage.cost_classifier if kind == "cost" else None,
-        )
-        for kind, model in models.items()
+        "reward": _scorer(run, "reward", text, None),
+        "cost": _scorer(run, "cost", text, stage.cost_classifier),
     }
     source = cast(Any, FolderWeights).remote()
     rows: dict[str, list[JudgedResponse]] = {}
@@ -74,7 +67,7 @@ def evaluate(
         pool.wait_ready()
         get([scorer.ready.remote() for scorer in scorers.values()], START_TIMEOUT_S, "the scorers")
         for version, (name, model) in enumerate(policies.items(), start=1):
-            pool.load_weights(get(source.publish.remote(model, version), START_TIMEOUT_S, "publishing a policy"))
+            pool.load_weights(get(source.publish.remote(model.name, version), START_TIMEOUT_S, "publishing a policy"))
             pending: list[tuple[Chunk, dict[str, Any]]] = []
             for chunk in pool.generate(requests, decode=True):
                 pending.append((chunk, {k: s.score.remote(chunk.experience) for k, s in scorers.items()}))
@@ -85,6 +78,17 @@ def evaluate(
         for actor in (source, *scorers.values()):
             ray.kill(actor)
     return rows
+
+
+def _scorer(run: StageRun, kind: str, text: PolicyText, classifier: Classifier | None) -> Any:
+    """The actor that the stage starts to score with its reward or its cost model."""
+    asked = run.stage.actor(f"{kind}-scorer")
+    (held,) = asked.holds
+    assert isinstance(held, Frozen)
+    assert asked.resources is not None
+    options = actor_options(asked.resources, asked.name)
+    worker = cast(Any, ScoreWorker).options(**options)
+    return worker.remote(run.models[kind].name, held.engine, asked.resources.threads, text, classifier)
 
 
 def _judged(prompts: list[str], pending: list[tuple[Chunk, dict[str, Any]]]) -> list[JudgedResponse]:

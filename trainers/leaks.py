@@ -6,72 +6,55 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from castor.config.collect import Collect
 from castor.config.data import SYNTHETIC, DataSource
-from castor.config.dpo import DPO
-from castor.config.moderation import Moderation
-from castor.config.pipeline import Config
-from castor.config.preference import Cost, Reward
-from castor.config.rlhf import RLHF
-from castor.config.supervised import SFT, Supervised
+from castor.config.model import stage_of
 from castor.data.inspect.leaks import Leak, PromptIndex, prompt_digest
 from castor.data.rows.load import stream_demonstrations, stream_preferences, stream_prompts, stream_qa
 from castor.data.rows.schemas import PreferenceRow, QARow
-from castor.data.sources.read import STAGE
 from castor.data.sources.report import RowReport
 from castor.io.errors import CastorError
 from castor.io.terminal import Terminal
-from castor.run.check import section_key, stage_sections
+from castor.run.plan import Plan
+from castor.run.stages.stage import Rows
 
 Stream = Callable[[DataSource, RowReport, Path | None], Iterator[str] | Iterator[QARow] | Iterator[PreferenceRow]]
+STREAMS: dict[Rows, Stream] = {
+    "demonstrations": stream_demonstrations,
+    "preferences": stream_preferences,
+    "qa": stream_qa,
+    "prompts": stream_prompts,
+}
 
 
-def training_sources(config: Config) -> Iterator[tuple[str, DataSource, Stream]]:
+def training_sources(plan: Plan) -> Iterator[tuple[str, DataSource, Stream]]:
     """Every source something is trained on: its key in the config, and how its rows are read.
 
-    Rows another stage writes are left out: they answer the prompts of that stage, which are here.
+    Rows another stage writes are among them, by their `stage:NAME`: they answer the prompts of that stage.
     """
-    for name, section in stage_sections(config).items():
-        key = section_key(config, name)
-        if isinstance(section, Supervised):
-            for number, source in enumerate(section.data):
-                yield f"{key}.data.{number}" if len(section.data) > 1 else f"{key}.data", source, _stream(section)
-        elif isinstance(section, Collect):
-            yield f"{key}.prompts", section.prompts, stream_prompts
-        elif isinstance(section, RLHF):
-            yield f"{key}.prompts", section.prompts, stream_prompts
-            if section.learner.ptx is not None:
-                yield f"{key}.learner.ptx.data", section.learner.ptx.data, stream_demonstrations
+    for stage in plan.stages.values():
+        if stage.trains_on_rows:
+            for read in stage.rows():
+                yield f"{stage.place}.{read.key}", read.source, STREAMS[read.rows]
 
 
-def _stream(stage: Supervised) -> Stream:
-    """How the rows of a supervised stage are read."""
-    if isinstance(stage, SFT):
-        return stream_demonstrations
-    if isinstance(stage, Moderation) or (isinstance(stage, Cost) and stage.loss == "sign"):
-        return stream_qa
-    if isinstance(stage, Reward | Cost | DPO):
-        return stream_preferences
-    raise TypeError(f"the rows of a section of type {type(stage).__name__} are read in no known way")
-
-
-def report_leaks(config: Config, terminal: Terminal) -> list[Leak]:
+def report_leaks(plan: Plan, terminal: Terminal) -> list[Leak]:
     """Tell of every training source that shares prompts with `evaluate.prompts`, and return what is shared.
 
     A prompt counts as shared if it differs in no more than case, whitespace and punctuation. Raises CastorError instead
     where evaluate.prompts is strict, and for a source that cannot be read.
     """
-    if config.evaluate is None:
+    evaluated = plan.of_kind("evaluate")
+    if not evaluated:
         return []
-    held_out = config.evaluate.prompts
-    if held_out.source.startswith(STAGE):
+    held_out: DataSource = evaluated[0].section.prompts
+    if stage_of(held_out.source) is not None:
         return []
     index = PromptIndex("evaluate.prompts")
     for prompt in stream_prompts(held_out, RowReport(), None):
         index.add((prompt,), index.name)
     leaks = []
-    for keys, source, stream in _distinct(config):
-        if source.source.startswith(STAGE) or _disjoint(source, held_out):
+    for keys, source, stream in _distinct(plan):
+        if stage_of(source.source) is not None or _disjoint(source, held_out):
             continue
         leak = Leak(", ".join(keys), index.name)
         for prompt in _prompts(stream(source, RowReport(), None)):
@@ -95,11 +78,11 @@ def _shared(leak: Leak) -> int:
     return len({prompt_digest((shared["prompt"],)) for shared in leak.prompts})
 
 
-def _distinct(config: Config) -> Iterator[tuple[list[str], DataSource, Stream]]:
+def _distinct(plan: Plan) -> Iterator[tuple[list[str], DataSource, Stream]]:
     """The training sources; one that stands at several keys is read once."""
     keys: dict[tuple[str, Stream], list[str]] = {}
     sources: dict[tuple[str, Stream], DataSource] = {}
-    for key, source, stream in training_sources(config):
+    for key, source, stream in training_sources(plan):
         same = source.model_dump_json(exclude={"weight"}), stream  # a weight changes no row, and rounds share it
         keys.setdefault(same, []).append(key)
         sources[same] = source

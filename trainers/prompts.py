@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+from castor.config.rlhf import Rollout
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
 from castor.io.files import write_jsonl
+from castor.model_reference import ModelReference
 from castor.models.policy import context_length
-from trainers.context import Context
+from trainers.stage_run import StageRun
 
 
-def fitting_prompts(context: Context, stage: str, prompts: list[str], model: str, max_prompt_tokens: int) -> list[str]:
+def fitting_prompts(run: StageRun, prompts: list[str], policy: ModelReference, rollout: Rollout) -> list[str]:
     """The prompts of at most `max_prompt_tokens` tokens; longer ones are dropped, counted and listed.
 
-    Raises CastorError when none is left.
+    Raises CastorError when none is left, and when prompt and response together do not fit the policy's context.
     """
-    template = PromptTemplate(load_tokenizer(model), context.config.template)
+    _check_context(run.name, policy, rollout)
+    longest = rollout.max_prompt_tokens
+    template = PromptTemplate(load_tokenizer(policy.name, policy.trust_remote_code), run.template)
     lengths = [len(template.encode_prompt(prompt)) for prompt in prompts]
-    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_prompt_tokens]
-    long = [(p, n) for p, n in zip(prompts, lengths, strict=True) if n > max_prompt_tokens]
+    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= longest]
+    long = [(p, n) for p, n in zip(prompts, lengths, strict=True) if n > longest]
     if long:
-        path = context.folder.path / f"{stage}.long_prompts.jsonl"
+        path = run.files.long_prompts
         write_jsonl(path, ({"reason": "prompt too long", "tokens": n, "prompt": p} for p, n in long))
-        context.terminal.line(f"  dropped {len(long):,} prompts of more than {max_prompt_tokens} tokens (see {path})")
+        run.terminal.line(f"  dropped {len(long):,} prompts of more than {longest} tokens (see {path})")
     if not kept:
         raise CastorError(
-            f"{stage}: every prompt is longer than max_prompt_tokens {max_prompt_tokens} "
+            f"{run.name}: every prompt is longer than max_prompt_tokens {longest} "
             f"(the shortest has {min(lengths)}): raise it, within the model's context"
         )
     return kept
 
 
-def check_context(stage: str, model: str, prompt_tokens: int, new_tokens: int) -> None:
-    """Raise CastorError when prompt and response together do not fit the model's context."""
-    limit = context_length(model)
-    if limit is not None and prompt_tokens + new_tokens > limit:
+def _check_context(stage: str, policy: ModelReference, rollout: Rollout) -> None:
+    limit = context_length(policy.name, policy.trust_remote_code)
+    if limit is not None and rollout.max_prompt_tokens + rollout.max_new_tokens > limit:
         raise CastorError(
-            f"{stage}: max_prompt_tokens {prompt_tokens} + max_new_tokens {new_tokens} exceed the context of {limit} "
-            f"tokens of {model}: lower one of them"
+            f"{stage}: max_prompt_tokens {rollout.max_prompt_tokens} + max_new_tokens {rollout.max_new_tokens} exceed "
+            f"the context of {limit} tokens of {policy}: lower one of them"
         )

@@ -18,6 +18,9 @@ from castor.cli.data import app as data_app
 from castor.cli.export import export
 from castor.cli.failures import Interrupted, failures_told, interrupt
 from castor.io.errors import CastorError
+from castor.run.files import RunFiles
+from castor.run.stages import kinds
+from castor.run.stages.stage import Stage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,64 +68,26 @@ def pipeline(
     dry_run: DryRun = False,
 ) -> None:
     """All stages of CONFIG in order: model, SFT, preference data, reward, cost, RLHF, evaluation, report."""
-
-    def work(context: Any) -> None:
-        from trainers.pipeline import run_pipeline
-
-        run_pipeline(context, fresh)
-
-    _run(config, overrides, dry_run, work)
+    _run(config, overrides, dry_run, lambda pipeline: pipeline.run(fresh))
 
 
-def _stage_command(name: str, summary: str) -> None:
-    def command(config: ConfigFile, overrides: Overrides = None, fresh: Fresh = False, dry_run: DryRun = False) -> None:
-        _run(config, overrides, dry_run, lambda context: _one_stage(context, name, fresh))
+def _stage_command(kind: type[Stage]) -> None:
+    """The command of a kind of stage: all stages of that kind in the config, or those chosen by name."""
 
-    command.__doc__ = summary
-    app.command(name)(command)
-
-
-_stage_command("sft", "Supervised fine-tuning.")
-_stage_command("collect", "Preference data: responses of the SFT policy, judged and written as PKU-SafeRLHF rows.")
-_stage_command("reward", "Train the reward model.")
-_stage_command("cost", "Train the cost model.")
-
-
-def _named_command(section: str, summary: str) -> None:
     def command(
         config: ConfigFile, overrides: Overrides = None, run: Runs = None, fresh: Fresh = False, dry_run: DryRun = False
     ) -> None:
-        _run(config, overrides, dry_run, lambda context: _named_stages(context, config, section, run, fresh))
+        _run(config, overrides, dry_run, lambda pipeline: _run_stages(pipeline, config, kind, run, fresh))
 
-    command.__doc__ = summary
-    app.command(section)(command)
-
-
-_named_command("moderation", "Train the moderation models of CONFIG.")
-_named_command("dpo", "Train the policies of CONFIG that learn from preference rows alone: DPO, SafeDPO, SACPO.")
+    command.__doc__ = kind.summary
+    app.command(kind.field)(command)
 
 
-@app.command()
-def rlhf(config: ConfigFile, overrides: Overrides = None, run: Runs = None, dry_run: DryRun = False) -> None:
-    """The RLHF runs of CONFIG."""
-    _run(config, overrides, dry_run, lambda context: _named_stages(context, config, "rlhf", run))
-
+for _kind in kinds().values():
+    if _kind.summary:
+        _stage_command(_kind)
 
 app.command()(assess)
-
-
-@app.command()
-def evaluate(config: ConfigFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Compare the policies on held-out prompts; write summary.json and report.html."""
-
-    def work(context: Any) -> None:
-        from castor.run.check import stage_sections
-        from trainers.pipeline import close
-
-        _one_stage(context, "evaluate")
-        close(context, {name: name != "evaluate" for name in stage_sections(context.config)})
-
-    _run(config, overrides, dry_run, work)
 
 
 @app.command()
@@ -137,7 +102,7 @@ def serve(
     from castor.config.serve import Serve
     from castor.io.terminal import captured
 
-    config, log = load_section(Serve, {"run_dir": run}, options or []), run / "logs" / "serve.log"
+    config, log = load_section(Serve, {"run_dir": run}, options or []), RunFiles(run).serve_log
     if not run.is_dir():
         raise CastorError(f"there is no run at {run}: give the folder of a finished run, e.g. runs/demo")
     with captured(log) as terminal, failures_told(terminal, log):
@@ -156,61 +121,51 @@ def serve(
 app.command()(export)
 
 
-def _named_stages(context: Any, path: Path, section: str, names: list[str] | None, fresh: bool = False) -> None:
-    """Run the stages `names` of a section that holds stages by name, or all of them."""
-    known = list(getattr(context.config, section))
-    for name in names or known:
-        if name not in known:
-            raise CastorError(f"{path} has no {section} run {name!r}: it has {', '.join(known) or 'none'}")
-        _one_stage(context, name, fresh)
-
-
-def _one_stage(context: Any, name: str, fresh: bool = False) -> None:
-    """Run one stage whatever was finished before; the record keeps the key the pipeline would give it."""
-    from trainers.pipeline import run_stage, stage_keys
-
-    for stage, key in stage_keys(context):
-        if stage == name:
-            run_stage(context, name, key, fresh)
-            return
-    if context.config.rounds is not None:
-        raise CastorError(f"{name} is a stage of every round, and rounds run as a whole: use castor pipeline")
-    raise CastorError(f"the config has no section for {name!r}: add one, see configs/demo.yaml")
+def _run_stages(pipeline: Any, path: Path, kind: type[Stage], names: list[str] | None, fresh: bool) -> None:
+    """Run the stages of one kind, all or those of these names, whatever was finished before."""
+    known = {stage.name: stage for stage in pipeline.plan.of_kind(kind.field)}
+    for name in names or known or [kind.field]:
+        if names and name not in known:
+            raise CastorError(f"{path} has no {kind.field} stage {name!r}: it has {', '.join(known) or 'none'}")
+        pipeline.run_stage(pipeline.plan.stage(name), fresh)
+    if kind.makes == "report":
+        pipeline.close({name: name != kind.field for name in pipeline.plan.stages})
 
 
 def _run(path: Path, overrides: list[str] | None, dry_run: bool, work: Callable[[Any], None]) -> None:
     from castor.config.load import load_config
     from castor.run.check import check
+    from castor.run.plan import make_plan
 
-    config = load_config(path, overrides or [])
-    check(config)
+    plan = make_plan(load_config(path, overrides or []))
+    check(plan)
     if dry_run:
         from castor.dry_run.describe import describe
 
-        print(describe(config))
+        print(describe(plan))
         return
-    with _context(config) as context:
-        work(context)
+    with _pipeline(plan) as pipeline:
+        work(pipeline)
 
 
 @contextmanager
-def _context(config: Any) -> Iterator[Any]:
+def _pipeline(plan: Any) -> Iterator[Any]:
     """Log, terminal and tracker around a command, and Ray from the first stage on that has work to do."""
     from castor.config.load import dump_config
     from castor.io.files import write_text
     from castor.io.terminal import captured
-    from castor.run.folder import RunFolder, held
+    from castor.run.lock import exclusive
 
-    log = config.run_dir / "logs" / "castor.log"
-    with held(config.run_dir), captured(log) as terminal, failures_told(terminal, log):
-        write_text(config.run_dir / "config.yaml", dump_config(config))
-        terminal.line(f"[bold]castor[/]  {config.run_dir}  [dim]log: {log}[/]")
+    config, files = plan.config, plan.files
+    with exclusive(files), captured(files.log) as terminal, failures_told(terminal, files.log):
+        write_text(files.config, dump_config(config))
+        terminal.line(f"[bold]castor[/]  {config.run_dir}  [dim]log: {files.shown(files.log)}[/]")
         from castor.run.tracking import Tracker
-        from trainers.context import Context
+        from trainers.pipeline import Pipeline
 
         settings = config.model_dump(mode="json")
         with ExitStack() as stack:
-            tracker = Tracker(config.wandb, config.run_dir / "wandb", config.run_dir.name, settings)
+            tracker = Tracker(config.wandb, files.wandb, config.run_dir.name, settings)
             stack.callback(tracker.finish)
 
             @functools.cache
@@ -219,7 +174,7 @@ def _context(config: Any) -> Iterator[Any]:
 
                 stack.enter_context(cluster(config.ray))
 
-            yield Context(config, RunFolder(config), terminal, tracker, join_cluster)
+            yield Pipeline(plan, terminal, tracker, join_cluster)
 
 
 if __name__ == "__main__":

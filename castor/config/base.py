@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Set
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -11,6 +12,13 @@ class Section(BaseModel):
     """A config section. Immutable after validation; every field is documented with `Field(description=...)`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    HOW: ClassVar[frozenset[str]] = frozenset()
+    """Keys that say how something is computed and not what: changing one of them changes a result by rounding only."""
+
+    def recipe(self) -> dict[str, Any]:
+        """All that decides a result, as JSON values; what is in `HOW`, here and in sections within, is left out."""
+        return {name: _recipe(getattr(self, name)) for name in type(self).model_fields if name not in self.HOW}
 
     @model_validator(mode="before")
     @classmethod
@@ -22,6 +30,16 @@ class Section(BaseModel):
                     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}"
                     raise ValueError(f"unknown key {key!r}; {hint}")
         return values
+
+
+def _recipe(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.recipe()
+    if isinstance(value, dict):
+        return {str(key): _recipe(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_recipe(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def reject_foreign_keys(section: Section, key: str, choice: str, own: Set[str]) -> None:

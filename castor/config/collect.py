@@ -7,13 +7,14 @@ from pydantic import Field, model_validator
 from castor.config.assess import ChatServer
 from castor.config.base import Section
 from castor.config.data import DataSource
+from castor.config.model import ModelOption
 from castor.config.rlhf import Rollout
 
 
 class Collect(Section):
     """Preference data as in the papers: several responses per prompt from a policy, judged by an annotator."""
 
-    policy: str = Field("stage:sft", description="policy to sample from")
+    policy: ModelOption = Field("stage:sft", description="policy to sample from")
     prompts: DataSource = Field(default_factory=lambda: DataSource(limit=2000), description="prompts")
     samples_per_prompt: int = Field(4, ge=2, description="responses per prompt")
     pairs_per_prompt: int = Field(3, ge=1, description="pairs kept per prompt, those that differ in helpfulness first")

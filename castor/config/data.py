@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from castor.config.base import Section
 
 SYNTHETIC = "synthetic"
+SYNTHETIC_ROWS = 2000  # what the synthetic corpus makes when a source sets no limit
 _FUNCTION = re.compile(r"(?!stage:)[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 

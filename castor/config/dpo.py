@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from castor.config.model import ModelOption
 from castor.config.supervised import Supervised
 
 
@@ -14,8 +15,8 @@ class DPO(Supervised):
     and beta β/λ, where β is that of the first stage and λ the price of harm.
     """
 
-    model: str = Field("stage:sft", description="policy to start from: stage:NAME, a folder, or a hub id")
-    reference: str | None = Field(
+    model: ModelOption = Field("stage:sft", description="policy to start from: stage:NAME, a folder, or a hub id")
+    reference: ModelOption | None = Field(
         None, description="policy the KL penalty is measured from: stage:NAME, a folder or a hub id; null: the start"
     )
     loss: Literal["dpo", "safedpo"] = Field(

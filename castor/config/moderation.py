@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from castor.config.model import ModelOption
 from castor.config.supervised import Supervised
 
 Taxonomy = Literal["beavertails", "pku"]
@@ -13,7 +14,7 @@ InputKind = Literal["pair", "answer", "question"]
 class Moderation(Supervised):
     """QA-moderation (BeaverTails sec. 4.1) or severity-sensitive moderation (PKU-SafeRLHF sec. 4.1)."""
 
-    model: str = Field("stage:sft", description="backbone to start from: stage:NAME, a folder, or a hub id")
+    model: ModelOption = Field("stage:sft", description="backbone to start from: stage:NAME, a folder, or a hub id")
     taxonomy: Taxonomy = Field("beavertails", description="its labels: BeaverTails' 14, or PKU-SafeRLHF's 19")
     map_taxonomy: bool = Field(
         False,

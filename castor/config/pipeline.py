@@ -1,7 +1,6 @@
 """The whole config file: one section per stage."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
@@ -43,24 +42,6 @@ class Config(Section):
     evaluate: Evaluate | None = Field(None, description="comparison of the policies")
     ray: RayCluster = Field(default_factory=RayCluster, description="where Ray runs")
     wandb: WandB = Field(default_factory=WandB, description="experiment tracking")
-
-    @model_validator(mode="after")
-    def _names_are_folders(self) -> "Config":
-        taken = {"model", "sft", "collect", "reward", "cost", "evaluate", "logs", "wandb", "ray_train"}
-        kinds: dict[str, Iterable[str]] = {
-            "moderation model": self.moderation,
-            "dpo stage": self.dpo,
-            "rlhf run": self.rlhf,
-        }
-        for kind, names in kinds.items():
-            for name in names:
-                if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in taken:
-                    raise ValueError(
-                        f"{kind} {name!r} cannot name a folder of the run: use letters, digits, _ and -, and no name "
-                        "that a stage has"
-                    )
-            taken |= set(names)
-        return self
 
     @field_validator("rounds", mode="before")
     @classmethod

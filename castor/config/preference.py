@@ -4,13 +4,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from castor.config.model import ModelOption
 from castor.config.supervised import Supervised
 
 
 class Preference(Supervised):
     """What reward and cost model share."""
 
-    model: str = Field("stage:sft", description="backbone to start from: stage:NAME, a folder, or a hub id")
+    model: ModelOption = Field("stage:sft", description="backbone to start from: stage:NAME, a folder, or a hub id")
     loss_type: Literal["sequence-wise", "token-wise"] = Field(
         "sequence-wise",
         description="compare the end scores, or the scores at every position from the first token that differs on",

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from castor.config.advantage import Advantage
 from castor.config.base import Section
 from castor.config.data import DataSource
+from castor.config.model import ModelOption
 from castor.config.multipliers import Constraint, Multipliers
 from castor.config.signal import Signal
 from castor.config.training import Engine, LoRA, Optimizer, Resources
@@ -15,6 +16,13 @@ from castor.config.training import Engine, LoRA, Optimizer, Resources
 class Reference(Section):
     """The frozen starting point of the policy."""
 
+    HOW = frozenset(
+        (
+            "ranks",
+            "resources",
+        )
+    )
+
     ranks: int = Field(1, ge=1, description="actors; each holds the whole model, and they share the responses")
     resources: Resources = Field(default_factory=Resources, description="of one actor")
 
@@ -22,8 +30,7 @@ class Reference(Section):
 class Policy(Section):
     """The model being trained, and its frozen starting point, the reference."""
 
-    model: str = Field("stage:sft", description="stage:NAME, a folder, or a hub id")
-    trust_remote_code: bool = Field(False, description="run model code shipped with a hub checkpoint")
+    model: ModelOption = Field("stage:sft", description="stage:NAME, a folder, or a hub id")
     reference: Reference = Field(default_factory=Reference, description="the frozen starting point")
     lora: LoRA | None = Field(
         None,
@@ -40,6 +47,21 @@ class Policy(Section):
 
 class Rollout(Section):
     """Sampling from the policy with vLLM."""
+
+    HOW = frozenset(
+        (
+            "workers",
+            "engine",
+            "chunk_size",
+            "max_num_seqs",
+            "kv_cache_mib",
+            "gpu_memory_utilization",
+            "tensor_parallel_size",
+            "max_worker_restarts",
+            "timeout_s",
+            "resources",
+        )
+    )
 
     workers: int = Field(1, ge=1, description="engines")
     engine: Literal["inproc", "async"] = Field(
@@ -80,6 +102,15 @@ class PTX(Section):
 
 class Learner(Section):
     """The policy's update."""
+
+    HOW = frozenset(
+        (
+            "ranks",
+            "logprob_gap_alarm",
+            "timeout_s",
+            "resources",
+        )
+    )
 
     ranks: int = Field(1, ge=1, description="SPMD world size")
     engine: Engine = Field(

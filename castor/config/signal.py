@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from castor.config.base import Section
 from castor.config.data import is_function
+from castor.config.model import ModelOption, source_of
 from castor.config.multipliers import Constraint, Multipliers
 from castor.config.template import PromptFormat
 from castor.config.training import Engine, Optimizer, Resources
@@ -43,6 +44,17 @@ class Classifier(Section):
 class HTTPScorer(Section):
     """A remote scorer: POSTs of prompts and responses (docs/signals.md), spoken by `castor serve`'s /v1/score."""
 
+    HOW = frozenset(
+        (
+            "batch_size",
+            "concurrency",
+            "timeout_s",
+            "retries",
+            "retry_wait_s",
+            "headers_env",
+        )
+    )
+
     url: str = Field(pattern=r"^https?://", description="where to POST, such as http://scores:8000/v1/score")
     field: str | None = Field(
         None, min_length=1, description="key of the number in each score; default: reward for objectives, cost else"
@@ -70,8 +82,15 @@ class Signal(Section):
     function (`function`), a remote scorer (`http`).
     """
 
+    HOW = frozenset(
+        (
+            "ranks",
+            "resources",
+        )
+    )
+
     role: Literal["objective", "constraint"] = Field(description="maximise it, or keep its mean at or under a limit")
-    model: str | None = Field(
+    model: ModelOption | None = Field(
         None, description="score model (with classifier: moderation model): stage:NAME, a folder, or a hub id"
     )
     classifier: Classifier | None = Field(
@@ -107,7 +126,7 @@ class Signal(Section):
         description="how the critic is trained; its batch sizes and type also hold for scoring. Only estimator gae "
         "makes critics; null: none",
     )
-    critic_model: str | None = Field(
+    critic_model: ModelOption | None = Field(
         None,
         description="what the critic starts from, with a fresh scalar head: stage:NAME, a folder, or a hub id, with "
         "the policy's tokenizer. Default: the score model, or the backbone of the moderation model",
@@ -166,11 +185,11 @@ class Signal(Section):
     def source(self) -> str:
         """What judges, in words."""
         if self.model is not None:
-            return f"{'moderation' if self.classifier else 'score'} model {self.model}"
+            return f"{'moderation' if self.classifier else 'score'} model {source_of(self.model)}"
         return f"function {self.function}" if self.function is not None else f"scorer {self._http.url}"
 
     @property
-    def critic_start(self) -> str | None:
+    def critic_start(self) -> ModelOption | None:
         """What a critic would start from; None: the config names nothing that could be."""
         return self.critic_model or self.model
 

@@ -1,19 +1,13 @@
 """What all supervised stages share, and SFT."""
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from castor.config.base import Section
 from castor.config.data import DataSource
+from castor.config.model import ModelOption
 from castor.config.training import Engine, LoRA, Resources
-
-# keys that say how a stage is computed and not what: changing one of them does not make its result another one
-HOW: dict[str, Any] = {
-    **dict.fromkeys(("workers", "max_failures", "timeout_s", "resources"), True),
-    **dict.fromkeys(("checkpoint_every", "checkpoint_minutes", "keep_checkpoints"), True),
-    "engine": {"zero_stage", "offload", "gradient_checkpointing", "micro_batch_tokens", "pack_length"},
-}
 
 
 class Workers(Section):
@@ -42,7 +36,12 @@ class Best(Section):
 class Supervised(Section):
     """One supervised stage on Ray Train with DeepSpeed."""
 
-    model: str = Field("stage:model", description="what to start from: stage:NAME, a folder, or a hub id")
+    HOW = frozenset(
+        ("workers", "max_failures", "timeout_s", "resources", "checkpoint_every", "checkpoint_minutes",
+         "keep_checkpoints")
+    )  # fmt: skip
+
+    model: ModelOption = Field("stage:model", description="what to start from: stage:NAME, a folder, or a hub id")
     data: list[DataSource] = Field(min_length=1, description="training rows; several sources are concatenated")
     validation_share: float = Field(
         0.05, gt=0, lt=1, description="share of the prompts held out from training to measure the stage"
@@ -70,7 +69,6 @@ class Supervised(Section):
     )
     engine: Engine = Field(default_factory=Engine, description="DeepSpeed and optimiser")
     resources: Resources = Field(default_factory=lambda: Resources(cpus=1), description="of one worker")
-    trust_remote_code: bool = Field(False, description="run model code shipped with a hub checkpoint")
 
     @field_validator("data", mode="before")
     @classmethod
@@ -92,9 +90,10 @@ class Supervised(Section):
         """The number of workers, or the most of an elastic stage."""
         return self.workers.max if isinstance(self.workers, Workers) else self.workers
 
-    def recipe(self) -> dict[str, Any]:
-        """All that decides the stage's result (up to rounding), as JSON values; `HOW` it is computed is left out."""
-        return self.model_dump(mode="json", exclude=HOW)
+    @property
+    def min_workers(self) -> int:
+        """The number of workers, or the fewest of an elastic stage."""
+        return self.workers.min if isinstance(self.workers, Workers) else self.workers
 
 
 class SFT(Supervised):

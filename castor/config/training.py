@@ -53,6 +53,16 @@ class LoRA(Section):
 class Engine(Section):
     """How a model is trained: DeepSpeed stage, precision, size of a micro-batch. The engine config is derived."""
 
+    HOW = frozenset(
+        (
+            "zero_stage",
+            "offload",
+            "gradient_checkpointing",
+            "micro_batch_tokens",
+            "pack_length",
+        )
+    )
+
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="ZeRO stage")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on GPUs, float32 on CPUs (bfloat16 is many times slower on most CPUs)"

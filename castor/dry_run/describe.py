@@ -11,11 +11,13 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from castor.config.load import dump_config
+from castor.config.model import source_of
 from castor.config.pipeline import Config
 from castor.dry_run.gpus import gpu_plan
 from castor.dry_run.memory import GIB, Memory
-from castor.dry_run.placement import Actors, cluster_cpus, placement, totals
-from castor.run.check import check, reads, section_key, stage_sections
+from castor.dry_run.placement import PlacedActors, cluster_cpus, placement, totals
+from castor.run.check import check
+from castor.run.plan import Plan
 
 WIDTH = 110
 MIB = 1 << 20
@@ -28,20 +30,20 @@ sharding. `work` is rough: activations and logits of micro_batch_tokens tokens, 
 The driver (about 0.5 GiB) and Ray's own processes (about 0.5 GiB) come on top."""
 
 
-def describe(config: Config) -> str:
+def describe(plan: Plan) -> str:
     """The resolved config, the stages and what they read, the placement of every actor, and estimated memory.
 
     Starts nothing and reads no rows. Raises CastorError where `check` does.
     """
-    check(config)
-    actors = placement(config)
+    check(plan)
+    config, actors = plan.config, placement(plan)
     unit = _unit(actors)
     return "\n".join(
         [
             _heading("Config"),
             dump_config(config),
             _heading("Stages, in order"),
-            _text(_stages_table(config)),
+            _text(_stages_table(plan)),
             _heading("Placement: what each actor reserves"),
             _text(_placement_table(actors)),
             _text(*_fits(config, actors)),
@@ -75,17 +77,16 @@ def _table(columns: Iterable[str], numbers: Iterable[str]) -> Table:
     return table
 
 
-def _stages_table(config: Config) -> Table:
+def _stages_table(plan: Plan) -> Table:
     table = _table(("stage", "reads", "from"), ())
-    for stage in stage_sections(config):
-        prefix = f"{section_key(config, stage)}."
-        for number, read in enumerate(read for read in reads(config) if read.stage == stage):
-            table.add_row("" if number else stage, read.key.removeprefix(prefix), read.reference)
+    for name, stage in plan.stages.items():
+        for number, read in enumerate(stage.reads()):
+            table.add_row("" if number else name, read.key, source_of(read.reference))
         table.add_section()
     return table
 
 
-def _placement_table(stages: dict[str, list[Actors]]) -> Table:
+def _placement_table(stages: dict[str, list[PlacedActors]]) -> Table:
     numbers = ("n", "CPUs", "GPUs", "threads")
     table = _table(("stage", "actor", "n", "CPUs", "GPUs", "custom", "threads", "what it does"), numbers)
     for stage, actors in stages.items():
@@ -115,7 +116,7 @@ def _custom(amounts: dict[str, float]) -> str:
     return ", ".join(f"{name} {amount:g}" for name, amount in amounts.items())
 
 
-def _fits(config: Config, stages: dict[str, list[Actors]]) -> list[str]:
+def _fits(config: Config, stages: dict[str, list[PlacedActors]]) -> list[str]:
     """One line on each kind of resource: a stage runs alone, so each must fit by itself."""
     needs = {stage: totals(actors) for stage, actors in stages.items() if actors}
     if not needs:
@@ -142,13 +143,13 @@ def _fits(config: Config, stages: dict[str, list[Actors]]) -> list[str]:
     return [*lines, ""]
 
 
-def _unit(stages: dict[str, list[Actors]]) -> Unit:
+def _unit(stages: dict[str, list[PlacedActors]]) -> Unit:
     """GiB where some actor holds more than a few of them, so that the table keeps to its width."""
     memories = [each.memory for actors in stages.values() for each in actors if each.memory is not None]
     return "GiB" if any(memory.process + memory.model > 8 * GIB for memory in memories) else "MiB"
 
 
-def _memory_table(stages: dict[str, list[Actors]], unit: Unit) -> Table:
+def _memory_table(stages: dict[str, list[PlacedActors]], unit: Unit) -> Table:
     numbers = ("n", "params", "weights", "frozen", "grads", "optim.", "work", "KV", "proc.", "host", "GPU")
     table = _table(("stage", "actor", *numbers), numbers)
     for stage, actors in stages.items():
@@ -185,7 +186,7 @@ def _amount(size: float, unit: Unit) -> str:
     return f"{size / GIB:,.1f}" if unit == "GiB" else f"{size / MIB:,.1f}"
 
 
-def _memory_totals(config: Config, stages: dict[str, list[Actors]]) -> list[str]:
+def _memory_totals(config: Config, stages: dict[str, list[PlacedActors]]) -> list[str]:
     import psutil
 
     lines = []
@@ -215,7 +216,7 @@ def _memory_totals(config: Config, stages: dict[str, list[Actors]]) -> list[str]
     return [*lines, ""]
 
 
-def _gpu_parts(config: Config, stages: dict[str, list[Actors]]) -> list[str]:
+def _gpu_parts(config: Config, stages: dict[str, list[PlacedActors]]) -> list[str]:
     """What every GPU of the cluster would hold, and whether that fits; nothing where the config does not know them."""
     hardware = config.ray.hardware
     if hardware is None:

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from castor.config.cluster import Hardware
 from castor.dry_run.memory import GIB, Memory
-from castor.dry_run.placement import Actors
+from castor.dry_run.placement import PlacedActors
 
 _EDGE = 1e-6  # fractions of a GPU add up in binary
 
@@ -58,7 +58,7 @@ class StageGPUs:
         return f"{stage}: {'fits' if self.fits else 'TOO MUCH'}, {told}{unknown}."
 
 
-def gpu_plan(stages: dict[str, list[Actors]], hardware: Hardware) -> dict[str, StageGPUs]:
+def gpu_plan(stages: dict[str, list[PlacedActors]], hardware: Hardware) -> dict[str, StageGPUs]:
     """The GPUs of every stage, actors placed in the order they are started.
 
     A share of a GPU goes where the least that is enough for it is free, as Ray does it; an actor of several GPUs gets
@@ -68,7 +68,7 @@ def gpu_plan(stages: dict[str, list[Actors]], hardware: Hardware) -> dict[str, S
     return {stage: _placed(actors, hardware, capacity) for stage, actors in stages.items()}
 
 
-def _placed(actors: list[Actors], hardware: Hardware, capacity: float) -> StageGPUs:
+def _placed(actors: list[PlacedActors], hardware: Hardware, capacity: float) -> StageGPUs:
     nodes = [[GPU() for _ in range(hardware.gpus_per_node)] for _ in range(hardware.nodes)]
     unplaced = []
     for each in actors:

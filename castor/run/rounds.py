@@ -21,6 +21,7 @@ from castor.io.errors import CastorError
 
 UNIFIED = "unified"
 COLLECT = "stage:collect"
+REPEATED = ("collect", "reward", "cost", "rlhf")  # fields of the config whose stages run once a round
 AnySection = TypeVar("AnySection", bound=Section)
 
 
@@ -29,19 +30,25 @@ def round_group(number: int) -> str:
     return f"round-{number}"
 
 
+def other_random_numbers(stage: str) -> str | None:
+    """The group of a stage that must not draw what its namesake in the first round drew; None for all others."""
+    group, in_group, _ = stage.partition("/")
+    return group if in_group and group != round_group(1) else None
+
+
 def round_policies(config: Config) -> list[str]:
     """The stages that make a policy, one a round; none in a run without rounds."""
     count = config.rounds.count if config.rounds else 0
     return [f"{round_group(number)}/{name}" for number in range(1, count + 1) for name in config.rlhf]
 
 
-def unrolled(config: Config) -> dict[str, Section]:
-    """Sections of the stages that stand in rounds, by name: those of each round, then those of the unified models.
+def unrolled(config: Config) -> dict[str, tuple[str, Section]]:
+    """Field of the config and section of each stage that stands in rounds, by name: round by round, then the unified.
 
     Raises CastorError for `rounds.changes` that cannot be made.
     """
     assert config.rounds is not None
-    policies, stages, passed_over = round_policies(config), dict[str, Section](), 0
+    policies, stages, passed_over = round_policies(config), dict[str, tuple[str, Section]](), 0
     for number in range(1, config.rounds.count + 1):
         group, changed = round_group(number), _changed(config, number)
         ((name, run),) = changed.rlhf.items()
@@ -54,14 +61,14 @@ def unrolled(config: Config) -> dict[str, Section]:
             collect = _next_prompts(collect.model_copy(update={"policy": policy}), passed_over)
             run = run.model_copy(update={"policy": run.policy.model_copy(update={"model": policy})})
         passed_over = collect.prompts.limit or 0
-        stages[f"{group}/collect"] = collect
-        stages[f"{group}/reward"] = _on_all_rows(reward, number)
-        stages[f"{group}/cost"] = _on_all_rows(cost, number)
-        stages[f"{group}/{name}"] = judged_by(run, group)
+        stages[f"{group}/collect"] = "collect", collect
+        stages[f"{group}/reward"] = "reward", _on_all_rows(reward, number)
+        stages[f"{group}/cost"] = "cost", _on_all_rows(cost, number)
+        stages[f"{group}/{name}"] = "rlhf", judged_by(run, group)
     if config.rounds.unified:
         for kind, model in (("reward", config.reward), ("cost", config.cost)):
             assert model is not None
-            stages[f"{UNIFIED}/{kind}"] = _on_all_rows(model, config.rounds.count)
+            stages[f"{UNIFIED}/{kind}"] = kind, _on_all_rows(model, config.rounds.count)
     return stages
 
 

@@ -12,6 +12,7 @@ from castor.config.rlhf import RLHF, Learner, Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
 from castor.data.tokens.prompt_stream import PromptStream
+from tests.plans import actors_of
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
 
@@ -41,16 +42,17 @@ def run(models, prompts, folder, disturb):
     rlhf, text = config(), PolicyText(models.policy, "auto")
     with Groups(
         rlhf,
+        actors=actors_of(rlhf),
         policy=models.policy,
         signals={
             "help": SignalModels(models.reward, models.reward, text),
             "harm": SignalModels(models.cost, models.cost, text),
         },
-        thresholds={"harm": -0.2},
+        limits={"harm": -0.2},
         template="auto",
         seed=3,
         ptx_rows=None,
-        state_dir=folder,
+        multipliers_file=folder / "multipliers.json",
     ) as groups:
 
         def on_step(result):

@@ -16,6 +16,7 @@ from castor.experience import Experience
 from castor.models.policy import PolicyModel
 from engines.batch import StepBatch, make_micro_batch
 from engines.weights import FolderWeights, new_hasher, read_bucket
+from tests.plans import actors_of
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
 from trainers.rlhf.producer import sample_requests
@@ -48,9 +49,11 @@ def reward(models):
 @pytest.fixture(scope="module")
 def groups(ray_session, tiny_models, tmp_path_factory):
     """Workers of the continuing kind, which in `finish` are sent their weights in turn like everything else."""
+    rlhf = config(1, "continue")
     with Groups(
-        config(1, "continue"), policy=tiny_models.policy, signals={"help": reward(tiny_models)},
-        thresholds={}, template="auto", seed=SEED, ptx_rows=None, state_dir=tmp_path_factory.mktemp("state"),
+        rlhf, actors=actors_of(rlhf), policy=tiny_models.policy, signals={"help": reward(tiny_models)},
+        limits={}, template="auto", seed=SEED, ptx_rows=None,
+        multipliers_file=tmp_path_factory.mktemp("state") / "multipliers.json",
     ) as groups:  # fmt: skip
         yield groups
 

@@ -10,6 +10,7 @@ from castor.config.dpo import DPO
 from castor.config.training import Engine, LoRA, Optimizer
 from castor.data.rows.schemas import parse_preference
 from castor.models.policy import PolicyModel
+from castor.run.files import StageFiles
 from castor.synthetic.corpus import preference_rows
 
 OPTIONS = SyntheticOptions(label_noise=0.0, safety_noise=0.0)
@@ -30,7 +31,7 @@ def run(model, out, **options):
         losses.extend(value for name, value in progress.metrics.items() if name == "loss")
 
     metrics = run_supervised(
-        stage, model=model, rows=ROWS, out=out, template="auto", seed=0, key="dpo", on_progress=note
+        stage, model=model, rows=ROWS, files=StageFiles(out), template="auto", seed=0, key="dpo", on_progress=note
     )
     return metrics, losses
 

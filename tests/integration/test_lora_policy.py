@@ -27,6 +27,7 @@ from castor.io.files import sha256_file
 from castor.models.lora import adapter_folder
 from castor.models.policy import PolicyModel
 from engines.batch import forward_by_budget, make_micro_batch
+from tests.plans import actors_of
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
 
@@ -150,13 +151,14 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tmp_path):
     rows = list(stream_demonstrations(DataSource(limit=40), RowReport(), None))
     with Groups(
         config,
+        actors=actors_of(config),
         policy=model,
         signals={"help": SignalModels(tiny_models.reward, None, PolicyText(model, "auto"))},
-        thresholds={},
+        limits={},
         template="auto",
         seed=3,
         ptx_rows=rows,
-        state_dir=tmp_path,
+        multipliers_file=tmp_path / "multipliers.json",
     ) as groups:
         assert groups.reference is None
         train(config, groups, PromptStream(prompts, 4, 3), 3, 1, results.append)

@@ -12,6 +12,7 @@ from castor.config.training import Engine, Optimizer
 from castor.data.rows.schemas import parse_qa
 from castor.models.classifier_cost import ClassifierCost
 from castor.packing import pack_rows
+from castor.run.files import StageFiles
 from castor.scoring.moderator import Moderator
 from castor.synthetic.corpus import qa_rows
 
@@ -35,7 +36,14 @@ def trained(ray_session, tiny_models, tmp_path_factory):
         losses.extend(value for name, value in progress.metrics.items() if name == "loss")
 
     metrics = run_supervised(
-        stage, model=tiny_models.policy, rows=ROWS, out=out, template="auto", seed=0, key="moderation", on_progress=note
+        stage,
+        model=tiny_models.policy,
+        rows=ROWS,
+        files=StageFiles(out),
+        template="auto",
+        seed=0,
+        key="moderation",
+        on_progress=note,
     )
     return out, metrics, losses
 

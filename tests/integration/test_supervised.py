@@ -19,6 +19,7 @@ from castor.data.rows.store import RowStore
 from castor.io.errors import CastorError
 from castor.io.files import read_json
 from castor.models.policy import PolicyModel
+from castor.run.files import StageFiles
 from castor.synthetic.corpus import demonstrations, preference_rows, qa_rows
 
 ROWS = [QARow(row["prompt"], row["response"]) for row in demonstrations(SyntheticOptions(), "train", 160)]
@@ -44,7 +45,7 @@ def run(config, model, out, watch=lambda progress: None, rows=ROWS, **options):
         watch(progress)
 
     arguments = {"template": "auto", "seed": 5, "key": "the same", "on_progress": note} | options
-    return run_supervised(config, model=model, rows=rows, out=out, **arguments), told
+    return run_supervised(config, model=model, rows=rows, files=StageFiles(out), **arguments), told
 
 
 def losses(told):

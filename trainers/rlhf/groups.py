@@ -17,6 +17,8 @@ from actors.rollout_pool import RolloutPool
 from actors.signal import SignalModels, SignalWorker
 from castor.config.rlhf import RLHF
 from castor.data.rows.schemas import QARow
+from castor.model_reference import ModelLike, ModelReference
+from castor.run.actors import Actors
 
 
 class Groups:
@@ -26,47 +28,45 @@ class Groups:
         self,
         config: RLHF,
         *,
-        policy: str,
+        actors: Mapping[str, Actors],
+        policy: ModelLike,
         signals: Mapping[str, SignalModels],
-        thresholds: Mapping[str, float],
+        limits: Mapping[str, float],
         template: str,
         seed: int,
         ptx_rows: Sequence[QARow] | None,
-        state_dir: Path,
+        multipliers_file: Path,
     ) -> None:
         """Start everything at once (imports dominate) and wait until all models are loaded.
 
         Args:
             config: the run.
-            policy: folder or hub id of the policy's and the reference's weights.
+            actors: what the stage starts, by name.
+            policy: the policy's and the reference's weights.
             signals: what each signal's judge and critic are made from.
-            thresholds: limit of each constraint, in the unit of its statistic.
+            limits: limit of each constraint, in the unit of its statistic.
             template: prompt format.
             seed: of this run.
             ptx_rows: demonstrations of the PTX loss, where it is on.
-            state_dir: where the multipliers keep their state.
+            multipliers_file: where the multipliers keep their state.
 
         """
-        trust = config.policy.trust_remote_code
-        self.rollout = RolloutPool(policy, config.rollout, template, trust)
-        self.config = config
-        self.reference = None if config.policy.lora else _start_reference(policy, config)
-        learner = config.learner
-        self.learner = ActorGroup.start("learner", LearnerWorker, learner.ranks, learner.resources)
-        self.signals = {
-            name: ActorGroup.start(f"signal-{name}", SignalWorker, signal.ranks, signal.resources)
-            for name, signal in config.signals.items()
-        }
+        policy = ModelReference.of(policy)
+        self.config, learner = config, config.learner
+        self.rollout = RolloutPool(policy.name, config.rollout, template, policy.trust_remote_code)
+        self.reference = _start_reference(actors["reference"], policy, config) if "reference" in actors else None
+        self.learner = _start(actors["learner"], LearnerWorker)
+        self.signals = {name: _start(actors[f"signal-{name}"], SignalWorker) for name in config.signals}
         self.multipliers: Any = None
-        if config.has_owner:
+        if "MultiplierOwner" in actors:
             owner = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
-            self.multipliers = owner.remote(config, dict(thresholds), state_dir / "multipliers.json")
+            self.multipliers = owner.remote(config, dict(limits), multipliers_file)
         for group in (self.learner, *self.signals.values()):
             group.join(learner.timeout_s)
         rows_ref = ray.put(ptx_rows)
         loading = {self.learner.name: self.learner.call("load", policy, config, seed, template, rows_ref)}
         for name, group in self.signals.items():
-            loading[group.name] = group.call("load", name, signals[name], config, seed, thresholds.get(name))
+            loading[group.name] = group.call("load", name, signals[name], config, seed, limits.get(name))
         if self.reference is not None:
             loading[self.reference.name] = self.reference.call("ready")
         for name, refs in loading.items():
@@ -109,15 +109,21 @@ def turn(handles: Sequence[Any], number: int) -> Any:
     return handles[number % len(handles)]
 
 
-def _start_reference(policy: str, config: RLHF) -> ActorGroup:
-    wanted = config.policy.reference
+def _start(actors: Actors, worker: Any) -> ActorGroup:
+    """The actors of an SPMD group, without waiting for them."""
+    assert actors.resources is not None
+    return ActorGroup.start(actors.name, worker, actors.count, actors.resources)
+
+
+def _start_reference(actors: Actors, policy: ModelReference, config: RLHF) -> ActorGroup:
+    assert actors.resources is not None
     arguments = (
-        policy,
+        policy.name,
         config.learner.engine,
         config.rollout.temperature,
-        wanted.resources.threads,
-        config.policy.trust_remote_code,
+        actors.resources.threads,
+        policy.trust_remote_code,
     )
     worker = cast(Any, ReferenceWorker)
-    options = [actor_options(wanted.resources, "reference") for _ in range(wanted.ranks)]
+    options = [actor_options(actors.resources, name) for name in actors.rank_names]
     return ActorGroup("the reference policy", [worker.options(**option).remote(*arguments) for option in options])

@@ -19,74 +19,74 @@ from castor.data.tokens.template import require_same_tokenizer
 from castor.io.errors import CastorError
 from castor.io.files import write_json, write_jsonl
 from castor.io.user_function import load_function
+from castor.model_reference import ModelReference
 from castor.models.classifier_cost import check_classifier
 from castor.models.load import read_score_info
 from castor.models.moderation import read_moderation_info
-from trainers.context import Context
-from trainers.prompts import check_context, fitting_prompts
-from trainers.results import run_file
+from trainers.prompts import fitting_prompts
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import StepResult, train
+from trainers.stage_run import StageRun
 
 
-def run_rlhf(context: Context, name: str, stage: RLHF) -> str:
-    """Carry out the run `name`; its policy ends in <run_dir>/<name>/policy, its steps in steps.jsonl."""
-    config, seed = stage, context.seed(name)
-    out = context.folder.path / name
-    policy = context.folder.model_path(config.policy.model)
-    signals = {key: _signal_models(context, name, config, key, policy) for key in config.signals}
-    check_context(name, policy, config.rollout.max_prompt_tokens, config.rollout.max_new_tokens)
-    limits = {key: limit(signal, signals[key].judge) for key, signal in config.constraints.items()}
-    prompts = context.load_rows(name, [config.prompts], load_prompts)
-    prompts = fitting_prompts(context, name, prompts, policy, config.rollout.max_prompt_tokens)
-    stream = PromptStream(prompts, config.prompts_per_step, seed)
+def run_rlhf(run: StageRun) -> str:
+    """Carry out an RLHF run: its policy, its steps and its record are left in its folder."""
+    config: RLHF = run.section
+    policy = run.models["policy.model"]
+    signals = {name: _signal_models(run, config, name, policy) for name in config.signals}
+    limits = {name: limit_of(signal, signals[name].judge) for name, signal in config.constraints.items()}
+    prompts = run.rows.load([config.prompts], load_prompts)
+    prompts = fitting_prompts(run, prompts, policy, config.rollout)
+    stream = PromptStream(prompts, config.prompts_per_step, run.seed)
     ptx = config.learner.ptx
-    (out / "multipliers.json").unlink(missing_ok=True)
-    log = StepLog(context, name, config, limits, out)
+    run.files.multipliers.unlink(missing_ok=True)
+    log = StepLog(run, config, limits)
     demonstrations: AbstractContextManager[Mixture[QARow] | None] = (
-        context.store_rows(f"{name}.ptx", [ptx.data], QARow, stream_demonstrations) if ptx else nullcontext()
+        run.rows.store([ptx.data], QARow, stream_demonstrations, use="ptx") if ptx else nullcontext()
     )
     with (
         demonstrations as ptx_rows,
-        context.terminal.bar(name) as log.bar,
+        run.terminal.bar(run.name) as log.bar,
         Groups(
             config,
+            actors={each.name: each for each in run.stage.actors()},
             policy=policy,
             signals=signals,
-            thresholds=limits,
-            template=context.config.template,
-            seed=seed,
+            limits=limits,
+            template=run.template,
+            seed=run.seed,
             ptx_rows=ptx_rows,
-            state_dir=out,
+            multipliers_file=run.files.multipliers,
         ) as groups,
     ):
         nodes = groups.nodes()
-        train(config, groups, stream, seed, 1, log.add)
-        get(groups.learner.call("export", out / "policy"), config.learner.timeout_s, "the learner (saving the policy)")
+        train(config, groups, stream, run.seed, 1, log.add)
+        saving = groups.learner.call("export", run.files.policy)
+        get(saving, config.learner.timeout_s, "the learner (saving the policy)")
     means = {key: value for key, value in limits.items() if config.signals[key].constraint.statistic == "mean"}
-    noted = {"thresholds": means, "limits": limits, "nodes": nodes, "steps": log.steps}
-    write_json(run_file(context.folder.path, name), noted)
+    write_json(run.files.run_record, {"thresholds": means, "limits": limits, "nodes": nodes, "steps": log.steps})
     return log.closing_line()
 
 
-def _signal_models(context: Context, name: str, config: RLHF, key: str, policy: str) -> SignalModels:
-    """What signal `key` is made from. Raises CastorError when its judge or its critic would not fit the run."""
-    signal = config.signals[key]
-    judge = None if signal.model is None else context.folder.model_path(signal.model)
+def _signal_models(run: StageRun, config: RLHF, name: str, policy: ModelReference) -> SignalModels:
+    """What a signal is made from. Raises CastorError when its judge or its critic would not fit the run."""
+    signal, judge = config.signals[name], run.models.get(f"signals.{name}.model")
     if judge is not None:
-        _check_score_model(name, key, signal, judge)
+        _check_score_model(run.name, name, signal, judge.name)
     if signal.function is not None:
         load_function(signal.function)
     critic = None
-    if config.has_critic(key):
-        assert signal.critic_start is not None  # `RLHF` has checked it
-        critic = context.folder.model_path(signal.critic_start)
-        require_same_tokenizer(policy, critic, f"{name}: the critic of signal {key!r}")
-    text = PolicyText(policy, context.config.template, config.policy.trust_remote_code)
-    return SignalModels(judge, critic, text, Path.cwd())
+    if config.has_critic(name):
+        critic = run.models.get(f"signals.{name}.critic_model", judge)
+        assert critic is not None  # `RLHF` has checked it
+        require_same_tokenizer(policy.name, critic.name, f"{run.name}: the critic of signal {name!r}")
+    text = PolicyText(policy.name, run.template, policy.trust_remote_code)
+    return SignalModels(
+        None if judge is None else judge.name, None if critic is None else critic.name, text, Path.cwd()
+    )
 
 
-def limit(signal: Signal, model: str | None) -> float:
+def limit_of(signal: Signal, model: str | None) -> float:
     """The limit of a constraint in the unit of its statistic: normalised cost, or a share.
 
     Raises CastorError when a share must be translated into a cost and the model cannot.
@@ -121,12 +121,11 @@ def _check_score_model(run: str, name: str, signal: Signal, model: str) -> None:
 class StepLog:
     """Every step's numbers: to the terminal, the tracker, and steps.jsonl."""
 
-    def __init__(self, context: Context, name: str, config: RLHF, limits: dict[str, float], out: Path) -> None:
-        self.context, self.name, self.config, self.out = context, name, config, out
-        self.limits = limits
+    def __init__(self, run: StageRun, config: RLHF, limits: dict[str, float]) -> None:
+        self.run, self.config, self.limits = run, config, limits
         self.steps: list[dict[str, Any]] = []
         self.bar: Any = None
-        context.tracker.declare(name)
+        run.tracker.declare(run.name)
 
     def add(self, result: StepResult) -> None:
         """Record one step."""
@@ -143,15 +142,18 @@ class StepLog:
             "metrics": metrics,
         }
         self.steps.append(record)
-        write_jsonl(self.out / "steps.jsonl", self.steps)
-        self.context.tracker.log(self.name, result.step, metrics | {"mean_reward": record["mean_reward"]})
+        write_jsonl(self.run.files.steps, self.steps)
+        self.run.tracker.log(self.run.name, result.step, metrics | {"mean_reward": record["mean_reward"]})
         self.bar.update(result.step, self.config.steps)
-        self.context.terminal.line(self._line(record))
+        self.run.terminal.line(self._line(record))
 
     def _line(self, record: dict[str, Any]) -> str:
         metrics = record["metrics"]
         seconds = metrics["rollout_s"] + metrics["learn_s"] + metrics["transfer_s"]
-        parts = [f"{self.name} step {record['step']:>3}/{self.config.steps}", f"reward {record['mean_reward']:6.2f}"]
+        parts = [
+            f"{self.run.name} step {record['step']:>3}/{self.config.steps}",
+            f"reward {record['mean_reward']:6.2f}",
+        ]
         for key, cost in record["mean_costs"].items():
             label = "" if len(record["mean_costs"]) == 1 else f" {key}"
             parts.append(self._against_limit(key, label, cost, metrics[f"{key}/score_positive_share"], width=6))

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,8 +20,10 @@ from castor.config.supervised import Supervised, Workers
 from castor.data.inspect.leaks import digest
 from castor.io.errors import CastorError
 from castor.io.files import read_json
-from trainers.supervised.stage_state import claim, training_folder
-from trainers.supervised.train_loop import Job, metrics_file, train_worker
+from castor.model_reference import ModelLike, ModelReference
+from castor.run.files import StageFiles
+from trainers.supervised.stage_state import claim
+from trainers.supervised.train_loop import Job, train_worker
 
 POLL_S = 0.5
 BOARD_TIMEOUT_S = 60
@@ -31,16 +32,17 @@ BOARD_TIMEOUT_S = 60
 def run_supervised(
     stage: Supervised,
     *,
-    model: str,
+    model: ModelLike,
     rows: Sequence[Any],
-    out: Path,
+    files: StageFiles,
     template: str,
     seed: int,
     key: str,
     on_progress: Callable[[Progress], None],
     fresh: bool = False,
+    reference: ModelLike | None = None,
 ) -> dict[str, float]:
-    """Train one supervised stage and save its model in `out`; returns its metrics.
+    """Train one supervised stage and save its model in its folder; returns its metrics.
 
     `rows` are read one at a time and never copied: a `Mixture` of stores is handed to the workers as the paths of its
     files and the chosen indices. They are split by prompt, so that validation prompts never occur in training.
@@ -54,10 +56,11 @@ def run_supervised(
     training, validation = split_by_prompt(rows, stage.validation_share, seed)
     if not len(training):
         raise CastorError("no training rows are left beside the validation prompts: lower validation_share")
-    out = out.absolute()
-    claim(training_folder(out), key, fresh)
+    claim(files.training, key, fresh)
     board = cast(Any, ProgressBoard).remote()
-    job = Job(stage, model, [ray.put(rows)], training, validation, out, template, seed, board)
+    start = ModelReference.of(model)
+    frozen = None if reference is None else ModelReference.of(reference)
+    job = Job(stage, start, frozen, [ray.put(rows)], training, validation, files, template, seed, board)
     here = NodeAffinitySchedulingStrategy(node_id(), soft=False)
     running = fit.options(scheduling_strategy=here).remote(job)
     ended: list[Any] = []
@@ -69,8 +72,8 @@ def run_supervised(
         ray.get(running)
     except RayTaskError as error:
         raise ray.get(board.refusal.remote(), timeout=BOARD_TIMEOUT_S) or error.cause from error
-    shutil.rmtree(training_folder(out))
-    return read_json(metrics_file(out))
+    shutil.rmtree(files.training.folder)
+    return read_json(files.metrics)
 
 
 def split_by_prompt(rows: Sequence[Any], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -110,8 +113,8 @@ def _trainer(job: Job) -> Any:
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo", timeout_s=math.ceil(stage.timeout_s)),
         scaling_config=scaling(stage),
         run_config=cast(Any, RunConfig)(  # the annotations are those of Ray Train v1; v2 is what runs
-            name=job.out.name,
-            storage_path=str(job.out.parent / "ray_train"),
+            name=job.files.folder.name,
+            storage_path=str(job.files.ray_train),
             failure_config=FailureConfig(max_failures=stage.max_failures),
             worker_runtime_env={"env_vars": actor_env(resources)},
         ),

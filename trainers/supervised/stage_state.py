@@ -16,8 +16,9 @@ from castor.config.supervised import Best
 from castor.io.checkpoint import atomic_folder, verify_folder
 from castor.io.errors import CastorError
 from castor.io.files import read_json, write_json
+from castor.run.files import TrainingFiles
 
-KEY_FILE, STATE_FILE, SAMPLES, STEP, BEST = "key.json", "state.json", "samples", "step-", "best-"
+STATE_FILE = "state.json"  # of a checkpoint
 
 
 @dataclass
@@ -62,28 +63,11 @@ class StageState:
         return next(entry for entry in self.history if entry["step"] == step)
 
 
-def training_folder(out: Path) -> Path:
-    """Where the stage that will write `out` keeps its tokens, checkpoints and best model until it is finished."""
-    return out.with_name(f"{out.name}.training")
-
-
-def claim(folder: Path, key: str, fresh: bool) -> None:
-    """Make `folder` this stage's: what a stage of another key left there, or with `fresh` any stage, is removed."""
-    marker = folder / KEY_FILE
-    if fresh or not marker.is_file() or read_json(marker) != key:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(marker, key)
-
-
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint; None when there is none."""
-    found = sorted(folder.glob(f"{STEP}*"))
-    return found[-1] if found else None
-
-
-def step_folder(folder: Path, step: int, prefix: str = STEP) -> Path:
-    """Where the checkpoint (or the best model) of a step is kept."""
-    return folder / f"{prefix}{step:09d}"
+def claim(files: TrainingFiles, key: str, fresh: bool) -> None:
+    """Make the folder this stage's: what a stage of another key left there, or with `fresh` any stage, is removed."""
+    if fresh or not files.key.is_file() or read_json(files.key) != key:
+        shutil.rmtree(files.folder, ignore_errors=True)
+        write_json(files.key, key)
 
 
 @contextmanager
@@ -96,28 +80,28 @@ def shared_folder(folder: Path) -> Iterator[Path]:
         dist.barrier()  # all are done before rank 0 puts the folder in place
 
 
-def write_checkpoint(folder: Path, state: StageState, engine: Any, keep: int) -> None:
+def write_checkpoint(files: TrainingFiles, state: StageState, engine: Any, keep: int) -> None:
     """Save engine and state as the newest checkpoint; then drop all but `keep`, and best models no one needs."""
-    with shared_folder(step_folder(folder, state.step)) as aside:
+    with shared_folder(files.checkpoint(state.step)) as aside:
         engine.save(aside)
         if dist.get_rank() == 0:
             write_json(aside / STATE_FILE, asdict(state))
     if dist.get_rank() == 0:
-        stale = sorted(folder.glob(f"{STEP}*"))[:-keep]
-        stale += [path for path in folder.glob(f"{BEST}*") if path != step_folder(folder, state.best_step, BEST)]
+        stale = files.checkpoints()[:-keep]
+        stale += [path for path in files.bests() if path != files.best(state.best_step)]
         for path in stale:
             shutil.rmtree(path)
 
 
-def read_checkpoint(folder: Path, engine: Any) -> StageState:
+def read_checkpoint(files: TrainingFiles, engine: Any) -> StageState:
     """Load the newest checkpoint into the engine; a fresh state when there is none. Collective.
 
     Raises CastorError when the checkpoint is damaged.
     """
     found: list[Path | None] = [None]
-    if dist.get_rank() == 0 and (path := newest(folder)) is not None:
-        verify_folder(path)
-        found = [path]
+    if dist.get_rank() == 0 and (checkpoints := files.checkpoints()):
+        verify_folder(checkpoints[-1])
+        found = [checkpoints[-1]]
     dist.broadcast_object_list(found, 0)
     checkpoint = found[0]
     if checkpoint is None:

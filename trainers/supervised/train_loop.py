@@ -21,15 +21,9 @@ from castor.config.supervised import Supervised
 from castor.io.checkpoint import atomic_folder
 from castor.io.errors import CastorError
 from castor.io.files import write_json
-from trainers.supervised.stage_state import (
-    BEST,
-    SAMPLES,
-    StageState,
-    read_checkpoint,
-    step_folder,
-    training_folder,
-    write_checkpoint,
-)
+from castor.model_reference import ModelReference
+from castor.run.files import StageFiles
+from trainers.supervised.stage_state import StageState, read_checkpoint, write_checkpoint
 
 ROWS_TIMEOUT_S = 600.0
 SHOWN = 20  # rows named in a message
@@ -40,19 +34,15 @@ class Job:
     """All a worker of the stage needs. `rows` holds a ref to the rows; the others are indices into them."""
 
     stage: Supervised
-    model: str
+    model: ModelReference
+    reference: ModelReference | None  # of a DPO stage, where it is not the model
     rows: list[Any]
     training: NDArray[np.int64]
     validation: NDArray[np.int64]
-    out: Path
+    files: StageFiles
     template: str
     seed: int
     board: ActorHandle
-
-
-def metrics_file(out: Path) -> Path:
-    """Where the metrics of the stage that wrote `out` are kept."""
-    return out.with_name(f"{out.name}.metrics.json")
 
 
 def train_worker(config: dict[str, Job]) -> None:
@@ -90,7 +80,7 @@ def train(job: Job) -> None:
         if last:
             break
         if worker.checkpoint_due(improved):
-            write_checkpoint(worker.folder, state, worker.engine, stage.keep_checkpoints)
+            write_checkpoint(worker.files, state, worker.engine, stage.keep_checkpoints)
             worker.checkpointed = time.monotonic()
     metrics = worker.finish()
     ray.train.report(metrics)
@@ -112,17 +102,19 @@ class Worker:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(stage.resources.threads)
         adopt_process_group(self.rank, self.world_size)
-        self.folder = training_folder(job.out)
-        self.task = make_task(stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training)
-        if self.rank == 0 and not (self.folder / SAMPLES).is_dir():
-            template = PromptTemplate(load_tokenizer(job.model, stage.trust_remote_code), job.template)
-            Samples(template, self.task.texts(), stage.max_length, self.folder / SAMPLES)
+        self.files = job.files.training
+        self.task = make_task(
+            stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training, job.reference
+        )
+        if self.rank == 0 and not self.files.samples.is_dir():
+            template = PromptTemplate(load_tokenizer(job.model.name, job.model.trust_remote_code), job.template)
+            Samples(template, self.task.texts(), stage.max_length, self.files.samples)
         dist.barrier()
-        self.samples = Samples.open(self.folder / SAMPLES)
+        self.samples = Samples.open(self.files.samples)
         self.lengths = self.samples.lengths()
         self.training, self.validation = self._kept(job.training), self._kept(job.validation)
         self._check_counts()
-        self.task.prepare(self.samples, self.folder)
+        self.task.prepare(self.samples, self.files)
         per_epoch = len(self.training) // stage.batch_size
         self.steps = stage.max_steps or max(1, math.ceil(stage.epochs * per_epoch))
         torch.manual_seed(job.seed)  # heads and adapters start alike on every rank
@@ -130,7 +122,7 @@ class Worker:
         if stage.lora:
             add_adapters(self.model, stage.lora)
         self.engine = TrainEngine(self.model, stage.engine, self.steps)
-        self.state: StageState = read_checkpoint(self.folder, self.engine)
+        self.state: StageState = read_checkpoint(self.files, self.engine)
         self.outputs: list[torch.Tensor] = []  # of the newest validation, on rank 0
         self.checkpointed = time.monotonic()
 
@@ -193,7 +185,7 @@ class Worker:
         self.state.skipped += 1
         shown = ", ".join(map(str, rows[:SHOWN])) + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
         what = "gradient" if math.isfinite(loss) else "loss"
-        told = f"{self.job.out.name}: the {what} is not finite at step {self.state.step} for the rows {shown}"
+        told = f"{self.job.files.folder.name}: the {what} is not finite at step {self.state.step} for the rows {shown}"
         if self.state.skipped > self.job.stage.max_skipped:
             raise CastorError(
                 f"{told} (counted from 0, in the order they are read): look at these rows, lower "
@@ -228,7 +220,7 @@ class Worker:
         if self.rank == 0:
             self._post({f"validation/{name}": value for name, value in metrics[0].items()})
         if improved:
-            self._save(step_folder(self.folder, self.state.step, BEST) / "model")
+            self._save(self.files.best(self.state.step) / "model")
             sum_over_ranks({"saved": 1.0})  # nobody goes on before it is on disk
         return improved
 
@@ -268,12 +260,12 @@ class Worker:
         state = self.state
         kept = state.best_step or state.step
         if not state.best_step:
-            self._save(self.job.out)
+            self._save(self.job.files.folder)
         elif self.rank == 0:
-            model = step_folder(self.folder, kept, BEST) / "model"
-            _copy_folder(model, self.job.out)
+            model = self.files.best(kept) / "model"
+            _copy_folder(model, self.job.files.folder)
             if self.job.stage.lora:
-                _copy_folder(adapter_folder(model), adapter_folder(self.job.out))
+                _copy_folder(adapter_folder(model), adapter_folder(self.job.files.folder))
         metrics = {
             **{name: value for name, value in state.entry(kept).items() if name != "step"},
             "steps": state.step,
@@ -284,7 +276,7 @@ class Worker:
             "too_long": self.samples.too_long,
         }
         if self.rank == 0:
-            write_json(metrics_file(self.job.out), {**metrics, "history": state.history})
+            write_json(self.job.files.metrics, {**metrics, "history": state.history})
         return metrics
 
     def _save(self, folder: Path) -> None:
@@ -295,7 +287,7 @@ class Worker:
         if self.rank != 0:
             return
         if lora := self.job.stage.lora:
-            save_adapter(adapter_folder(folder), self.model, weights, lora, self.job.model)
+            save_adapter(adapter_folder(folder), self.model, weights, lora, self.job.model.name)
             weights = dict(merge(self.model, weights.items(), weights))
         self.task.save(folder, self.model, weights, self.outputs)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from castor.config.data import SYNTHETIC, DataSource, is_function
+from castor.config.data import SYNTHETIC, SYNTHETIC_ROWS, DataSource, is_function
 from castor.data.sources.file_names import is_data_file, is_url
 from castor.data.sources.files import read_records
 from castor.data.sources.hub import is_saved_dataset, read_hub, read_saved
@@ -18,7 +18,6 @@ Kind = Literal["preference", "qa", "demonstration", "prompt"]
 
 STAGE = "stage:"
 STAGE_ROWS = "rows.jsonl"
-SYNTHETIC_ROWS = 2000  # what the synthetic corpus makes when a source sets no limit
 
 
 def raw_records(

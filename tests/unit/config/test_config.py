@@ -12,7 +12,9 @@ from castor.config.load import dump_config, load_config
 from castor.config.pipeline import Config
 from castor.io.errors import CastorError
 from castor.io.files import write_json
-from castor.run.folder import RunFolder
+from castor.run.files import RunFiles
+from castor.run.plan import make_plan
+from castor.run.records import Records
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
@@ -95,8 +97,6 @@ def sections_in(annotation):
         ("rlhf.ppo_lag.signals.helpfulness={role: constraint, model: a, threshold: 0}", "no objective among"),
         ("rlhf.ppo_lag.signals={}", "rlhf.ppo_lag.signals: .*at least 1"),
         ("rlhf.ppo_lag.steps=0", "rlhf.ppo_lag.steps: .*greater than or equal to 1"),
-        ("rlhf.sft={steps: 1, signals: {r: {role: objective, model: a}}}", "rlhf run 'sft' cannot name a folder"),
-        ("rlhf.a b={steps: 1, signals: {r: {role: objective, model: a}}}", "rlhf run 'a b' cannot name a folder"),
         ("sft.data={split: dev}", "sft.data.0: the synthetic corpus has the splits train, validation and test"),
         ("sft.data={revision: main}", "revision and name belong to hub data sets"),
         ("sft.data=[]", "sft.data: "),
@@ -237,23 +237,26 @@ def test_constraints_keep_the_configs_order_and_sections_are_frozen(path):
 
 
 def test_a_stage_is_a_folder_of_the_run(path, tmp_path):
-    folder = RunFolder(load_config(path, [f"run_dir={tmp_path}"]))
+    plan = make_plan(load_config(path, [f"run_dir={tmp_path}"]))
     for name, place in (("sft", "sft"), ("ppo", "ppo/policy")):
         with pytest.raises(CastorError, match=f"stage:{name} has no model at {tmp_path / place} yet: run `castor "):
-            folder.model_path(f"stage:{name}")
+            plan.model(f"stage:{name}")
         write_json(tmp_path / place / "config.json", {})
-        assert folder.model_path(f"stage:{name}") == str(tmp_path / place)
-    assert folder.model_path("org/name") == "org/name"
+        assert plan.model(f"stage:{name}").name == str(tmp_path / place)
+    assert plan.model("org/name").name == "org/name"
 
 
-def test_a_stage_is_recorded_once_it_has_finished(path, tmp_path):
-    folder = RunFolder(load_config(path, [f"run_dir={tmp_path}"]))
-    assert folder.record("sft") is None
-    with folder.recorded("sft", "one"):
-        assert folder.record("sft") is None
-    finished = folder.record("sft")
+def test_a_stage_is_recorded_once_it_has_finished(tmp_path):
+    records = Records(RunFiles(tmp_path))
+    assert records.of("sft") is None
+    with records.recorded("sft", "one"):
+        assert records.of("sft") is None
+    finished = records.of("sft")
     assert finished is not None
     assert (finished.key, finished.seconds >= 0) == ("one", True)
-    with pytest.raises(RuntimeError, match="boom"), folder.recorded("sft", "two"):
+    with pytest.raises(RuntimeError, match="boom"), records.recorded("sft", "two"):
         raise RuntimeError("boom")
-    assert folder.record("sft") is None  # what the failed attempt may have overwritten is not taken for finished
+    assert records.of("sft") is None  # what the failed attempt may have overwritten is not taken for finished
+    write_json(tmp_path / "stages.json", {"sft": {"key": "one", "seconds": 1.0}})  # as format 1 had it
+    with pytest.raises(CastorError, match="made by another version of Castor"):
+        records.of("sft")

@@ -3,10 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
-from castor.config.pipeline import Config
 from castor.config.rlhf import RLHF
 from castor.config.signal import Signal
 from castor.dry_run.placement import placement
+from tests.plans import plan_of
 
 FUNCTION = {"role": "constraint", "function": "my_scores:score", "threshold": 0.0}
 REMOTE = {"role": "constraint", "http": {"url": "http://scores:8000/v1/score"}, "threshold": 0.0}
@@ -76,8 +76,8 @@ def test_the_plan_counts_judge_and_critic_by_themselves():
             "cost": {"data": {}},
             "rlhf": {"lag": {"steps": 1, "multipliers": {}, "signals": {"help": REWARD, "harm": harm}}},
         }
-        actors = placement(Config.model_validate(values))["lag"]
-        (found,) = (each for each in actors if each.name == "signal-harm-0")
+        actors = placement(plan_of(values))["lag"]
+        (found,) = (each for each in actors if each.name == "signal-harm")
         return found
 
     model = memory(role="constraint", model="stage:cost", threshold=0.0)

@@ -7,6 +7,7 @@ import pytest
 
 from castor.config.demo_model import DemoModel
 from castor.config.load import load_config
+from castor.config.model import Model
 from castor.config.pipeline import Config
 from castor.config.rlhf import Rollout
 from castor.config.training import Engine, Resources
@@ -14,7 +15,8 @@ from castor.dry_run.describe import WIDTH, describe
 from castor.dry_run.memory import bytes_per_number, frozen, measure, sampled, trained
 from castor.dry_run.placement import placement, totals
 from castor.io.errors import CastorError
-from castor.run.check import check, evaluated, origin, stage_sections
+from castor.run.check import check
+from castor.run.plan import make_plan
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -25,12 +27,12 @@ PARAMETERS = BACKBONE + 1024 * 128
 
 
 def demo(*overrides):
-    return load_config(DEMO, overrides)
+    return make_plan(load_config(DEMO, overrides))
 
 
 @pytest.fixture(scope="module")
 def shape():
-    return measure(demo().model)
+    return measure(demo().config.model)
 
 
 def test_parameters_of_a_made_model_are_exact(shape):
@@ -77,7 +79,7 @@ def test_float32_without_a_second_copy(shape):
 def test_frozen_models_and_engines(shape):
     scorer = frozen(shape, Engine(), Resources(), score=True)
     assert (scorer.frozen, scorer.optimizer, scorer.gradients) == (4 * (BACKBONE + 129), 0, 0)
-    (signal,) = (a.memory for a in placement(demo())["ppo_lag"] if a.name == "signal-harm-0")
+    (signal,) = (a.memory for a in placement(demo())["ppo_lag"] if a.name == "signal-harm")
     assert signal.frozen == signal.weights == 4 * (BACKBONE + 129)
     engine = sampled(shape, Rollout(kv_cache_mib=64))
     assert (engine.weights, engine.kv_cache, engine.gpu_share) == (4 * PARAMETERS, 64 << 20, None)
@@ -92,7 +94,7 @@ def test_the_demo_starts_these_actors():
     assert list(stages) == ["model", "sft", "collect", "reward", "cost", "ppo_lag", "ppo", "evaluate"]
     assert stages["model"] == []
     assert [(a.name, a.count) for a in stages["ppo_lag"]] == [
-        ("rollout", 1), ("reference", 1), ("learner-0", 1), ("signal-helpfulness-0", 1), ("signal-harm-0", 1),
+        ("rollout", 1), ("reference", 1), ("learner", 1), ("signal-helpfulness", 1), ("signal-harm", 1),
         ("MultiplierOwner", 1),
     ]  # fmt: skip
     assert [(a.name, a.count) for a in stages["evaluate"]] == [
@@ -105,8 +107,8 @@ def test_the_demo_starts_these_actors():
 def test_a_policy_with_an_adapter_has_no_reference_and_few_optimizer_states(shape):
     full, adapted = (placement(demo(*more))["ppo_lag"] for more in ([], ["rlhf.ppo_lag.policy.lora.rank=4"]))
     assert [a.name for a in adapted] == [a.name for a in full if a.name != "reference"]
-    (before,), (after,) = ([a for a in actors if a.name == "learner-0"] for actors in (full, adapted))
-    assert after.work == f"policy, LoRA of rank 4, and the reference, {before.work.removeprefix('policy, ')}"
+    (before,), (after,) = ([a for a in actors if a.name == "learner"] for actors in (full, adapted))
+    assert after.work == f"policy, and the reference, {before.work.removeprefix('policy, ')}, LoRA of rank 4"
     factors = 4 * (4 * 2 * 128 + 3 * (128 + 344)) * 4  # four square projections and a gated MLP, four layers
     assert (before.memory.optimizer, after.memory.optimizer) == (12 * PARAMETERS, 12 * factors)
     assert (after.memory.gradients, after.memory.weights) == (4 * factors, 4 * (PARAMETERS + factors))
@@ -129,12 +131,12 @@ def test_the_text_holds_the_config_and_fits_its_width():
 
 
 def test_what_a_stage_starts_from():
-    config = demo()
+    plan = demo()
     for reference in ("stage:model", "stage:cost", "stage:ppo_lag"):
-        assert isinstance(origin(config, reference), DemoModel)
-    assert origin(demo("sft.model=some/model"), "stage:ppo") == "some/model"
-    assert evaluated(config) == {"sft": "stage:sft", "ppo": "stage:ppo", "ppo_lag": "stage:ppo_lag"}
-    assert list(stage_sections(demo("evaluate=null")))[-1] == "ppo"
+        assert isinstance(plan.origin(reference), DemoModel)
+    assert demo("sft.model=some/model").origin("stage:ppo") == Model(source="some/model")
+    assert plan.policies == {"sft": "stage:sft", "ppo": "stage:ppo", "ppo_lag": "stage:ppo_lag"}
+    assert list(demo("evaluate=null").stages)[-1] == "ppo"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,8 @@ def test_what_a_stage_starts_from():
         (["rlhf.ppo.rollout.max_new_tokens=97"], r"rlhf\.ppo\.rollout: .* 64 \+ max_new_tokens 97 exceed .* 160"),
         (["sft.max_length=161"], r"sft\.max_length 161 exceeds the context of 160"),
         (["collect.rollout.tensor_parallel_size=2"], r"collect\.rollout: tensor_parallel_size 2 needs"),
+        (["rlhf.ppo.prompts.limit=63"], r"rlhf\.ppo\.prompts\.limit 63 gives fewer prompts .* prompts_per_step 64"),
+        (["sft.data.limit=31"], r"sft\.data gives at most 31 rows, fewer than one batch_size of 32"),
     ],
 )
 def test_contradictions_are_named(overrides, message):
@@ -171,15 +175,16 @@ def test_every_finding_is_told_at_once_and_an_empty_comparison_is_one():
         check(demo("reward.model=stage:a", "cost.model=stage:b"))
     assert len(str(error.value).splitlines()) == 2
     with pytest.raises(CastorError, match="no policy to compare"):
-        check(Config.model_validate({"evaluate": {}}))
+        check(make_plan(Config.model_validate({"evaluate": {}})))
 
 
 def test_a_dry_run_imports_neither_ray_nor_vllm_nor_deepspeed_and_check_no_torch():
     code = (
         "import sys; from pathlib import Path; from castor.config.load import load_config;"
-        "from castor.run.check import check; config = load_config(Path(sys.argv[1])); check(config);"
+        "from castor.run.check import check; from castor.run.plan import make_plan;"
+        "plan = make_plan(load_config(Path(sys.argv[1]))); check(plan);"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules;"
-        "from castor.dry_run.describe import describe; describe(config);"
+        "from castor.dry_run.describe import describe; describe(plan);"
         "assert not {'ray', 'vllm', 'deepspeed'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(DEMO)], cwd=ROOT, check=True, timeout=300)

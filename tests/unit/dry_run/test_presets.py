@@ -10,9 +10,10 @@ from castor.config.training import Resources
 from castor.dry_run.describe import WIDTH, describe
 from castor.dry_run.gpus import gpu_plan
 from castor.dry_run.memory import measure
-from castor.dry_run.placement import Actors, placement
+from castor.dry_run.placement import PlacedActors, placement
 from castor.io.errors import CastorError
 from castor.run.check import check
+from castor.run.plan import make_plan
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "parts")
@@ -27,8 +28,9 @@ TWO_NODES = str(CONFIGS / "llama-8b" / "parts" / "two_nodes.yaml")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS).with_suffix("")))
 def test_every_config_has_a_plan(file):
     config = load_config(file)
-    check(config)
-    assert placement(config)
+    plan = make_plan(config)
+    check(plan)
+    assert placement(plan)
 
 
 @pytest.mark.parametrize("overrides", [[], [TWO_NODES]], ids=["one node", "two nodes"])
@@ -37,19 +39,23 @@ def test_the_8b_presets_fit_eight_gpus_of_80_gb_a_node(preset, overrides):
     config = load_config(CONFIGS / "llama-8b" / f"{preset}.yaml", overrides)
     hardware = config.ray.hardware
     assert (hardware.nodes, hardware.gpus_per_node) == (1 + len(overrides), 8)
-    for stage, gpus in gpu_plan(placement(config), hardware).items():
+    for stage, gpus in gpu_plan(placement(make_plan(config)), hardware).items():
         assert gpus.fits, gpus.verdict(stage)
         assert all(gpu.used is not None for gpu in gpus.gpus), stage
 
 
+def described(file, *overrides):
+    return describe(make_plan(load_config(file, overrides)))
+
+
 def test_a_dry_run_says_what_each_gpu_holds():
-    text = describe(load_config(CONFIGS / "llama-8b" / "ppo_lag.yaml"))
-    plan = text.split("GPU memory on 1 x 8 GPUs of 79 GiB")[1]
-    assert "ppo_lag: fits" in plan
-    assert max(map(len, plan.splitlines())) <= WIDTH
-    crowded = describe(load_config(CONFIGS / "llama-8b" / "ppo_lag.yaml", ["ray.hardware.gpus_per_node=4"]))
+    text = described(CONFIGS / "llama-8b" / "ppo_lag.yaml")
+    gpus = text.split("GPU memory on 1 x 8 GPUs of 79 GiB")[1]
+    assert "ppo_lag: fits" in gpus
+    assert max(map(len, gpus.splitlines())) <= WIDTH
+    crowded = described(CONFIGS / "llama-8b" / "ppo_lag.yaml", "ray.hardware.gpus_per_node=4")
     assert "ppo_lag: TOO FEW GPUs for" in crowded
-    small = describe(load_config(CONFIGS / "llama-8b" / "ppo_lag.yaml", ["ray.hardware.gpu_memory_gib=40"]))
+    small = described(CONFIGS / "llama-8b" / "ppo_lag.yaml", "ray.hardware.gpu_memory_gib=40")
     assert "ppo_lag: TOO MUCH" in small
 
 
@@ -88,7 +94,7 @@ def test_presets_hold_the_values_of_their_sources():
 
 def test_shares_of_a_gpu_are_packed_and_several_gpus_come_from_one_node():
     def actors(name, count, gpus):
-        return Actors(name, count, Resources(gpus=gpus), "", None)
+        return PlacedActors(name, count, Resources(gpus=gpus), "", None, None)
 
     started = [actors("rollout", 2, 0.65), actors("reference", 2, 0.35), actors("wide", 1, 2), actors("late", 1, 1)]
     plan = gpu_plan({"run": started}, Hardware(nodes=2, gpus_per_node=2))["run"]
@@ -106,6 +112,6 @@ def test_known_models_are_sized_without_a_network():
 
 def test_a_moderation_model_can_judge_the_comparison_too():
     overrides = ["evaluate.cost=stage:qa", "evaluate.cost_classifier={reduce: mean}"]
-    check(load_config(CONFIGS / "classifier_mean.yaml", overrides))
+    check(make_plan(load_config(CONFIGS / "classifier_mean.yaml", overrides)))
     with pytest.raises(CastorError, match=r"evaluate\.cost: stage:qa"):
-        check(load_config(CONFIGS / "classifier_mean.yaml", overrides[:1]))
+        check(make_plan(load_config(CONFIGS / "classifier_mean.yaml", overrides[:1])))

@@ -53,6 +53,7 @@ from castor.scoring.moderator import Moderator, predict, verdicts
 from castor.synthetic.corpus import qa_rows
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
 from serve.scorer import Scorer
+from tests.plans import plan_of
 from trainers.supervised.tasks import make_task
 
 DATA = {"source": "synthetic"}
@@ -540,11 +541,11 @@ def config(**changes):
 
 
 def test_a_constraint_may_be_a_moderation_stage():
-    check(Config.model_validate(config()))
+    check(plan_of(config()))
     with pytest.raises(CastorError, match="needed moderation model, got cost model"):
-        check(Config.model_validate(config(model="stage:cost")))
+        check(plan_of(config(model="stage:cost")))
     with pytest.raises(CastorError, match="needed cost model, got moderation model"):
-        check(Config.model_validate(config(classifier=None)))
+        check(plan_of(config(classifier=None)))
 
 
 @pytest.mark.parametrize(
@@ -562,8 +563,8 @@ def test_signals_that_make_no_sense(changes, message):
 
 def test_names_of_stages_are_folders():
     for name in ("sft", "a b", "run"):
-        with pytest.raises(ValueError, match="cannot name a folder of the run"):
-            Config.model_validate(config() | {"moderation": {name: {"data": DATA}}})
+        with pytest.raises(CastorError, match="cannot name a folder of the run"):
+            plan_of(config() | {"moderation": {name: {"data": DATA}}})
 
 
 # the task

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from castor.config.collect import Collect
 from castor.config.load import dump_config, load_config
 from castor.data.rows.load import stream_preferences, stream_prompts, stream_qa
 from castor.data.sources.files import read_records
@@ -16,10 +15,10 @@ from castor.io.errors import CastorError
 from castor.io.files import write_json, write_jsonl
 from castor.labelling.label_queue import LABELS, read_labelled, unlabelled_pairs
 from castor.reports.wording import policy_title
-from castor.run.check import check, evaluated, stage_sections
-from castor.run.folder import RunFolder
+from castor.run.check import check
+from castor.run.plan import make_plan
 from castor.run.rounds import round_policies
-from trainers.context import Context
+from tests.plans import run_of
 from trainers.leaks import training_sources
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -29,14 +28,22 @@ def rounds(*overrides, number=2):
     return load_config(CONFIGS / "rounds.yaml", [f"rounds={number}", *overrides])
 
 
+def plan_of(*overrides, number=2):
+    return make_plan(rounds(*overrides, number=number))
+
+
+def sections(*overrides, number=2):
+    return {name: stage.section for name, stage in plan_of(*overrides, number=number).stages.items()}
+
+
 def sources(section):
     return [source.source for source in section.data]
 
 
 def test_two_rounds_are_these_stages():
-    config = rounds()
-    check(config)
-    stages = stage_sections(config)
+    plan = plan_of()
+    check(plan)
+    stages = sections()
     assert list(stages) == [
         "model", "sft", "round-1/collect", "round-1/reward", "round-1/cost", "round-1/ppo_lag", "round-2/collect",
         "round-2/reward", "round-2/cost", "round-2/ppo_lag", "unified/reward", "unified/cost", "evaluate",
@@ -50,26 +57,25 @@ def test_two_rounds_are_these_stages():
     assert [signal.model for signal in second.signals.values()] == ["stage:round-2/reward", "stage:round-2/cost"]
     assert stages["round-2/collect"].policy == "stage:round-1/ppo_lag"
     assert (stages["evaluate"].reward, stages["evaluate"].cost) == ("stage:unified/reward", "stage:unified/cost")
-    assert evaluated(config) == {name: f"stage:{name}" for name in ("sft", "round-1/ppo_lag", "round-2/ppo_lag")}
+    assert plan.policies == {name: f"stage:{name}" for name in ("sft", "round-1/ppo_lag", "round-2/ppo_lag")}
 
 
 def test_the_first_round_is_the_run_without_rounds():
-    with_rounds, without = stage_sections(rounds()), stage_sections(rounds(number="null"))
+    with_rounds, without = sections(), sections(number="null")
     assert list(without) == ["model", "sft", "collect", "reward", "cost", "ppo_lag", "evaluate"]
     assert with_rounds["round-1/collect"] == without["collect"]
     for name in ("reward", "cost", "ppo_lag"):
         renamed = json.loads(with_rounds[f"round-1/{name}"].model_dump_json().replace("stage:round-1/", "stage:"))
         assert renamed == json.loads(without[name].model_dump_json())
     names = ("sft", "collect", "ppo_lag", "round-1/collect", "round-1/ppo_lag", "round-2/collect", "unified/reward")
-    config = rounds()
-    context = Context(config, RunFolder(config), None, None, lambda: None)  # type: ignore[arg-type]  # neither is used
-    seeds = [context.seed(name) for name in names]
+    plan = plan_of()
+    seeds = [plan.seed(name) for name in names]
     assert seeds[:5] == [0] * 5
     assert len(set(seeds)) == 3
 
 
 def test_every_round_takes_the_next_prompts():
-    stages = stage_sections(rounds("collect.prompts.limit=100", "collect.skip=10", number=3))
+    stages = sections("collect.prompts.limit=100", "collect.skip=10", number=3)
     collects = [stages[f"round-{k}/collect"] for k in (1, 2, 3)]
     assert [(each.skip, each.prompts.limit) for each in collects] == [(10, 100), (100, 190), (190, 280)]
     with pytest.raises(CastorError, match="passes over all"):
@@ -79,7 +85,7 @@ def test_every_round_takes_the_next_prompts():
 def test_a_source_is_looked_through_as_its_round_reads_it():
     """Also where a cost model learns from safety labels alone; the weight of a source is no other source."""
     data = "[{source: stage:collect, weight: 3}, {source: synthetic, limit: 10, weight: 1}]"
-    found = training_sources(rounds("cost.loss=sign", f"cost.data={data}"))
+    found = training_sources(plan_of("cost.loss=sign", f"cost.data={data}"))
     streams = {key: stream for key, source, stream in found if source.source == "synthetic"}
     assert streams["round-1/collect.prompts"] is streams["round-2/collect.prompts"] is stream_prompts
     assert (
@@ -91,14 +97,14 @@ def test_a_source_is_looked_through_as_its_round_reads_it():
 
 def test_weights_of_new_rows_are_shared_by_the_rounds():
     data = "[{source: stage:collect, weight: 3}, {source: synthetic, limit: 10, weight: 1}]"
-    stages = stage_sections(rounds(f"reward.data={data}", number=3))
+    stages = sections(f"reward.data={data}", number=3)
     assert [source.weight for source in stages["round-3/reward"].data] == [1, 1, 1, 1]
     assert [source.weight for source in stages["round-1/reward"].data] == [3, 1]
 
 
 def test_options_can_differ_between_rounds():
     changes = "{2: {rlhf.ppo_lag.multipliers.lambda_init: 0.25, collect.prompts.limit: 7}}"
-    stages = stage_sections(rounds(f"rounds={{count: 3, unified: false, changes: {changes}}}"))
+    stages = sections(f"rounds={{count: 3, unified: false, changes: {changes}}}")
     assert [stages[f"round-{k}/ppo_lag"].multipliers.lambda_init for k in (1, 2, 3)] == [1.0, 0.25, 1.0]
     assert [stages[f"round-{k}/collect"].prompts.limit for k in (1, 2, 3)] == [1000, 1007, 2007]
     assert "unified/reward" not in stages
@@ -116,7 +122,7 @@ def test_options_can_differ_between_rounds():
 )
 def test_changes_that_cannot_be_made_are_named(changes, finding):
     with pytest.raises(CastorError, match=finding):
-        check(rounds(f"rounds={{count: 2, changes: {changes}}}"))
+        check(plan_of(f"rounds={{count: 2, changes: {changes}}}"))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +144,7 @@ def test_rounds_need_their_stages(overrides, finding):
 def test_a_dry_run_shows_the_rounds_and_the_config_reads_back(tmp_path):
     config = rounds()
     start = time.process_time()  # of this process alone: a loaded machine is no slow plan
-    text = describe(config)
+    text = describe(make_plan(config))
     assert time.process_time() - start < 60
     stages = text.split("Stages, in order")[1].split("Placement")[0].split()
     assert "round-2/ppo_lag" in stages
@@ -148,18 +154,17 @@ def test_a_dry_run_shows_the_rounds_and_the_config_reads_back(tmp_path):
     assert load_config(copy) == config
 
 
-def test_models_of_a_round_are_found_and_verified(tmp_path):
-    config = rounds(f"run_dir={tmp_path}")
-    folder = RunFolder(config)
+def test_models_of_a_round_are_found(tmp_path):
+    plan = plan_of(f"run_dir={tmp_path}")
     for stage, place in (("round-1/ppo_lag", "round-1/ppo_lag/policy"), ("round-2/cost", "round-2/cost")):
         with pytest.raises(CastorError, match="run `castor pipeline CONFIG` first"):
-            folder.model_path(f"stage:{stage}")
-        with pytest.raises(CastorError, match=r"no manifest\.json"):
-            folder.verify(stage)
+            plan.model(f"stage:{stage}")
         write_json(tmp_path / place / "config.json", {})
-        assert folder.model_path(f"stage:{stage}") == str(tmp_path / place)
-    folder.verify("round-1/collect")
-    assert round_policies(config) == ["round-1/ppo_lag", "round-2/ppo_lag"]
+        assert plan.model(f"stage:{stage}").name == str(tmp_path / place)
+    assert not plan.stage("round-1/collect").makes_model
+    assert round_policies(plan.config) == ["round-1/ppo_lag", "round-2/ppo_lag"]
+    with pytest.raises(CastorError, match="cost is a stage of every round"):
+        plan.stage("cost")
 
 
 def test_policies_of_rounds_have_titles():
@@ -205,23 +210,19 @@ def test_labelled_rows_are_read_back(tmp_path):
 
 
 def test_a_stage_stops_until_its_queue_is_labelled(tmp_path):
-    from trainers.collect import LABELLED as LABELLED_FILE
-    from trainers.collect import QUEUE, QUEUE_KEY, run_collect
+    from trainers.collect import run_collect
 
-    config = rounds(f"run_dir={tmp_path}", "collect.annotator=queue")
-    stage = stage_sections(config)["round-2/collect"]
-    assert isinstance(stage, Collect)
-    context = Context(config, RunFolder(config), None, None, lambda: None, key="k")  # type: ignore[arg-type]
-    folder = tmp_path / "round-2" / "collect"
+    run = run_of(plan_of(f"run_dir={tmp_path}", "collect.annotator=queue"), "round-2/collect")
+    files = run.files
     waiting = unlabelled_pairs("p", RESPONSES, random.Random(0), 3)
-    write_jsonl(folder / QUEUE, waiting)
-    write_json(folder / QUEUE_KEY, "k")  # sampled before: nothing is sampled again
+    write_jsonl(files.queue, waiting)
+    write_json(files.queue_key, run.key)  # sampled before: nothing is sampled again
     with pytest.raises(
         CastorError, match=r"round-2/collect: the pairs in .*queue\.jsonl wait .* save them as .*"
     ) as told:
-        run_collect(context, "round-2/collect", stage)
+        run_collect(run)
     assert "\n" not in str(told.value)
-    assert str(folder / LABELLED_FILE) in str(told.value)
-    write_jsonl(folder / LABELLED_FILE, [row | LABELLED for row in waiting[:2]])
-    assert run_collect(context, "round-2/collect", stage) == "2 labelled pairs, 1 of the queue without a label"
-    assert [record.raw["safer_response_id"] for record in read_records(folder / "rows.jsonl")] == [0, 0]
+    assert str(files.labelled) in str(told.value)
+    write_jsonl(files.labelled, [row | LABELLED for row in waiting[:2]])
+    assert run_collect(run) == "2 labelled pairs, 1 of the queue without a label"
+    assert [record.raw["safer_response_id"] for record in read_records(files.rows)] == [0, 0]

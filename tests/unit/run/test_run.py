@@ -6,14 +6,16 @@ import sys
 import pytest
 
 from castor.io.errors import CastorError
-from castor.run.folder import held
+from castor.run.files import RunFiles
+from castor.run.lock import exclusive
 from tests.conftest import ROOT
 
 HOLD = """
 import sys
 from pathlib import Path
-from castor.run.folder import held
-with held(Path(sys.argv[1])):
+from castor.run.files import RunFiles
+from castor.run.lock import exclusive
+with exclusive(RunFiles(Path(sys.argv[1]))):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -24,9 +26,12 @@ def test_a_run_folder_is_one_process_s_alone(tmp_path):
         [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(CastorError, match=f"another castor \\(process {other.pid}\\) is at work in"), held(tmp_path):
+    with (
+        pytest.raises(CastorError, match=f"another castor \\(process {other.pid}\\) is at work in"),
+        exclusive(RunFiles(tmp_path)),
+    ):
         pass
     other.kill()
     other.communicate()
-    with held(tmp_path):
+    with exclusive(RunFiles(tmp_path)):
         pass

@@ -21,12 +21,15 @@ from castor.data.rows.schemas import PreferenceRow, parse_preference
 from castor.data.tokens.samples import Samples
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
+from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
 from castor.models.tiny import make_demo_model
 from castor.packing import pack_rows
-from castor.run.check import check, evaluated, stage_sections
+from castor.run.check import check
+from castor.run.files import TrainingFiles
+from castor.run.plan import make_plan
 from castor.synthetic.corpus import preference_rows
-from trainers.supervised.reference_logprobs import FILE, reference_logprobs
+from trainers.supervised.reference_logprobs import reference_logprobs
 from trainers.supervised.tasks import make_task
 from trainers.supervised.tasks.dpo import first_of
 
@@ -150,13 +153,13 @@ def config(**stages):
 
 def test_stages_chain_and_are_evaluated():
     both = config(helpful={}, sacpo={"model": "stage:helpful", "preference": "safer"})
-    check(both)
-    assert list(stage_sections(both)) == ["model", "sft", "reward", "cost", "helpful", "sacpo", "evaluate"]
-    assert list(evaluated(both)) == ["sft", "helpful", "sacpo"]
+    check(make_plan(both))
+    assert list(make_plan(both).stages) == ["model", "sft", "reward", "cost", "helpful", "sacpo", "evaluate"]
+    assert list(make_plan(both).policies) == ["sft", "helpful", "sacpo"]
     with pytest.raises(CastorError, match=r"dpo\.a\.model: stage:b runs later"):
-        check(config(a={"model": "stage:b"}, b={}))
+        check(make_plan(config(a={"model": "stage:b"}, b={})))
     with pytest.raises(CastorError, match=r"dpo\.a\.reference: stage:reward .* got reward model"):
-        check(config(a={"reference": "stage:reward"}))
+        check(make_plan(config(a={"reference": "stage:reward"})))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +198,7 @@ def test_the_task_of_a_model_against_each_response_alone(folder, process_group, 
     }
     samples = Samples(template, task.texts(), max_length=sorted(sizes)[-2])
     assert 0 < samples.too_long < len(rows)
-    task.prepare(samples, tmp_path)
+    task.prepare(samples, TrainingFiles(tmp_path))
     reference, policy = (PolicyModel.load(folder, torch.float32).eval() for _ in range(2))
     torch.manual_seed(1)
     with torch.no_grad():
@@ -226,20 +229,22 @@ def test_the_task_of_a_model_against_each_response_alone(folder, process_group, 
 def test_the_reference_is_computed_once_and_kept(folder, process_group, tmp_path):
     stage = DPO(data=DATA)
     samples = Samples(PromptTemplate(load_tokenizer(folder)), make_task(stage, ROWS, folder).texts(), max_length=128)
-    first = reference_logprobs(stage, folder, samples, tmp_path)
+    files = TrainingFiles(tmp_path)
+    first = reference_logprobs(stage, ModelReference(folder), samples, files)
     assert first.shape == (len(samples), 2)
     assert (first < 0).all()
-    again = reference_logprobs(stage, "no/such/model", samples, tmp_path)  # nothing is loaded
+    gone = ModelReference("no/such/model")
+    again = reference_logprobs(stage, gone, samples, files)  # nothing is loaded
     np.testing.assert_array_equal(first, again)
-    (tmp_path / FILE).unlink()
+    files.reference_logprobs.unlink()
     with pytest.raises(CastorError, match="no/such/model"):
-        reference_logprobs(stage, "no/such/model", samples, tmp_path)
+        reference_logprobs(stage, gone, samples, files)
 
 
 def test_the_start_is_the_reference_so_that_training_begins_at_log_two(folder, process_group, tmp_path):
     task = make_task(DPO(data=DATA), ROWS, folder)
     samples = Samples(PromptTemplate(load_tokenizer(folder)), task.texts(), max_length=128)
-    task.prepare(samples, tmp_path)
+    task.prepare(samples, TrainingFiles(tmp_path))
     chosen = np.arange(len(samples))
     loss = task.loss(task.load(folder, torch.float32), samples.pack(chosen, 64), chosen.tolist())
     assert loss.item() / len(samples) == pytest.approx(math.log(2), rel=1e-5)

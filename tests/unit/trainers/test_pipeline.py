@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import fsspec
 import pytest
@@ -11,34 +10,32 @@ import pytest
 from castor.config.pipeline import Config
 from castor.data.sources.change_marks import input_state
 from castor.io.files import write_json, write_jsonl
-from castor.run.folder import RunFolder
+from castor.run.plan import make_plan
+from castor.run.records import FORMAT
 from tests.conftest import ROOT
-from trainers.context import Context
-from trainers.pipeline import run_pipeline, stage_keys
+from tests.plans import Lines
+from trainers.pipeline import Pipeline
 
 ROW = {"prompt": "p", "response": "r"}
 
 
-class Lines:
-    def __init__(self):
-        self.lines = []
-
-    def line(self, text):
-        self.lines.append(text)
-
-
-def context_of(tmp_path, source, **sections):
+def plan_of(tmp_path, source, **sections):
     values = {"sft": {"model": str(tmp_path / "base"), "data": {"source": source}}, **sections}
-    config = Config.model_validate({"run_dir": str(tmp_path / "run"), **values})
-    return Context(config, RunFolder(config), Lines(), None, lambda: None)
+    return make_plan(Config.model_validate({"run_dir": str(tmp_path / "run"), **values}))
 
 
-def changed(context, change):
+def keys(plan):
+    """As a new run of the same config would find them."""
+    again = make_plan(plan.config)
+    return {name: again.key(stage) for name, stage in again.stages.items()}
+
+
+def changed(plan, change):
     """Which keys differ after `change`."""
-    before = dict(stage_keys(context))
-    assert dict(stage_keys(context)) == before
+    before = keys(plan)
+    assert keys(plan) == before
     change()
-    return {name for name, key in stage_keys(context) if key != before[name]}
+    return {name for name, key in keys(plan).items() if key != before[name]}
 
 
 @pytest.mark.parametrize("source", ["rows.jsonl", "saved", "memory://castor/rows.jsonl", "own_rows:rows", "base"])
@@ -60,9 +57,9 @@ def test_a_stage_is_run_again_when_its_inputs_change(source, tmp_path, monkeypat
     write("x = 1")
     reward = {"model": "stage:sft", "data": {"source": "synthetic"}}
     cost = {"model": "org/other", "data": {"source": "synthetic"}}
-    context = context_of(tmp_path, "synthetic" if source == "base" else source, reward=reward, cost=cost)
-    assert changed(context, lambda: None) == set()
-    assert changed(context, lambda: write("x = 1 # more")) == {"sft", "reward"}
+    plan = plan_of(tmp_path, "synthetic" if source == "base" else source, reward=reward, cost=cost)
+    assert changed(plan, lambda: None) == set()
+    assert changed(plan, lambda: write("x = 1 # more")) == {"sft", "reward"}
 
 
 def test_what_cannot_be_looked_at_has_no_state(tmp_path, monkeypatch):
@@ -86,12 +83,13 @@ def test_a_finished_run_imports_nothing_heavy(tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [ROW])
     (tmp_path / "base").mkdir()
     (tmp_path / "run" / "sft").mkdir(parents=True)
-    context = context_of(tmp_path, str(tmp_path / "rows.jsonl"))
-    records = {name: {"key": key, "seconds": 1.0} for name, key in stage_keys(context)}
+    plan = plan_of(tmp_path, str(tmp_path / "rows.jsonl"))
+    records = {name: {"key": key, "seconds": 1.0} for name, key in keys(plan).items()}
     write_json(tmp_path / "run" / "sft" / "manifest.json", {})
-    write_json(tmp_path / "run" / "stages.json", records)
-    run_pipeline(replace(context, join_cluster=lambda: pytest.fail("Ray was started")), fresh=False)
-    assert "finished before, unchanged" in context.terminal.lines[0]
+    write_json(tmp_path / "run" / "stages.json", {"format": FORMAT, "stages": records})
+    screen = Lines()
+    Pipeline(plan, screen, None, lambda: pytest.fail("Ray was started")).run()
+    assert "finished before, unchanged" in screen.lines[0]
     (tmp_path / "c.yaml").write_text(
         f"run_dir: {tmp_path / 'run'}\nwandb: {{mode: disabled}}\nsft:\n  model: {tmp_path / 'base'}\n"
         f"  data: {{source: {tmp_path / 'rows.jsonl'}}}\n"

@@ -10,8 +10,9 @@ from castor.config.training import Engine, LoRA, Resources
 from castor.data.rows.schemas import QARow
 from castor.dry_run.memory import Shape, trained
 from castor.io.errors import CastorError
+from castor.run.files import TrainingFiles
 from trainers.supervised.driver import scaling, split_by_prompt
-from trainers.supervised.stage_state import StageState, claim, newest, step_folder
+from trainers.supervised.stage_state import StageState, claim
 
 DATA = [DataSource()]
 
@@ -52,21 +53,17 @@ def test_a_best_metric_must_be_measured_and_finite():
 
 
 def test_a_folder_belongs_to_one_key(tmp_path):
-    folder = tmp_path / "sft.training"
-
-    def checkpoints():
-        return newest(folder)
-
-    claim(folder, "a", fresh=False)
+    files = TrainingFiles(tmp_path / "sft.training")
+    claim(files, "a", fresh=False)
     for step in (9, 10):
-        step_folder(folder, step).mkdir()
-    claim(folder, "a", fresh=False)
-    assert checkpoints() == step_folder(folder, 10)
-    claim(folder, "a", fresh=True)
-    assert checkpoints() is None
-    step_folder(folder, 9).mkdir()
-    claim(folder, "b", fresh=False)
-    assert checkpoints() is None
+        files.checkpoint(step).mkdir()
+    claim(files, "a", fresh=False)
+    assert files.checkpoints() == [files.checkpoint(9), files.checkpoint(10)]
+    claim(files, "a", fresh=True)
+    assert files.checkpoints() == []
+    files.checkpoint(9).mkdir()
+    claim(files, "b", fresh=False)
+    assert files.checkpoints() == []
 
 
 def test_the_recipe_leaves_out_how_it_is_computed():

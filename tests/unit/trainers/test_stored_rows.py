@@ -23,11 +23,10 @@ from castor.data.tokens.samples import Samples
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
 from castor.io.files import write_jsonl
-from castor.io.terminal import Terminal
 from castor.models.tiny import make_demo_model
-from castor.run.folder import RunFolder
+from castor.run.plan import make_plan
 from tests.conftest import SHARED_DATA
-from trainers.context import Context
+from tests.plans import run_of
 from trainers.supervised.driver import split_by_prompt
 from trainers.supervised.tasks import make_task
 
@@ -112,11 +111,11 @@ def test_a_set_with_one_class_is_an_error_before_training(loss, tmp_path):
     stage = {"model": "org/m", "data": {"source": str(tmp_path / "rows.jsonl")}}
     sections = {"cost": {**stage, "loss": loss}, "moderation": {"qa": stage}}
     config = Config.model_validate({"run_dir": str(tmp_path / "run"), **sections})
-    context = Context(config, RunFolder(config), Terminal(), None, lambda: None)
+    plan = make_plan(config)
     with pytest.raises(CastorError, match=r"cost: is_.*safe is true in every row, and both classes are needed"):
-        run_cost(context, "cost", config.cost)
+        run_cost(run_of(plan, "cost"))
     with pytest.raises(CastorError, match=r"moderation\.qa: is_safe is true in every row"):
-        run_moderation(context, "qa", config.moderation["qa"])
+        run_moderation(run_of(plan, "qa"))
     assert not list((tmp_path / "run").rglob("*.arrow"))
 
 

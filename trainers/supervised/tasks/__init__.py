@@ -10,6 +10,7 @@ from castor.config.dpo import DPO
 from castor.config.moderation import Moderation
 from castor.config.preference import Cost, Reward
 from castor.config.supervised import SFT, Supervised
+from castor.model_reference import ModelLike, ModelReference
 from trainers.supervised.tasks.dpo import DPOTask
 from trainers.supervised.tasks.moderation import ModerationTask
 from trainers.supervised.tasks.preference import PreferenceTask
@@ -19,17 +20,23 @@ from trainers.supervised.tasks.task import Task
 
 
 def make_task(
-    stage: Supervised, rows: Sequence[Any], model: str, training: NDArray[np.int64] | None = None
-) -> Task:  # fmt: skip
+    stage: Supervised,
+    rows: Sequence[Any],
+    model: ModelLike,
+    training: NDArray[np.int64] | None = None,
+    reference: ModelLike | None = None,
+) -> Task:
     """The task of a stage.
 
     Args:
         stage: its section.
         rows: all rows, those of the validation too.
-        model: folder or hub id it starts from, whose tokenizer the result gets.
+        model: what it starts from, whose tokenizer the result gets.
         training: [n] which rows are trained on, and may set what is learned from their counts; None: all.
+        reference: policy a DPO stage measures its KL penalty from; None: the model it starts from.
 
     """
+    model = ModelReference.of(model)
     if isinstance(stage, SFT):
         return SFTTask(stage, rows, model)
     if isinstance(stage, Cost) and stage.loss == "sign":
@@ -39,5 +46,5 @@ def make_task(
     if isinstance(stage, Moderation):
         return ModerationTask(stage, rows, model, training)
     if isinstance(stage, DPO):
-        return DPOTask(stage, rows, model)
+        return DPOTask(stage, rows, model, ModelReference.of(reference or model))
     raise TypeError(f"no task is known for a section of type {type(stage).__name__}")

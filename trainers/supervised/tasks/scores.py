@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from castor.config.preference import Cost, Preference, Reward
 from castor.data.tokens.samples import Samples
+from castor.model_reference import ModelReference
 from castor.models.normalizer import Normalizer
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from trainers.supervised.tasks.task import Task
@@ -22,17 +23,17 @@ from trainers.supervised.tasks.task import Task
 class ScoreTask(Task):
     """The model's side of `Task` for a score model."""
 
-    def __init__(self, stage: Preference, model: str) -> None:
+    def __init__(self, stage: Preference, model: ModelReference) -> None:
         assert isinstance(stage, Reward | Cost)
         self.stage, self.source = stage, model
         self.kind: Literal["reward", "cost"] = "reward" if isinstance(stage, Reward) else "cost"
         self.normalizer: Normalizer | None = None  # of the model that `load` made
 
-    def load(self, model: str, dtype: torch.dtype) -> nn.Module:
+    def load(self, model: ModelReference, dtype: torch.dtype) -> nn.Module:
         """See `Task`: a fresh head, with statistics of its scores where the stage asks for them."""
         stage = self.stage
         info = ScoreInfo(self.kind)
-        score_model = ScoreModel.from_backbone(model, info, dtype, stage.trust_remote_code, stage.head_bias)
+        score_model = ScoreModel.from_backbone(model.name, info, dtype, model.trust_remote_code, stage.head_bias)
         if stage.normalize == "running" or stage.normalize == "ema":
             self.normalizer = Normalizer(self.kind, stage.normalize, stage.normalizer_momentum)
             score_model.normalizer = self.normalizer
@@ -59,7 +60,7 @@ class ScoreTask(Task):
             mean, std = self.normalizer.constants()
             info = replace(info, mean=mean, std=std)
         save_score_model(
-            folder, model.backbone, weights, calibrate(info, raw, self.stage.normalize == "held_out"), self.source
+            folder, model.backbone, weights, calibrate(info, raw, self.stage.normalize == "held_out"), self.source.name
         )
 
 

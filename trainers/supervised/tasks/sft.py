@@ -15,6 +15,7 @@ from castor.data.rows.schemas import Exchange, QARow
 from castor.data.tokens.samples import PackedSamples, Samples
 from castor.data.tokens.template import load_tokenizer
 from castor.io.checkpoint import atomic_folder
+from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
 from trainers.supervised.tasks.task import Forward, Task
 
@@ -22,16 +23,16 @@ from trainers.supervised.tasks.task import Forward, Task
 class SFTTask(Task):
     """Predict the demonstrated response."""
 
-    def __init__(self, stage: SFT, rows: Sequence[QARow], model: str) -> None:
+    def __init__(self, stage: SFT, rows: Sequence[QARow], model: ModelReference) -> None:
         self.stage, self.rows, self.source = stage, rows, model
 
     def texts(self) -> Iterator[Sequence[Exchange]]:
         """See `Task`."""
         return ([row.exchange] for row in self.rows)
 
-    def load(self, model: str, dtype: torch.dtype) -> nn.Module:
+    def load(self, model: ModelReference, dtype: torch.dtype) -> nn.Module:
         """See `Task`."""
-        return PolicyModel.load(model, dtype, self.stage.trust_remote_code)
+        return PolicyModel.load(model.name, dtype, model.trust_remote_code)
 
     def weight(self, samples: Samples, chosen: NDArray[np.int64]) -> int:
         """See `Task`: target tokens of the batch."""
@@ -52,12 +53,12 @@ class SFTTask(Task):
 
     def save(self, folder: Path, model: nn.Module, weights: dict[str, Tensor], outputs: Sequence[Tensor]) -> None:
         """See `Task`: a Hugging Face folder."""
-        save_policy(folder, model, weights, self.source, self.stage.trust_remote_code)
+        save_policy(folder, model, weights, self.source)
 
 
-def save_policy(folder: Path, model: nn.Module, weights: dict[str, Tensor], source: str, trust: bool) -> None:
+def save_policy(folder: Path, model: nn.Module, weights: dict[str, Tensor], source: ModelReference) -> None:
     """Write a policy of the given full weights and the tokenizer of `source`, whole or not at all."""
     assert isinstance(model, PolicyModel)
     with atomic_folder(folder) as aside:
         model.lm.save_pretrained(aside, state_dict={k.removeprefix("lm."): v for k, v in weights.items()})
-        load_tokenizer(source, trust).save_pretrained(aside)
+        load_tokenizer(source.name, source.trust_remote_code).save_pretrained(aside)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from castor.data.tokens.samples import PackedSamples, Samples
+from castor.model_reference import ModelReference
+from castor.run.files import TrainingFiles
 
 Forward = Callable[..., Tensor]
 
@@ -23,11 +25,11 @@ class Task(Protocol):
         """Per row, the sequences of its sample: (prompt, response) or (prompt, response, history)."""
         ...
 
-    def prepare(self, samples: Samples, folder: Path) -> None:
-        """Find out what must be known of all samples before the model is loaded; keep it in `folder`. Collective."""
+    def prepare(self, samples: Samples, files: TrainingFiles) -> None:
+        """Find out what must be known of all samples before the model is loaded; keep it in `files`. Collective."""
         return
 
-    def load(self, model: str, dtype: torch.dtype) -> nn.Module:
+    def load(self, model: ModelReference, dtype: torch.dtype) -> nn.Module:
         """The model to train, from the stage's starting point."""
         ...
 

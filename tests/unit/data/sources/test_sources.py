@@ -12,6 +12,7 @@ from castor.data.sources.read import raw_records
 from castor.data.sources.report import RowReport
 from castor.io.errors import CastorError
 from castor.run.check import check
+from castor.run.plan import make_plan
 
 ROWS = [{"prompt": "p0"}, {"prompt": "p1"}]
 
@@ -93,7 +94,7 @@ def test_names_are_checked_before_anything_runs():
     def finding(*sources):
         config = Config.model_validate({"sft": {"model": "org/base", "data": list(sources)}})
         try:
-            check(config)
+            check(make_plan(config))
         except CastorError as error:
             return str(error)
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,12 @@ class ModelReference:
     trust_remote_code: bool = False
 
     @classmethod
-    def of(cls, model: ModelReference | Path | str) -> ModelReference:
+    def of(cls, model: ModelLike) -> ModelReference:
         """The reference itself, or one to a folder or hub id whose code is not trusted."""
         return model if isinstance(model, ModelReference) else cls(str(model))
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+
+ModelLike: TypeAlias = ModelReference | Path | str  # what loaders take; a path or an id is not trusted

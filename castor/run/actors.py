@@ -1,0 +1,55 @@
+"""The actors a stage starts: read by the dry run, and by the code that starts them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line imports stages to name its commands; sections cost a quarter of a second
+    from castor.config.model import ModelOption
+    from castor.config.rlhf import Rollout
+    from castor.config.training import Engine, LoRA, Resources
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A policy in a vLLM engine."""
+
+    model: ModelOption
+    rollout: Rollout
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model under DeepSpeed: a language model, or with `score` a backbone with a head."""
+
+    model: ModelOption
+    engine: Engine
+    ranks: int  # the fewest: the fewer there are, the more each holds
+    score: bool
+    lora: LoRA | None = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A model that is only asked: a language model, or with `score` a backbone with a head."""
+
+    model: ModelOption
+    engine: Engine
+    score: bool
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Actors that are alike: `count` of them, each with `resources`, each holding what `holds` names."""
+
+    name: str
+    count: int
+    resources: Resources | None  # None: reserves nothing
+    work: str  # what they are for, in words
+    holds: tuple[Sampled | Trained | Frozen, ...] = field(default=())
+
+    @property
+    def rank_names(self) -> list[str]:
+        """A name for each of them."""
+        return [f"{self.name}-{rank}" for rank in range(self.count)]

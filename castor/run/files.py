@@ -1,0 +1,94 @@
+"""Every path in a run's folder. Whoever reads or writes a file of a run asks here for its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RunFiles:
+    """The files of a run that belong to no single stage."""
+
+    RESERVED = frozenset({"logs", "wandb", "ray_train"})  # names of folders that no stage may have
+
+    def __init__(self, run_dir: Path) -> None:
+        self._given = run_dir.expanduser()
+        self.folder = self._given.absolute()  # an actor's working directory is not the driver's
+        self.config = self.folder / "config.yaml"  # as it was resolved
+        self.records = self.folder / "stages.json"
+        self.lock = self.folder / ".lock"
+        self.log = self.folder / "logs" / "castor.log"
+        self.serve_log = self.folder / "logs" / "serve.log"
+        self.summary = self.folder / "summary.json"
+        self.report = self.folder / "report.html"
+        self.wandb = self.folder / "wandb"
+
+    def shown(self, path: Path) -> Path:
+        """A path of the run as a person would write it: from the folder as it was given."""
+        return self._given / path.relative_to(self.folder)
+
+    def stage(self, name: str) -> StageFiles:
+        """Those of a stage; in a run with rounds also `round-2/reward` and the like."""
+        return StageFiles(self.folder / name)
+
+
+class StageFiles:
+    """The files of one stage: what it makes, in its folder, and what it is told or works with, beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # of the model, where the stage makes one that is no RLHF policy
+        self.metrics = self._beside("metrics.json")  # supervised stages
+        self.training = TrainingFiles(self._beside("training"))
+        self.ray_train = folder.parent / "ray_train"  # Ray Train's own storage
+        self.long_prompts = self._beside("long_prompts.jsonl")
+        # collect
+        self.rows = folder / "rows.jsonl"
+        self.queue = folder / "queue.jsonl"
+        self.labelled = folder / "labelled.jsonl"
+        self.queue_key = folder / "queue.key.json"
+        # rlhf
+        self.policy = folder / "policy"
+        self.steps = folder / "steps.jsonl"
+        self.run_record = folder / "run.json"
+        self.multipliers = folder / "multipliers.json"
+
+    def stored_rows(self, use: str = "") -> Path:
+        """Rows on their way through the disk; `use` tells a second set of rows of the stage apart."""
+        return self._beside(f"{use}.rows" if use else "rows")
+
+    def bad_rows(self, source: int, sources: int, use: str = "") -> Path:
+        """Rows of source number `source` (of `sources`) that were dropped."""
+        end = f"bad_rows.{source}.jsonl" if sources > 1 else "bad_rows.jsonl"
+        return self._beside(f"{use}.{end}" if use else end)
+
+    def responses(self, policy: str) -> Path:
+        """The judged responses of a policy, of the stage evaluate."""
+        return self.folder / f"{policy}.jsonl"
+
+    def _beside(self, end: str) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.{end}")
+
+
+class TrainingFiles:
+    """What a supervised stage keeps until it is finished: tokens, checkpoints, the best model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.key = folder / "key.json"  # fingerprint of the stage whose files these are
+        self.samples = folder / "samples"
+        self.reference_logprobs = folder / "reference.npy"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after a step."""
+        return self.folder / f"step-{step:09d}"
+
+    def checkpoints(self) -> list[Path]:
+        """All there are, the oldest first."""
+        return sorted(self.folder.glob("step-*"))
+
+    def best(self, step: int) -> Path:
+        """The model of a step that was the best one so far."""
+        return self.folder / f"best-{step:09d}"
+
+    def bests(self) -> list[Path]:
+        """All best models there are."""
+        return sorted(self.folder.glob("best-*"))

@@ -1,0 +1,46 @@
+"""Preference data from a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from castor.run.actors import Actors, Sampled
+from castor.run.stages.stage import LANGUAGE_MODEL, Read, RowsRead, Stage
+
+if TYPE_CHECKING:
+    from castor.config.collect import Collect
+    from castor.config.rlhf import Rollout
+
+
+class CollectStage(Stage):
+    """Several responses to each prompt, paired and labelled."""
+
+    field, makes = "collect", "rows"
+    summary = "Preference data: responses of the SFT policy, judged and written as PKU-SafeRLHF rows."
+    runner = "trainers.collect:run_collect"
+
+    section: Collect
+
+    def models(self) -> Iterator[Read]:
+        """The policy to sample from."""
+        yield Read("policy", self.section.policy, LANGUAGE_MODEL)
+
+    def rows(self) -> Sequence[RowsRead]:
+        """The prompts."""
+        return [RowsRead("prompts", self.section.prompts, "prompts")]
+
+    @property
+    def rollout(self) -> Rollout:
+        """Its section's."""
+        return self.section.rollout
+
+    def actors(self) -> list[Actors]:
+        """Rollout workers."""
+        return [rollout_workers(self.section.rollout, Sampled(self.section.policy, self.section.rollout))]
+
+
+def rollout_workers(rollout: Rollout, held: Sampled) -> Actors:
+    """The actors of a rollout pool."""
+    parallel = f", tensor parallel {rollout.tensor_parallel_size}" if rollout.tensor_parallel_size > 1 else ""
+    return Actors("rollout", rollout.workers, rollout.resources, f"vLLM ({rollout.engine}){parallel}", (held,))

@@ -1,0 +1,26 @@
+"""The cost model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from castor.run.stages.stage import Rows
+from castor.run.stages.supervised import SupervisedStage
+
+if TYPE_CHECKING:
+    from castor.config.preference import Cost
+
+
+class CostStage(SupervisedStage):
+    """Harm, from pairs or from safety labels alone."""
+
+    field, makes = "cost", "cost model"
+    summary = "Train the cost model."
+    runner = "trainers.supervised.stages:run_cost"
+
+    section: Cost
+
+    @property
+    def row_kind(self) -> Rows:
+        """Pairs, or with `loss: sign` single responses."""
+        return "qa" if self.section.loss == "sign" else "preferences"

@@ -1,0 +1,37 @@
+"""Plans, stages and what their runners are given, for tests that carry out a part of a run by themselves."""
+
+from castor.config.pipeline import Config
+from castor.config.rlhf import RLHF
+from castor.io.terminal import Terminal
+from castor.run.actors import Actors
+from castor.run.plan import Plan, make_plan
+from castor.run.stages.rlhf import RLHFStage
+from trainers.stage_run import RowReader, StageRun
+
+
+class Lines:
+    """Takes the place of the terminal: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def actors_of(config: RLHF) -> dict[str, Actors]:
+    """The actors an RLHF run starts, by name."""
+    return {each.name: each for each in RLHFStage("run", "rlhf.run", config).actors()}
+
+
+def plan_of(values: dict) -> Plan:
+    """The plan of a config given as a dictionary."""
+    return make_plan(Config.model_validate(values))
+
+
+def run_of(plan: Plan, name: str, terminal: Terminal | None = None, key: str = "k") -> StageRun:
+    """What the runner of a stage is given, without the models it reads."""
+    files, screen = plan.files.stage(name), terminal or Terminal()
+    rows = RowReader(name, files, plan.source, plan.config.seed, screen)
+    seed, template = plan.seed(name), plan.config.template
+    return StageRun(plan.stage(name), {}, files, rows, seed, template, key, False, screen, None)  # type: ignore[arg-type]

@@ -1,0 +1,106 @@
+"""What the runner of a stage is given."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from castor.config.data import DataSource
+from castor.data.rows.mixture import Mixture, mix
+from castor.data.rows.schemas import PreferenceRow, QARow
+from castor.data.rows.store import RowStore
+from castor.data.sources.report import RowReport
+from castor.io.errors import CastorError
+from castor.io.terminal import Terminal
+from castor.model_reference import ModelReference
+from castor.run.files import StageFiles
+
+if TYPE_CHECKING:
+    from castor.run.stages.stage import Stage
+    from castor.run.tracking import Tracker
+
+Row = TypeVar("Row")
+StoredRow = TypeVar("StoredRow", QARow, PreferenceRow)
+Loader = Callable[[DataSource, RowReport, Path | None], list[Row]]
+Stream = Callable[[DataSource, RowReport, Path | None], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads the rows of one stage: bad ones are dropped, listed beside the stage and told of; sources are mixed."""
+
+    stage: str
+    files: StageFiles
+    resolve: Callable[[DataSource], DataSource]  # to a file, where a source is a stage of this run
+    seed: int  # of the run: of what a mixture leaves out
+    terminal: Terminal
+
+    def load(self, sources: Sequence[DataSource], load: Loader[Row]) -> list[Row]:
+        """Good rows of all sources, mixed. Raises CastorError when none is left."""
+        parts = [load(self.resolve(source), report, None) for source, report in self._reported(sources)]
+        return list(self._mixed(sources, parts))
+
+    @contextmanager
+    def store(
+        self, sources: Sequence[DataSource], kind: type[StoredRow], stream: Stream[StoredRow], use: str = ""
+    ) -> Iterator[Mixture[StoredRow]]:
+        """As `load`, but the rows pass through memory one at a time into files, one a source.
+
+        What is yielded reads them from there, also in a process that sees the run folder. The files go with the end of
+        the body; those of a process that was killed are replaced. `use` tells a second set of rows of the stage apart.
+        """
+        folder = self.files.stored_rows(use)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            parts = [
+                RowStore.write(folder / f"{number}.arrow", kind, stream(self.resolve(source), report, None))
+                for number, (source, report) in enumerate(self._reported(sources, use))
+            ]
+            yield self._mixed(sources, parts)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _reported(self, sources: Sequence[DataSource], use: str = "") -> Iterator[tuple[DataSource, RowReport]]:
+        """Each source with the report to fill; what it says is written and told of before the next one begins."""
+        for number, source in enumerate(sources):
+            report = RowReport()
+            yield source, report
+            report.write(self.files.bad_rows(number, len(sources), use))
+            if report.dropped or report.set_aside or report.repeated or report.notes:
+                self.terminal.line(f"  [yellow]{source.source}[/]: {report.summary()}")
+
+    def _mixed(self, sources: Sequence[DataSource], parts: Sequence[Sequence[Row]]) -> Mixture[Row]:
+        rows = mix(sources, parts, self.seed)
+        if not rows:
+            raise CastorError(f"{self.stage}: no rows are left: see the counts above")
+        return rows
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One run of one stage."""
+
+    stage: Stage
+    models: Mapping[str, ModelReference]  # what it reads, by the key of its section that names each
+    files: StageFiles
+    rows: RowReader
+    seed: int
+    template: str  # prompt format
+    key: str  # fingerprint of what decides the result
+    fresh: bool  # whether it starts over instead of going on from its checkpoint
+    terminal: Terminal
+    tracker: Tracker
+
+    @property
+    def name(self) -> str:
+        """The stage's."""
+        return self.stage.name
+
+    @property
+    def section(self) -> Any:
+        """The stage's section, of the class that its runner knows."""
+        return self.stage.section
