@@ -5,11 +5,14 @@ from __future__ import annotations
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
 from castor.io.files import write_jsonl
+from castor.model_reference import ModelLike
 from castor.models.policy import context_length
 from trainers.context import Context
 
 
-def fitting_prompts(context: Context, stage: str, prompts: list[str], model: str, max_prompt_tokens: int) -> list[str]:
+def fitting_prompts(
+    context: Context, stage: str, prompts: list[str], model: ModelLike, max_prompt_tokens: int
+) -> list[str]:
     """The prompts of at most `max_prompt_tokens` tokens; longer ones are dropped, counted and listed.
 
     Raises CastorError when none is left.
@@ -30,7 +33,7 @@ def fitting_prompts(context: Context, stage: str, prompts: list[str], model: str
     return kept
 
 
-def check_context(stage: str, model: str, prompt_tokens: int, new_tokens: int) -> None:
+def check_context(stage: str, model: ModelLike, prompt_tokens: int, new_tokens: int) -> None:
     """Raise CastorError when prompt and response together do not fit the model's context."""
     limit = context_length(model)
     if limit is not None and prompt_tokens + new_tokens > limit:

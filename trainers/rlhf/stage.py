@@ -19,6 +19,7 @@ from castor.data.tokens.template import require_same_tokenizer
 from castor.io.errors import CastorError
 from castor.io.files import write_json, write_jsonl
 from castor.io.user_function import load_function
+from castor.model_reference import ModelReference
 from castor.models.classifier_cost import check_classifier
 from castor.models.load import read_score_info
 from castor.models.moderation import read_moderation_info
@@ -35,10 +36,11 @@ def run_rlhf(context: Context, name: str, stage: RLHF) -> str:
     out = context.folder.path / name
     policy = context.folder.model_path(config.policy.model)
     signals = {key: _signal_models(context, name, config, key, policy) for key in config.signals}
-    check_context(name, policy, config.rollout.max_prompt_tokens, config.rollout.max_new_tokens)
+    source = ModelReference(policy, None, config.policy.trust_remote_code)
+    check_context(name, source, config.rollout.max_prompt_tokens, config.rollout.max_new_tokens)
     limits = {key: limit(signal, signals[key].judge) for key, signal in config.constraints.items()}
     prompts = context.load_rows(name, [config.prompts], load_prompts)
-    prompts = fitting_prompts(context, name, prompts, policy, config.rollout.max_prompt_tokens)
+    prompts = fitting_prompts(context, name, prompts, source, config.rollout.max_prompt_tokens)
     stream = PromptStream(prompts, config.prompts_per_step, seed)
     ptx = config.learner.ptx
     (out / "multipliers.json").unlink(missing_ok=True)
@@ -81,7 +83,8 @@ def _signal_models(context: Context, name: str, config: RLHF, key: str, policy: 
     if config.has_critic(key):
         assert signal.critic_start is not None  # `RLHF` has checked it
         critic = context.folder.model_path(signal.critic_start)
-        require_same_tokenizer(policy, critic, f"{name}: the critic of signal {key!r}")
+        trust = config.policy.trust_remote_code
+        require_same_tokenizer(ModelReference(policy, None, trust), critic, f"{name}: the critic of signal {key!r}")
     text = PolicyText(policy, context.config.template, config.policy.trust_remote_code)
     return SignalModels(judge, critic, text, Path.cwd())
 

@@ -17,6 +17,7 @@ from castor.config.supervised import Supervised
 from castor.data.tokens.samples import PackedSamples, Samples
 from castor.io.errors import CastorError
 from castor.io.files import atomic_write
+from castor.model_reference import ModelReference
 from castor.packing import micro_batches, partition
 
 FILE = "reference.npy"
@@ -29,7 +30,7 @@ def response_logprobs(forward: Callable[..., torch.Tensor], packed: PackedSample
     return sequence_sums(logprobs, packed.lengths - packed.prompt_lengths)
 
 
-def reference_logprobs(stage: Supervised, model: str, samples: Samples, folder: Path) -> NDArray[np.float32]:
+def reference_logprobs(stage: Supervised, model: ModelReference, samples: Samples, folder: Path) -> NDArray[np.float32]:
     """[samples, per_sample] memory-mapped: of every response under `model`, from `folder` or put there. Collective.
 
     The folder belongs to one set of samples and one reference (`stage_state.claim`), so what lies there is right. The
@@ -53,13 +54,15 @@ def reference_logprobs(stage: Supervised, model: str, samples: Samples, folder: 
 
 
 @torch.no_grad()
-def _share(stage: Supervised, model: str, samples: Samples) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+def _share(
+    stage: Supervised, model: ModelReference, samples: Samples
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """This rank's pieces: sample numbers [n] and log-probabilities [n, per_sample]."""
     from castor.models.device import device, resolve_dtype
     from castor.models.policy import PolicyModel
 
     lengths, engine, rank = samples.lengths(), stage.engine, dist.get_rank()
-    policy = PolicyModel.load(model, resolve_dtype(engine.dtype), stage.trust_remote_code).to(device()).eval()
+    policy = PolicyModel.load(model, resolve_dtype(engine.dtype)).to(device()).eval()
     plan = micro_batches(lengths, partition(lengths, dist.get_world_size()), engine.micro_batch_tokens)[rank]
     pieces = []
     for chosen in (np.asarray(piece, dtype=np.int64) for piece in plan if piece):
@@ -71,7 +74,7 @@ def _share(stage: Supervised, model: str, samples: Samples) -> list[tuple[NDArra
     return pieces
 
 
-def _check(values: NDArray[np.float32], samples: Samples, model: str) -> None:
+def _check(values: NDArray[np.float32], samples: Samples, model: ModelReference) -> None:
     bad = samples.kept[~np.isfinite(values).all(1)]
     if len(bad):
         shown = ", ".join(map(str, bad[:SHOWN])) + (f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")

@@ -21,6 +21,7 @@ from castor.config.supervised import Supervised
 from castor.io.checkpoint import atomic_folder
 from castor.io.errors import CastorError
 from castor.io.files import write_json
+from castor.model_reference import ModelReference
 from trainers.supervised.stage_state import (
     BEST,
     SAMPLES,
@@ -113,9 +114,10 @@ class Worker:
         torch.set_num_threads(stage.resources.threads)
         adopt_process_group(self.rank, self.world_size)
         self.folder = training_folder(job.out)
-        self.task = make_task(stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training)
+        model = ModelReference(job.model, None, stage.trust_remote_code)
+        self.task = make_task(stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), model, job.training)
         if self.rank == 0 and not (self.folder / SAMPLES).is_dir():
-            template = PromptTemplate(load_tokenizer(job.model, stage.trust_remote_code), job.template)
+            template = PromptTemplate(load_tokenizer(model), job.template)
             Samples(template, self.task.texts(), stage.max_length, self.folder / SAMPLES)
         dist.barrier()
         self.samples = Samples.open(self.folder / SAMPLES)
@@ -126,7 +128,9 @@ class Worker:
         per_epoch = len(self.training) // stage.batch_size
         self.steps = stage.max_steps or max(1, math.ceil(stage.epochs * per_epoch))
         torch.manual_seed(job.seed)  # heads and adapters start alike on every rank
-        self.model = self.task.load(job.model, resolve_dtype(stage.engine.dtype))
+        self.model = self.task.load(resolve_dtype(stage.engine.dtype))
+        if self.rank == 0 and (line := self.task.start_line()) is not None:
+            print(f"{job.out.name} {line}", flush=True)
         if stage.lora:
             add_adapters(self.model, stage.lora)
         self.engine = TrainEngine(self.model, stage.engine, self.steps)

@@ -10,6 +10,7 @@ from castor.config.dpo import DPO
 from castor.config.moderation import Moderation
 from castor.config.preference import Cost, Reward
 from castor.config.supervised import SFT, Supervised
+from castor.model_reference import ModelLike
 from trainers.supervised.tasks.dpo import DPOTask
 from trainers.supervised.tasks.moderation import ModerationTask
 from trainers.supervised.tasks.preference import PreferenceTask
@@ -19,14 +20,14 @@ from trainers.supervised.tasks.task import Task
 
 
 def make_task(
-    stage: Supervised, rows: Sequence[Any], model: str, training: NDArray[np.int64] | None = None
+    stage: Supervised, rows: Sequence[Any], model: ModelLike, training: NDArray[np.int64] | None = None
 ) -> Task:  # fmt: skip
     """The task of a stage.
 
     Args:
         stage: its section.
         rows: all rows, those of the validation too.
-        model: folder or hub id it starts from, whose tokenizer the result gets.
+        model: what it starts from, whose tokenizer the result gets.
         training: [n] which rows are trained on, and may set what is learned from their counts; None: all.
 
     """

@@ -14,17 +14,17 @@ from castor.algorithms.dpo import dpo_loss, reward_margins, safedpo_loss, safety
 from castor.config.dpo import DPO
 from castor.data.rows.schemas import Exchange, PreferenceRow
 from castor.data.tokens.samples import PackedSamples, Samples
+from castor.model_reference import ModelLike, ModelReference
 from castor.models.policy import PolicyModel
 from trainers.supervised.reference_logprobs import reference_logprobs, response_logprobs
-from trainers.supervised.tasks.sft import save_policy
 from trainers.supervised.tasks.task import Forward, Task
 
 
 class DPOTask(Task):
     """Raise the log-ratio to the reference of the first response of each pair over that of the second."""
 
-    def __init__(self, stage: DPO, rows: Sequence[PreferenceRow], model: str) -> None:
-        self.stage, self.rows, self.source = stage, rows, model
+    def __init__(self, stage: DPO, rows: Sequence[PreferenceRow], model: ModelLike) -> None:
+        self.stage, self.rows, self.source = stage, rows, ModelReference.of(model)
         self.first = np.empty(len(rows), dtype=np.int8)  # which response is to be preferred
         self.unsafe = np.zeros(len(rows), dtype=np.bool_)  # for safedpo: whether the other one is unsafe
         for number, row in enumerate(rows):  # once: they may come from a disk
@@ -45,11 +45,13 @@ class DPOTask(Task):
     def prepare(self, samples: Samples, folder: Path) -> None:
         """See `Task`: the reference's log-probabilities of every sample."""
         self.kept = samples.kept
-        self.reference = reference_logprobs(self.stage, self.stage.reference or self.source, samples, folder)
+        named = self.stage.reference
+        reference = self.source if named is None else ModelReference(named, None, self.stage.trust_remote_code)
+        self.reference = reference_logprobs(self.stage, reference, samples, folder)
 
-    def load(self, model: str, dtype: torch.dtype) -> nn.Module:
+    def load(self, dtype: torch.dtype) -> nn.Module:
         """See `Task`."""
-        return PolicyModel.load(model, dtype, self.stage.trust_remote_code)
+        return PolicyModel.load(self.source, dtype)
 
     def weight(self, samples: Samples, chosen: NDArray[np.int64]) -> int:
         """See `Task`: pairs of the batch."""
@@ -82,7 +84,8 @@ class DPOTask(Task):
 
     def save(self, folder: Path, model: nn.Module, weights: dict[str, Tensor], outputs: Sequence[Tensor]) -> None:
         """See `Task`: a Hugging Face folder."""
-        save_policy(folder, model, weights, self.source, self.stage.trust_remote_code)
+        assert isinstance(model, PolicyModel)
+        model.save(folder, weights, self.source)
 
     def _margins(self, logprobs: Tensor, rows: Sequence[int]) -> Tensor:
         return reward_margins(logprobs, self._reference(rows, logprobs), self.stage.beta)

@@ -27,9 +27,13 @@ class Task(Protocol):
         """Find out what must be known of all samples before the model is loaded; keep it in `folder`. Collective."""
         return
 
-    def load(self, model: str, dtype: torch.dtype) -> nn.Module:
-        """The model to train, from the stage's starting point."""
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        """The model to train, from the stage's starting point; its backbone is of `dtype`."""
         ...
+
+    def start_line(self) -> str | None:
+        """What to say of how the model starts, where that is not plain."""
+        return None
 
     def weight(self, samples: Samples, chosen: NDArray[np.int64]) -> int:
         """What the loss of a batch is divided by: its target tokens, or its samples."""
