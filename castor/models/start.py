@@ -55,7 +55,7 @@ def start_moderation_model(model: ModelLike, info: ModerationInfo, dtype: torch.
 
 
 def start_line(model: ModelLike, kind: HeadKind) -> str | None:
-    """What to say of the head with which a stage of `kind` starts; None for a language model, which has no such head."""
+    """What to say of the head with which a stage of `kind` starts; None for a language model, which has none."""
     found = _kind_of(model)
     if found is None:
         return None

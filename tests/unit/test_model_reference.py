@@ -137,7 +137,7 @@ def test_a_folder_is_its_absolute_path(tmp_path, monkeypatch):
     with pytest.raises(CastorError, match="is a folder, which has no revision 'main'"):
         ModelReference("model", "main").local()
     for name in ("/no/where", "a/b/c"):
-        with pytest.raises(CastorError, match="there is no model at .*: it is no folder and no hub id"):
+        with pytest.raises(CastorError, match=r"there is no model at .*: it is no folder and no hub id"):
             ModelReference(name).local()
         assert ModelReference(name).here() is None
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from castor.config.demo_model import DemoModel
 from castor.models.head import Float32Linear
@@ -85,6 +86,7 @@ def test_in_float32_it_is_a_linear_layer_bit_for_bit():
 def test_a_head_that_was_trained_in_bfloat16_is_saved_as_float32(folders, tmp_path):
     model = load_score_model(folders / "cost", torch.float32).to(torch.bfloat16)
     save_score_model(tmp_path, model.backbone, dict(model.state_dict()), model.info, folders / "lm")
-    loaded = load_score_model(tmp_path, torch.bfloat16)
-    with torch.no_grad():
-        assert torch.equal(loaded(*rows_and_ends()), model.eval()(*rows_and_ends()))
+    loaded, saved = load_score_model(tmp_path, torch.bfloat16), load_file(tmp_path / "score_head.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    for name, trained in model.named_parameters():
+        assert torch.equal(loaded.get_parameter(name).float(), trained.float())

@@ -263,9 +263,7 @@ def test_parts_that_do_not_fit_each_other_are_named(policy_folder, score_folder,
 
     size = len(load_tokenizer(policy_folder))
     small = change(broken(policy_folder, "small"), vocab_size=size - 1)
-    with pytest.raises(
-        CastorError, match=rf"small does not fit together: its tokenizer has token ids up to {size - 1}"
-    ):
+    with pytest.raises(CastorError, match=rf"small does not fit together: .* token ids up to {size - 1}"):
         load_tokenizer(small)
     for load in (PolicyModel.load, lambda model, dtype: ScoreModel.from_backbone(model, ScoreInfo("cost"), dtype)):
         with pytest.raises(CastorError, match=rf"small does not fit together: by its config .* is \[{size - 1}, 16\]"):

@@ -1,4 +1,4 @@
-"""What a reward, cost or moderation stage starts from: the head of a model of its kind goes on, another one is fresh."""
+"""What a reward, cost or moderation stage starts from: a head of its own kind goes on, another one is fresh."""
 
 import numpy as np
 import pytest
