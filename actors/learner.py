@@ -22,8 +22,8 @@ from castor.config.rlhf import RLHF
 from castor.data.rows.schemas import QARow
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
-from castor.io.checkpoint import atomic_folder
 from castor.model_reference import ModelReference
+from castor.models.policy import save_language_model
 from engines.batch import (
     MiniBatch,
     StepBatch,
@@ -55,7 +55,7 @@ class LearnerWorker(SpmdActor):
         torch.set_num_threads(self.learner.resources.threads)
         torch.manual_seed(self.seed)
         self.device = device()
-        policy = PolicyModel.load(model.name, resolve_dtype(self.learner.engine.dtype), model.trust_remote_code)
+        policy = PolicyModel.load(model, resolve_dtype(self.learner.engine.dtype))
         self.lm = policy.lm
         self.adapter = None
         if config.policy.lora is not None:
@@ -70,7 +70,7 @@ class LearnerWorker(SpmdActor):
 
             if ptx_rows is None:
                 raise ValueError("PTX is on but no demonstrations were given")
-            tokenizer = load_tokenizer(model.name, model.trust_remote_code)
+            tokenizer = load_tokenizer(model)
             limit = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
             self.ptx = PTXStream(self.learner.ptx, ptx_rows, PromptTemplate(tokenizer, template), limit, seed)
 
@@ -313,9 +313,7 @@ class LearnerWorker(SpmdActor):
             self.adapter.save(self.engine, folder, self.model.name)
         weights = {name: tensor for name, tensor in self._weights() if self.rank == 0}
         if self.rank == 0:
-            with atomic_folder(folder) as aside:
-                self.lm.save_pretrained(aside, state_dict=weights)
-                load_tokenizer(self.model.name, self.model.trust_remote_code).save_pretrained(aside)
+            save_language_model(folder, self.lm, weights, self.model)
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The policy's whole weights under their Hugging Face names, on the CPU. Collective."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from castor.config.training import Engine
 from castor.experience import Experience
+from castor.model_reference import ModelReference
 
 
 @ray.remote
@@ -22,7 +23,7 @@ class ReferenceWorker:
         from castor.models.policy import PolicyModel
 
         self.engine, self.temperature, self.device = engine, temperature, device()
-        policy = PolicyModel.load(model, resolve_dtype(engine.dtype), trust_remote_code)
+        policy = PolicyModel.load(ModelReference(model, None, trust_remote_code), resolve_dtype(engine.dtype))
         self.policy = policy.eval().requires_grad_(False).to(self.device)
 
     def ready(self) -> None:

@@ -12,6 +12,7 @@ import ray
 from actors.group import node_id
 from castor.config.rlhf import Rollout
 from castor.experience import Experience
+from castor.model_reference import ModelReference
 from engines.weights import HeldWeights, WeightUpdate
 
 if TYPE_CHECKING:  # importing vLLM takes 20 s: only the workers do
@@ -19,7 +20,6 @@ if TYPE_CHECKING:  # importing vLLM takes 20 s: only the workers do
 
 VLLM_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the in-process executor needs it; AsyncLLM keeps its one engine process
-    "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_PLUGINS": "",
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -61,10 +61,11 @@ class RolloutWorker:
         from engines.vllm_engine import make_engine
 
         self.config = config
-        self.template = PromptTemplate(load_tokenizer(model, trust_remote_code), template)
+        source = ModelReference(model, None, trust_remote_code)
+        self.template = PromptTemplate(load_tokenizer(source), template)
         limit = config.max_prompt_tokens + config.max_new_tokens
-        context = context_length(model, trust_remote_code)
-        self.engine = make_engine(model, config, min(limit, context or limit), trust_remote_code)
+        context = context_length(source)
+        self.engine = make_engine(str(source.local()), config, min(limit, context or limit), trust_remote_code)
         self.held = HeldWeights(self.engine.load_weights)
         self.version = 0
 

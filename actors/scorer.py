@@ -15,6 +15,7 @@ from castor.config.signal import Classifier, Signal
 from castor.config.training import Engine
 from castor.experience import Experience
 from castor.io.errors import CastorError
+from castor.model_reference import ModelReference
 
 if TYPE_CHECKING:  # transformers takes seconds to import, which the driver need not spend
     from castor.data.tokens.template import PromptTemplate
@@ -34,7 +35,7 @@ class PolicyText:
         """The prompt format with its tokenizer."""
         from castor.data.tokens.template import PromptTemplate, load_tokenizer
 
-        return PromptTemplate(load_tokenizer(self.model, self.trust_remote_code), self.template)
+        return PromptTemplate(load_tokenizer(ModelReference(self.model, None, self.trust_remote_code)), self.template)
 
 
 class Scorer(Protocol):

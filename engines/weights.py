@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ import ray
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from castor.model_reference import ModelLike, ModelReference
 
 BUCKET_BYTES = 256 << 20
 
@@ -91,13 +92,13 @@ class HeldWeights:
 
 @ray.remote(num_cpus=0)
 class FolderWeights:
-    """Publishes the weights of Hugging Face folders. The published buckets live as long as this actor."""
+    """Publishes the weights of models in folders. The published buckets live as long as this actor."""
 
-    def publish(self, folder: str, version: int) -> WeightUpdate | None:
-        """The folder's safetensors as `version`. Raises FileNotFoundError when there are none."""
-        files = sorted(Path(folder).glob("*.safetensors"))
+    def publish(self, model: ModelLike, version: int) -> WeightUpdate | None:
+        """The model's safetensors as `version`. Raises FileNotFoundError when there are none."""
+        files = sorted(ModelReference.of(model).local().glob("*.safetensors"))
         if not files:
-            raise FileNotFoundError(f"{folder} holds no *.safetensors file")
+            raise FileNotFoundError(f"{model} holds no *.safetensors file")
         return publish((pair for file in files for pair in load_file(file).items()), version, keep=True)
 
 

@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve import Application
 
 from castor.config.serve import Serve
+from castor.model_reference import ModelReference
 from serve.replicas import deployment_options
 
 if TYPE_CHECKING:  # the driver deploys without importing torch and transformers
@@ -36,7 +37,8 @@ class PolicyServer:
         from castor.data.tokens.template import load_tokenizer
         from engines.openai_app import start_openai_app
 
-        template = chat_template(load_tokenizer(str(self.folder), self.config.trust_remote_code), self.config.template)
+        tokenizer = load_tokenizer(ModelReference(str(self.folder), None, self.config.trust_remote_code))
+        template = chat_template(tokenizer, self.config.template)
         self.engine, app = await start_openai_app(self._engine_kwargs(), template)
         return app
 

@@ -18,7 +18,7 @@ def fitting_prompts(run: StageRun, prompts: list[str], policy: ModelReference, r
     """
     _check_context(run.name, policy, rollout)
     longest = rollout.max_prompt_tokens
-    template = PromptTemplate(load_tokenizer(policy.name, policy.trust_remote_code), run.template)
+    template = PromptTemplate(load_tokenizer(policy), run.template)
     lengths = [len(template.encode_prompt(prompt)) for prompt in prompts]
     kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= longest]
     long = [(p, n) for p, n in zip(prompts, lengths, strict=True) if n > longest]
@@ -35,7 +35,7 @@ def fitting_prompts(run: StageRun, prompts: list[str], policy: ModelReference, r
 
 
 def _check_context(stage: str, policy: ModelReference, rollout: Rollout) -> None:
-    limit = context_length(policy.name, policy.trust_remote_code)
+    limit = context_length(policy)
     if limit is not None and rollout.max_prompt_tokens + rollout.max_new_tokens > limit:
         raise CastorError(
             f"{stage}: max_prompt_tokens {rollout.max_prompt_tokens} + max_new_tokens {rollout.max_new_tokens} exceed "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from castor.io.errors import CastorError
+from castor.model_reference import ModelReference
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +44,12 @@ def export(
         ),
     ],
     dtype: Annotated[
-        Precision, typer.Option(help="float32 keeps the scores; the others round the weights")
+        Precision, typer.Option(help="of the backbone: float32 keeps the scores, the others round them")
     ] = Precision.FLOAT32,
+    revision: Annotated[str | None, typer.Option(help="of a hub id: branch, tag or commit")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run the code that MODEL ships")
+    ] = False,
     drop_offset: Annotated[
         bool,
         typer.Option(
@@ -66,27 +71,27 @@ def export(
     from castor.models.pku import save_pku
     from castor.models.score import save_score_model
 
-    precision = getattr(torch, dtype)
-    if is_moderation_model(model):
-        _export_moderation(model, folder, layout, precision)
+    precision, source = getattr(torch, dtype), ModelReference(model, revision, trust_remote_code)
+    if is_moderation_model(source):
+        _export_moderation(source, folder, layout, precision)
         return
-    score_model = load_score_model(model, torch.float32).eval()
+    score_model = load_score_model(source, torch.float32).eval()
     offset = 0.0
     if layout is Layout.SEQUENCE_CLASSIFICATION:
-        offset = save_classifier(score_model, folder, model, drop_offset=drop_offset, dtype=precision)
-    elif layout is Layout.PKU:
-        save_pku(score_model.to(precision), folder, model)
+        offset = save_classifier(score_model, folder, source, drop_offset=drop_offset, dtype=precision)
     else:
-        weights = dict(score_model.to(precision).named_parameters())
-        save_score_model(
-            folder, score_model.backbone, {k: v.detach() for k, v in weights.items()}, score_model.info, model
-        )
+        cast("torch.nn.Module", score_model.backbone).to(precision)  # a head stays float32
+        if layout is Layout.PKU:
+            save_pku(score_model, folder, source)
+        else:
+            weights = {name: weight.detach() for name, weight in score_model.named_parameters()}
+            save_score_model(folder, score_model.backbone, weights, score_model.info, source)
     typer.echo(f"{score_model.info.score_type} model {model} written to {folder} as {layout.value}")
     if offset:
         typer.echo(f"add {offset:.6g} (castor_offset in its config.json) to a logit to get the score")
 
 
-def _export_moderation(model: str, folder: Path, layout: Layout, dtype: torch.dtype) -> None:
+def _export_moderation(model: ModelReference, folder: Path, layout: Layout, dtype: torch.dtype) -> None:
     from castor.models.moderation import export_classifier, read_moderation_info
 
     if layout is not Layout.SEQUENCE_CLASSIFICATION:

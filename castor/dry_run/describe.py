@@ -11,13 +11,16 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from castor.config.load import dump_config
-from castor.config.model import source_of
+from castor.config.model import source_of, stage_of
 from castor.config.pipeline import Config
 from castor.dry_run.gpus import gpu_plan
 from castor.dry_run.memory import GIB, Memory
 from castor.dry_run.placement import PlacedActors, cluster_cpus, placement, totals
+from castor.models.head_kind import head_kind
 from castor.run.check import check
 from castor.run.plan import Plan
+from castor.run.stages.stage import Stage
+from castor.run.stages.supervised import SupervisedStage
 
 WIDTH = 110
 MIB = 1 << 20
@@ -81,9 +84,25 @@ def _stages_table(plan: Plan) -> Table:
     table = _table(("stage", "reads", "from"), ())
     for name, stage in plan.stages.items():
         for number, read in enumerate(stage.reads()):
-            table.add_row("" if number else name, read.key, source_of(read.reference))
+            note = _head_note(plan, stage) if read.key == "model" else ""
+            table.add_row("" if number else name, read.key, f"{source_of(read.reference)}{note}")
         table.add_section()
     return table
+
+
+def _head_note(plan: Plan, stage: Stage) -> str:
+    """Whether the head of what a stage starts from goes on; empty where it has none, or its files are elsewhere."""
+    if not isinstance(stage, SupervisedStage) or stage.head is None:
+        return ""
+    name = stage_of(source_of(stage.section.model))
+    if name is None:
+        found = head_kind(plan.model(stage.section.model))
+    else:
+        made = plan.stages[name]
+        found = made.head if isinstance(made, SupervisedStage) else None
+    if found is None or found == "unknown":
+        return ""
+    return " (its head goes on)" if found == stage.head else f" (a fresh head: its own is of kind {found})"
 
 
 def _placement_table(stages: dict[str, list[PlacedActors]]) -> Table:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from castor.config.demo_model import DemoModel
 from castor.config.rlhf import Rollout
 from castor.config.training import Engine, LoRA, Resources
 from castor.dry_run.known_models import KNOWN_MODELS
+from castor.model_reference import ModelLike, ModelReference
 
 GIB = 1 << 30
 # resident memory of a process that has imported the libraries and loaded nothing: estimates
@@ -68,36 +68,31 @@ class Memory:
         return self.model if self.on_gpu and self.gpu_share is None else 0
 
 
-def measure(model: DemoModel | str) -> Shape | None:
-    """Sizes of the demo model, a folder or a hub id, counted on the meta device; None for what is not known offline.
+def measure(model: DemoModel | ModelLike) -> Shape | None:
+    """Sizes of the demo model or of a model, counted on the meta device; None for what is not known on this machine.
 
-    The demo model counts with its full vocab_size: a corpus of fewer words makes it smaller.
+    The demo model counts with its full vocab_size: a corpus of fewer words makes it smaller. Raises CastorError for a
+    model that ships code that is not trusted.
     """
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
+    from castor.models.backbone import load_config
+    from castor.models.tiny import llama_config
+
+    config: PreTrainedConfig
+    trusted = isinstance(model, ModelReference) and model.trust_remote_code
     if isinstance(model, DemoModel):
-        config = LlamaConfig(
-            vocab_size=model.vocab_size,
-            hidden_size=model.hidden_size,
-            intermediate_size=model.intermediate_size,
-            num_hidden_layers=model.layers,
-            num_attention_heads=model.heads,
-            num_key_value_heads=model.heads,
-            max_position_embeddings=model.max_position_embeddings,
-            tie_word_embeddings=False,
-        )
+        config = llama_config(model, model.vocab_size)
+    elif (folder := ModelReference.of(model).here()) is not None and (folder / "config.json").is_file():
+        config = load_config(ModelReference(str(folder), None, trusted))
+    elif ModelReference.of(model).name in KNOWN_MODELS:
+        config = LlamaConfig(**KNOWN_MODELS[ModelReference.of(model).name])
     else:
-        path = Path(model).expanduser()
-        try:
-            config = AutoConfig.from_pretrained(str(path) if path.is_dir() else model, local_files_only=True)
-        except (OSError, ValueError):  # not in the local cache, or code of its own: the caller says "unknown"
-            if model not in KNOWN_MODELS:
-                return None
-            config = LlamaConfig(**KNOWN_MODELS[model])
+        return None
     with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(config).num_parameters()
-        backbone = AutoModel.from_config(config).num_parameters()
+        parameters = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted).num_parameters()
+        backbone = AutoModel.from_config(config, trust_remote_code=trusted).num_parameters()
     text = config.get_text_config()
     intermediate = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     return Shape(parameters, backbone, text.hidden_size, intermediate, text.num_hidden_layers, text.vocab_size)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from castor.io.errors import CastorError
-from castor.io.files import read_json, sha256_file, write_json
+from castor.io.files import read_json, sha256_file, sync, write_json
 
 MANIFEST = "manifest.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -32,8 +32,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         files = sorted(path for path in aside.rglob("*") if path.is_file())
         write_json(aside / MANIFEST, {str(path.relative_to(aside)): sha256_file(path) for path in files})
         for path in files:
-            _fsync(path)
-        _fsync(aside)
+            sync(path)
+        sync(aside)
         if folder.exists():
             os.replace(folder, old)
         try:
@@ -42,7 +42,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             if old.exists():
                 os.replace(old, folder)
             raise
-        _fsync(folder.parent)
+        sync(folder.parent)
     except Exception as error:
         if _disk_full(error, aside):
             free = shutil.disk_usage(folder.parent).free >> 20
@@ -76,11 +76,3 @@ def _disk_full(error: BaseException, folder: Path) -> bool:
     except OSError as refusal:
         return refusal.errno in _FULL
     return False
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

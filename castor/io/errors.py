@@ -8,3 +8,8 @@ class CastorError(Exception):
     The command line prints it without a traceback and exits with code 2. Every other exception is a defect or a failure
     of the machine: it propagates, its traceback goes to the run's log, and the exit code is 1.
     """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, for messages of one sentence."""
+    return str(error).strip().split("\n", 1)[0]

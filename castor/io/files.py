@@ -34,7 +34,7 @@ def atomic_write(path: Path | str, mode: Literal["w", "wb"] = "w") -> Iterator[I
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(aside, path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -46,9 +46,9 @@ def atomic_write(path: Path | str, mode: Literal["w", "wb"] = "w") -> Iterator[I
         aside.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Put the rename itself on disk: without this a crash may bring the old name back."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on disk: without the latter a crash may undo a rename."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils.hub import cached_file
 
 from castor.io.errors import CastorError
+from castor.io.files import read_json
+from castor.model_reference import PICKLED, SAFETENSORS, ModelLike, ModelReference
 from castor.packing import PackedRows
 
-SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 ISOLATION_TOLERANCE = 1e-3  # of the largest hidden value; a sequence that is seen changes another's by far more
 
 
-def load_config(model: str, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a folder or hub id. Raises CastorError when there is none."""
+def load_config(model: ModelLike) -> PreTrainedConfig:
+    """The config of a model. Raises CastorError when there is none, or it ships code that is not trusted."""
+    reference = ModelReference.of(model)
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(reference.local(weights=False), trust_remote_code=reference.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise CastorError(
-            f"{model!r} cannot be loaded, it is no model folder or hub id: {first_line(error)}"
-        ) from error
+        raise reference.load_error(error, "cannot be loaded, it is no model folder or hub id") from error
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -44,38 +42,45 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def load_backbone(
-    model: str, dtype: torch.dtype, trust_remote_code: bool = False, *, pickled: bool = False
+def load_backbone(model: ModelLike, dtype: torch.dtype, *, pickled: bool = False) -> PreTrainedModel:
+    """Any `AutoModel`; whatever head it was saved with is left behind. Arguments and errors of `load_weights`."""
+    return load_weights(AutoModel, model, dtype, "as a backbone", pickled=pickled)
+
+
+def load_weights(
+    auto_class: Any, model: ModelLike, dtype: torch.dtype, role: str, *, pickled: bool = False
 ) -> PreTrainedModel:
-    """Any `AutoModel` of a folder or hub id; whatever head it was saved with is left behind.
+    """A model's weights in one of transformers' auto classes, without a cache of keys and values and without dropout.
 
     Args:
-        model: folder or hub id.
+        auto_class: `AutoModel`, `AutoModelForCausalLM`, ...
+        model: a reference, or a folder or hub id whose code is not trusted.
         dtype: of the weights in memory.
-        trust_remote_code: run model code shipped with a hub checkpoint.
+        role: what it is to be loaded as, for messages.
         pickled: also take a `pytorch_model.bin` (read as tensors only, no code in it is run).
 
     Raises:
-        CastorError: it cannot be loaded, or its weights do not fit its config.
+        CastorError: it cannot be loaded, ships code that is not trusted, or its weights do not fit its config.
 
     """
-    config = load_config(model, trust_remote_code)
+    reference = ModelReference.of(model)
+    config = load_config(reference)
     try:
-        loaded: Any = AutoModel.from_pretrained(
-            model,
+        loaded, info = auto_class.from_pretrained(
+            reference.local(pickled=pickled),
             config=config,
             dtype=dtype,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=reference.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_loaded` tells of them
             use_safetensors=None if pickled else True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise CastorError(f"{model!r} cannot be loaded as a backbone: {first_line(error)}") from error
-    backbone, info = loaded  # a pair, because of output_loading_info
-    check_loaded(model, info)
-    backbone.config.use_cache = False
-    disable_dropout(backbone)
-    return backbone
+        raise reference.load_error(error, f"cannot be loaded {role}") from error
+    check_loaded(reference, info)
+    loaded.config.use_cache = False
+    disable_dropout(loaded)
+    return cast(PreTrainedModel, loaded)
 
 
 def hidden_width(backbone: PreTrainedModel) -> int:
@@ -129,38 +134,27 @@ def model_inputs(rows: PackedRows, isolated: bool) -> tuple[PackedRows, dict[str
     return rows, {"input_ids": rows.input_ids, "attention_mask": mask, "use_cache": False}
 
 
-def find_file(model: str, name: str) -> Path | None:
-    """A file of a folder or hub id (fetched into the cache); None where it has none of that name."""
-    if Path(model).is_dir():
-        path = Path(model) / name
-        return path if path.is_file() else None
-    try:
-        found = cached_file(
-            model, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-    except OSError as error:
-        raise CastorError(
-            f"there is no model at {model!r}, no such folder and no hub id that can be reached: {first_line(error)}"
-        ) from error
-    return Path(found) if found else None
+def find_file(model: ModelLike, name: str) -> Path | None:
+    """A file of a model, other than its weights; None where it has none of that name."""
+    path = ModelReference.of(model).local(weights=False) / name
+    return path if path.is_file() else None
 
 
-def read_tensors(model: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+def read_tensors(model: ModelLike, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     """The tensors of a checkpoint whose names begin with one of `prefixes`, on the CPU in their own dtype.
 
     From safetensors or `pytorch_model.bin`, one file or many. Raises CastorError when the model has neither.
     """
+    folder = ModelReference.of(model).local(pickled=True)
     for name in (SAFETENSORS, PICKLED):
-        index = find_file(model, f"{name}.index.json")
-        if index is not None:
-            where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            where = read_json(index)["weight_map"]
             names = sorted({file for key, file in where.items() if key.startswith(prefixes)})
-        else:
-            names = [name]
-        files = [find_file(model, file) for file in names]
-        if index is not None or files[0] is not None:
-            return {key: tensor for file in files if file for key, tensor in _read(file, prefixes).items()}
-    raise CastorError(f"{model!r} has neither {SAFETENSORS} nor {PICKLED}: its weights are missing")
+            return {key: tensor for file in names for key, tensor in _read(folder / file, prefixes).items()}
+        if (folder / name).is_file():
+            return _read(folder / name, prefixes)
+    raise CastorError(f"{model} has neither {SAFETENSORS} nor {PICKLED}: its weights are missing")
 
 
 def _read(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
@@ -171,20 +165,19 @@ def _read(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in state.items() if key.startswith(prefixes)}
 
 
-def check_loaded(model: str, info: dict) -> None:
-    """Raise CastorError when a checkpoint left parameters uninitialised or held others.
+def check_loaded(model: ModelLike, info: dict[str, Any]) -> None:
+    """Raise CastorError when a checkpoint left parameters uninitialised, or holds them in other shapes.
 
-    It is then of another architecture.
+    Its weights are then those of another architecture, or of another config.
     """
-    missing, mismatched = sorted(info["missing_keys"]), sorted(str(key) for key in info["mismatched_keys"])
-    if missing or mismatched:
-        example = (missing or mismatched)[0]
+    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    if mismatched:
+        name, found, wanted = mismatched[0]
         raise CastorError(
-            f"{model!r} holds weights of another architecture: {len(missing)} missing and {len(mismatched)} of "
-            f"another shape, e.g. {example}"
+            f"{model} does not fit together: by its config {name} is {list(wanted)}, in its weights {list(found)} "
+            f"({len(mismatched)} such parameters): take config and weights of the same model"
         )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, for messages of one sentence."""
-    return str(error).strip().split("\n", 1)[0]
+    if missing:
+        raise CastorError(
+            f"{model} holds weights of another architecture: {len(missing)} parameters are missing, e.g. {missing[0]}"
+        )

@@ -24,8 +24,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from castor.data.tokens.template import load_tokenizer
 from castor.io.checkpoint import atomic_folder
 from castor.io.errors import CastorError
+from castor.model_reference import ModelLike, ModelReference
 from castor.models.backbone import load_backbone, read_tensors
 from castor.models.score import ScoreInfo, ScoreModel, ScoreType
 
@@ -37,7 +39,7 @@ def is_classifier(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
 
 
-def read_classifier_info(model: str, config: PreTrainedConfig) -> ScoreInfo:
+def read_classifier_info(model: ModelLike, config: PreTrainedConfig) -> ScoreInfo:
     """What its score means: what the export noted, else a reward, as is the custom. Raises CastorError if no score."""
     if config.num_labels != 1:
         raise CastorError(
@@ -50,8 +52,8 @@ def read_classifier_info(model: str, config: PreTrainedConfig) -> ScoreInfo:
     return ScoreInfo(cast(ScoreType, kind), -offset, 1.0, *means)
 
 
-def load_classifier(model: str, config: PreTrainedConfig, dtype: torch.dtype) -> ScoreModel:
-    """A score model of a folder or hub id saved as a sequence classifier of one label."""
+def load_classifier(model: ModelLike, config: PreTrainedConfig, dtype: torch.dtype) -> ScoreModel:
+    """A score model that is saved as a sequence classifier of one label."""
     info = read_classifier_info(model, config)
     head = read_tensors(model, ("score.",))
     if "score.weight" not in head:
@@ -64,7 +66,7 @@ def load_classifier(model: str, config: PreTrainedConfig, dtype: torch.dtype) ->
 def save_classifier(
     model: ScoreModel,
     folder: Path,
-    tokenizer_from: str,
+    tokenizer_from: ModelLike,
     *,
     drop_offset: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -74,7 +76,7 @@ def save_classifier(
     Args:
         model: in float32.
         folder: written aside and renamed.
-        tokenizer_from: folder or hub id whose tokenizer is copied and whose padding token the classifier skips.
+        tokenizer_from: the model whose tokenizer is copied and whose padding token the classifier skips.
         drop_offset: where the architecture cannot represent the constant part of a reward, leave it out.
         dtype: of the weights written; another than float32 rounds the scores.
 
@@ -86,8 +88,6 @@ def save_classifier(
             with its end-of-text token, which the classifier would skip.
 
     """
-    from castor.data.tokens.template import load_tokenizer
-
     tokenizer = load_tokenizer(tokenizer_from)
     require_own_pad_token(tokenizer, tokenizer_from)
     weight, offset = model.folded_head()
@@ -96,7 +96,8 @@ def save_classifier(
     if float(offset.abs()) > OFFSET_TOLERANCE and not _absorb(backbone, weight, offset):
         left = float(offset)
         _require_droppable(model, left, drop_offset)
-    classifier = classifier_around(backbone, weight, tokenizer.pad_token_id)
+    trusted = ModelReference.of(tokenizer_from).trust_remote_code
+    classifier = classifier_around(backbone, weight, tokenizer.pad_token_id, trusted)
     info = model.info
     classifier.config.update({"castor_score_type": info.score_type, "castor_offset": left})
     classifier.config.update({"castor_safe_mean": info.safe_mean, "castor_unsafe_mean": info.unsafe_mean})
@@ -107,7 +108,7 @@ def save_classifier(
     return left
 
 
-def require_own_pad_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def require_own_pad_token(tokenizer: PreTrainedTokenizerBase, name: ModelLike) -> None:
     """Raise CastorError when the tokenizer pads with its EOS token: a classifier would skip the token it must read."""
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise CastorError(
@@ -159,21 +160,25 @@ def _absorb(backbone: PreTrainedModel, weight: Tensor, offset: Tensor) -> bool:
     return False
 
 
-def classifier_around(backbone: PreTrainedModel, weight: Tensor, pad_token_id: int) -> PreTrainedModel:
+def classifier_around(
+    backbone: PreTrainedModel, weight: Tensor, pad_token_id: int, trust_remote_code: bool
+) -> PreTrainedModel:
     """The architecture's sequence classifier around the backbone, with a linear head of weight [labels, hidden].
 
-    Raises CastorError when there is none.
+    It may come from the code that a trusted model ships. Raises CastorError when there is none.
     """
     config = copy.deepcopy(backbone.config)
     config.num_labels, config.pad_token_id = len(weight), pad_token_id
     config.use_cache = False
     try:
         with torch.device("meta"):  # its own weights are never used
-            classifier = AutoModelForSequenceClassification.from_config(config, dtype=backbone.dtype)
+            classifier = AutoModelForSequenceClassification.from_config(
+                config, dtype=backbone.dtype, trust_remote_code=trust_remote_code
+            )
     except ValueError as error:
         raise CastorError(
-            f"transformers has no sequence classifier for {config.model_type}: a score model can be written --as "
-            "castor or --as pku"
+            f"neither transformers nor the model has a sequence classifier for {config.model_type}: a score model can "
+            "be written --as castor or --as pku"
         ) from error
     if not isinstance(getattr(classifier, "score", None), nn.Linear):
         raise CastorError(f"the sequence classifier of {config.model_type} is no linear head: use --as castor")

@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from transformers import PreTrainedConfig
 
 from castor.io.errors import CastorError
+from castor.model_reference import ModelLike
 from castor.models.backbone import find_file, load_config
 from castor.models.export import is_classifier, load_classifier, read_classifier_info
+from castor.models.head_kind import SCORE_FILE
 from castor.models.moderation import is_moderation_model
 from castor.models.pku import is_pku, load_pku, read_pku_info
-from castor.models.score import SCORE_FILE, ScoreInfo, ScoreModel, read_own_info
+from castor.models.score import ScoreInfo, ScoreModel, read_own_info
 
 
-def load_score_model(model: str | Path, dtype: torch.dtype) -> ScoreModel:
-    """The score model of a folder or hub id. Raises CastorError when it holds none, or one that does not fit."""
-    name = str(model)
-    if find_file(name, SCORE_FILE) is not None:
-        return ScoreModel.load(name, dtype)
-    config = load_config(name)
+def load_score_model(model: ModelLike, dtype: torch.dtype) -> ScoreModel:
+    """A score model; `dtype` is that of its backbone. Raises CastorError when it is none, or its parts do not fit."""
+    if find_file(model, SCORE_FILE) is not None:
+        return ScoreModel.load(model, dtype)
+    config = load_config(model)
     if is_pku(config):
-        return load_pku(name, config, dtype)
+        return load_pku(model, config, dtype)
     if is_classifier(config):
-        return load_classifier(name, config, dtype)
-    raise _no_score_model(name, config)
+        return load_classifier(model, config, dtype)
+    raise _no_score_model(model, config)
 
 
-def load_critic(model: str | Path, dtype: torch.dtype) -> ScoreModel:
-    """A critic that begins with what the score model of a folder or hub id predicts at every token."""
+def load_critic(model: ModelLike, dtype: torch.dtype) -> ScoreModel:
+    """A critic that begins with what a score model predicts at every token."""
     return load_score_model(model, dtype).as_critic()
 
 
-def read_score_info(model: str | Path) -> ScoreInfo:
-    """What the score model of a folder or hub id measures, without loading it. Raises CastorError as loading does."""
-    name = str(model)
-    if find_file(name, SCORE_FILE) is not None:
-        return read_own_info(name)
-    config = load_config(name)
+def read_score_info(model: ModelLike) -> ScoreInfo:
+    """What a score model measures, without loading it. Raises CastorError as loading does."""
+    if find_file(model, SCORE_FILE) is not None:
+        return read_own_info(model)
+    config = load_config(model)
     if is_pku(config):
-        return read_pku_info(name, config)
+        return read_pku_info(model, config)
     if is_classifier(config):
-        return read_classifier_info(name, config)
-    raise _no_score_model(name, config)
+        return read_classifier_info(model, config)
+    raise _no_score_model(model, config)
 
 
-def _no_score_model(model: str, config: PreTrainedConfig) -> CastorError:
+def _no_score_model(model: ModelLike, config: PreTrainedConfig) -> CastorError:
     if is_moderation_model(model):
         return CastorError(
             f"{model} holds a moderation model, and a reward or cost model is needed here: give one, or in an rlhf "

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from castor.config.training import LoRA
 from castor.io.checkpoint import atomic_folder
 from castor.io.errors import CastorError
+from castor.model_reference import ModelLike, ModelReference
 
 ADAPTER = "default"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -109,7 +110,7 @@ def adapter_folder(policy: Path) -> Path:
     return policy.with_name(f"{policy.name}.adapter")
 
 
-def save_adapter(folder: Path, model: nn.Module, weights: Mapping[str, Tensor], config: LoRA, base: str) -> None:
+def save_adapter(folder: Path, model: nn.Module, weights: Mapping[str, Tensor], config: LoRA, base: ModelLike) -> None:
     """Write the adapter as peft reads it (`PeftModel.from_pretrained`), whole or not at all. `base`: what it is for."""
     prefix, _ = inner_model(model)
     adapter = {
@@ -119,17 +120,19 @@ def save_adapter(folder: Path, model: nn.Module, weights: Mapping[str, Tensor], 
     }
     with atomic_folder(folder) as aside:
         save_file(adapter, aside / WEIGHTS_FILE, metadata={"format": "pt"})
-        settings = _peft_config(config, base, sorted({name.rpartition(".")[2] for name in _layers(model)}))
+        modules = sorted({name.rpartition(".")[2] for name in _layers(model)})
+        settings = _peft_config(config, ModelReference.of(base), modules)
         settings.save_pretrained(str(aside))
 
 
-def _peft_config(config: LoRA, base: str | None = None, modules: list[str] | None = None) -> LoraConfig:
+def _peft_config(config: LoRA, base: ModelReference | None = None, modules: list[str] | None = None) -> LoraConfig:
     return LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # annotated as int, used as a factor
         lora_dropout=config.dropout,
         target_modules=modules or config.target_modules or "all-linear",
-        base_model_name_or_path=base,
+        base_model_name_or_path=None if base is None else base.name,
+        revision=None if base is None else base.revision,
     )
 
 

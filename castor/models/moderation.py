@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,11 +19,10 @@ from castor.algorithms.thresholds import Thresholds
 from castor.config.moderation import InputKind, Taxonomy
 from castor.data.tokens.template import load_tokenizer
 from castor.io.checkpoint import atomic_folder
-from castor.io.errors import CastorError
-from castor.io.files import write_json
+from castor.io.errors import CastorError, first_line
+from castor.model_reference import ModelLike, ModelReference
 from castor.models.backbone import (
     find_file,
-    first_line,
     hidden_width,
     isolates_sequences,
     load_backbone,
@@ -32,13 +31,13 @@ from castor.models.backbone import (
     read_tensors,
 )
 from castor.models.export import classifier_around, is_classifier, require_own_pad_token
+from castor.models.head import Float32Linear, check_head, save_with_head
+from castor.models.head_kind import MODERATION_FILE as MODERATION_FILE
+from castor.models.head_kind import SCORE_FILE, TAXONOMIES, taxonomy_of
 from castor.models.pku import is_pku
-from castor.models.score import SCORE_FILE
 from castor.packing import PackedRows
-from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
 
-HEAD_FILE, MODERATION_FILE = "moderation_head.safetensors", "castor_moderation.json"
-TAXONOMIES: dict[Taxonomy, tuple[str, ...]] = {"beavertails": BEAVERTAILS_CATEGORIES, "pku": PKU_CATEGORIES}
+HEAD_FILE = "moderation_head.safetensors"
 _HEADS = ("label_head.", "severity_head.")
 
 
@@ -79,17 +78,17 @@ class SeverityHead(nn.Module):
     so the three probabilities never contradict each other.
     """
 
-    def __init__(self, hidden_size: int, dtype: torch.dtype) -> None:
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.direction = nn.Linear(hidden_size, 1, bias=False, dtype=dtype)
+        self.direction = Float32Linear(hidden_size, 1, bias=False)
         nn.init.normal_(self.direction.weight, std=1.0 / (hidden_size + 1) ** 0.5)
-        self.first_cut = nn.Parameter(torch.zeros(1, dtype=dtype))
-        self.gaps = nn.Parameter(torch.zeros(CUTS - 1, dtype=dtype))
+        self.first_cut = nn.Parameter(torch.zeros(1, dtype=torch.float32))
+        self.gaps = nn.Parameter(torch.zeros(CUTS - 1, dtype=torch.float32))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[n, 3] float32 logits of P(severity > k) from hidden states [n, H]."""
         cuts = torch.cat([self.first_cut.float(), softplus(self.gaps.float())]).cumsum(0)
-        return self.direction(hidden).float() - cuts
+        return self.direction(hidden) - cuts
 
 
 class ModerationModel(nn.Module):
@@ -99,28 +98,26 @@ class ModerationModel(nn.Module):
         super().__init__()
         size = hidden_width(backbone)
         self.backbone, self.info, self.isolated = backbone, info, isolates_sequences(backbone)
-        self.label_head = nn.Linear(size, len(info.categories), bias=False, dtype=backbone.dtype)
+        self.label_head = Float32Linear(size, len(info.categories), bias=False)
         nn.init.normal_(self.label_head.weight, std=1.0 / (size + 1) ** 0.5)
-        self.severity_head = SeverityHead(size, backbone.dtype) if info.severity else None
+        self.severity_head = SeverityHead(size) if info.severity else None
 
     @classmethod
-    def from_backbone(
-        cls, model: str, info: ModerationInfo, dtype: torch.dtype, trust_remote_code: bool = False
-    ) -> ModerationModel:
-        """Fresh heads on the backbone of a folder or hub id (any other head is left behind)."""
-        return cls(load_backbone(model, dtype, trust_remote_code), info)
+    def from_backbone(cls, model: ModelLike, info: ModerationInfo, dtype: torch.dtype) -> ModerationModel:
+        """Fresh heads on a model's backbone (any other head is left behind)."""
+        return cls(load_backbone(model, dtype), info)
 
     @classmethod
-    def load(cls, model: str | Path, dtype: torch.dtype) -> ModerationModel:
+    def load(cls, model: ModelLike, dtype: torch.dtype) -> ModerationModel:
         """A model that `save_moderation_model` wrote, or a sequence classifier such as the published beaver-dam-7b.
 
-        A classifier has 14 or 19 outputs, sigmoids of a linear head at the last token. Raises CastorError for another.
+        `dtype` is that of the backbone. A classifier has 14 or 19 outputs, sigmoids of a linear head at the last token.
+        Raises CastorError for another model.
         """
-        name = str(model)
-        if not is_moderation_model(name):
-            return _load_classifier(name, dtype)
-        loaded = cls(load_backbone(name, dtype), read_moderation_info(name))
-        _load_heads(loaded, name)
+        if not is_moderation_model(model):
+            return _load_classifier(model, dtype)
+        loaded = cls(load_backbone(model, dtype), read_moderation_info(model))
+        _load_heads(loaded, model)
         return loaded
 
     def forward(self, rows: PackedRows, positions: Tensor) -> Tensor:
@@ -136,39 +133,25 @@ class ModerationModel(nn.Module):
         return logits[:0] + 0.0 * logits.sum() if empty else logits
 
     def _heads(self, hidden: Tensor) -> Tensor:
-        labels = self.label_head(hidden).float() / self.info.temperature
+        labels = self.label_head(hidden) / self.info.temperature
         if self.severity_head is None:
             return labels
         return torch.cat([labels, self.severity_head(hidden) / self.info.severity_temperature], 1)
 
 
 def save_moderation_model(
-    folder: Path, config: PreTrainedModel, weights: dict[str, Tensor], info: ModerationInfo, tokenizer_from: str
+    folder: Path, config: PreTrainedModel, weights: dict[str, Tensor], info: ModerationInfo, tokenizer_from: ModelLike
 ) -> None:
-    """Write a moderation model as a backbone folder plus a file of heads, whole or not at all.
-
-    Args:
-        folder: written aside and renamed.
-        config: the backbone (only its class and config are used; under ZeRO-3 its own weights may be shards).
-        weights: full weights by `ModerationModel` parameter name.
-        info: what the outputs mean.
-        tokenizer_from: folder or hub id whose tokenizer is copied.
-
-    """
-    prefix = "backbone."
-    with atomic_folder(folder) as aside:
-        backbone = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        config.save_pretrained(aside, state_dict=backbone)
-        save_file({k: v.contiguous() for k, v in weights.items() if k.startswith(_HEADS)}, aside / HEAD_FILE)
-        write_json(aside / MODERATION_FILE, asdict(info))
-        load_tokenizer(tokenizer_from).save_pretrained(aside)
+    """Write a moderation model, as `save_with_head`; `config` is its backbone."""
+    heads = {name: tensor for name, tensor in weights.items() if name.startswith(_HEADS)}
+    save_with_head(folder, config, weights, heads, info, (HEAD_FILE, MODERATION_FILE), tokenizer_from)
 
 
-def read_moderation_info(model: str | Path) -> ModerationInfo:
+def read_moderation_info(model: ModelLike) -> ModerationInfo:
     """What the moderation model or classifier says of itself. Raises CastorError when it is neither."""
-    path = find_file(str(model), MODERATION_FILE)
+    path = find_file(model, MODERATION_FILE)
     if path is None:
-        return _classifier_info(str(model))
+        return _classifier_info(model)
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         thresholds = values["thresholds"] | {"labels": tuple(values["thresholds"]["labels"])}
@@ -178,13 +161,13 @@ def read_moderation_info(model: str | Path) -> ModerationInfo:
         raise CastorError(f"{path} does not describe a moderation model: {first_line(error)}") from error
 
 
-def is_moderation_model(model: str | Path) -> bool:
-    """Does the folder or hub id hold a model that `save_moderation_model` wrote?"""
-    return find_file(str(model), MODERATION_FILE) is not None
+def is_moderation_model(model: ModelLike) -> bool:
+    """Is it a model that `save_moderation_model` wrote?"""
+    return find_file(model, MODERATION_FILE) is not None
 
 
 @torch.no_grad()
-def export_classifier(folder: str | Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
+def export_classifier(source: ModelLike, out: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a moderation model as a plain `AutoModelForSequenceClassification` with the same labels.
 
     Its sigmoids are the label probabilities (the temperature is folded into the head); `id2label` has the categories,
@@ -192,11 +175,10 @@ def export_classifier(folder: str | Path, out: Path, dtype: torch.dtype = torch.
     that of the weights written; another than float32 rounds the outputs. Raises CastorError when transformers has no
     such class for the backbone, or when it would read another token.
     """
-    model, tokenizer = ModerationModel.load(folder, torch.float32), load_tokenizer(str(folder))
-    require_own_pad_token(tokenizer, str(folder))
-    classifier = classifier_around(
-        model.backbone, model.label_head.weight / model.info.temperature, tokenizer.pad_token_id
-    )
+    model, tokenizer = ModerationModel.load(source, torch.float32), load_tokenizer(source)
+    require_own_pad_token(tokenizer, source)
+    weight, trusted = model.label_head.weight / model.info.temperature, ModelReference.of(source).trust_remote_code
+    classifier = classifier_around(model.backbone, weight, tokenizer.pad_token_id, trusted)
     classifier.config.id2label = dict(enumerate(model.info.categories))
     classifier.config.label2id = {name: number for number, name in enumerate(model.info.categories)}
     classifier.config.problem_type = "multi_label_classification"
@@ -206,24 +188,19 @@ def export_classifier(folder: str | Path, out: Path, dtype: torch.dtype = torch.
         tokenizer.save_pretrained(aside)
 
 
-def _load_heads(model: ModerationModel, name: str) -> None:
-    path = find_file(name, HEAD_FILE)
-    if path is None:
-        raise CastorError(f"{name} has no {HEAD_FILE}: the moderation model is not whole, train it again")
-    heads = {key: tensor.to(model.backbone.dtype) for key, tensor in load_file(path).items()}
-    own = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(_HEADS)}
-    shapes, wanted = ({key: tuple(tensor.shape) for key, tensor in each.items()} for each in (heads, own))
-    if shapes != wanted:
-        different = min(key for key in shapes | wanted if shapes.get(key) != wanted.get(key))
-        raise CastorError(
-            f"{path} is not the head of a model with {len(model.info.categories)} categories and "
-            f"{'a' if model.info.severity else 'no'} severity: {different} is {shapes.get(different, 'missing')}, not "
-            f"{wanted.get(different, 'wanted')}; train it again"
-        )
-    model.load_state_dict(model.state_dict() | heads)
+def _load_heads(moderation: ModerationModel, model: ModelLike) -> None:
+    path, info = ModelReference.of(model).local() / HEAD_FILE, moderation.info
+    if not path.is_file():
+        raise CastorError(f"{model} has no {HEAD_FILE}: the moderation model is not whole, train it again")
+    heads = load_file(path)
+    own = {key: tensor for key, tensor in moderation.state_dict().items() if key.startswith(_HEADS)}
+    wanted = {key: tuple(tensor.shape) for key, tensor in own.items()}
+    what = f"a model with {len(info.categories)} categories and {'a' if info.severity else 'no'} severity"
+    check_head(model, heads, wanted, what)
+    moderation.load_state_dict(heads, strict=False)  # all of them: `check_head` has seen to it
 
 
-def _load_classifier(model: str, dtype: torch.dtype) -> ModerationModel:
+def _load_classifier(model: ModelLike, dtype: torch.dtype) -> ModerationModel:
     info = _classifier_info(model)
     head = read_tensors(model, ("score.",))
     backbone = load_backbone(model, dtype, pickled=True)
@@ -239,7 +216,7 @@ def _load_classifier(model: str, dtype: torch.dtype) -> ModerationModel:
     return moderation
 
 
-def _classifier_info(model: str) -> ModerationInfo:
+def _classifier_info(model: ModelLike) -> ModerationInfo:
     """Of a sequence classifier, from its config: the order of its labels is that of `id2label`, if it names them."""
     config = load_config(model)
     if find_file(model, SCORE_FILE) is not None or is_pku(config):
@@ -252,15 +229,14 @@ def _classifier_info(model: str) -> ModerationInfo:
     if config.problem_type not in (None, "multi_label_classification"):
         raise CastorError(f"{model} is a {config.problem_type} model: moderation needs independent labels")
     names = tuple(str(name) for _, name in sorted((int(number), name) for number, name in _labels(config)))
-    unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(names))
-    for taxonomy, categories in TAXONOMIES.items():
-        if (unnamed and len(names) == len(categories)) or sorted(names) == sorted(categories):
-            info = ModerationInfo.fresh(taxonomy, "pair", severity=False)
-            return info if unnamed else replace(info, categories=names)
-    raise CastorError(
-        f"{model} has {len(names)} labels ({', '.join(names[:3])}, ...), neither BeaverTails' 14 nor PKU-SafeRLHF's "
-        "19: give a model of one of the two taxonomies"
-    )
+    taxonomy = taxonomy_of(names)
+    if taxonomy is None:
+        raise CastorError(
+            f"{model} has {len(names)} labels ({', '.join(names[:3])}, ...), neither BeaverTails' 14 nor "
+            "PKU-SafeRLHF's 19: give a model of one of the two taxonomies"
+        )
+    info = ModerationInfo.fresh(taxonomy, "pair", severity=False)
+    return replace(info, categories=names) if sorted(names) == sorted(info.categories) else info
 
 
 def _labels(config: PreTrainedConfig) -> Iterable[tuple[int | str, str]]:

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from castor.data.tokens.template import load_tokenizer
 from castor.io.checkpoint import atomic_folder
 from castor.io.errors import CastorError
+from castor.model_reference import ModelLike
 from castor.models.backbone import load_backbone, read_tensors
 from castor.models.score import ScoreInfo, ScoreModel, ScoreType
 
@@ -32,7 +34,7 @@ def is_pku(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForScore") for name in config.architectures or [])
 
 
-def read_pku_info(model: str, config: PreTrainedConfig) -> ScoreInfo:
+def read_pku_info(model: ModelLike, config: PreTrainedConfig) -> ScoreInfo:
     """What the score means. Raises CastorError where the config does not say, or scores are vectors."""
     settings = cast(Any, config)
     kind = getattr(settings, "score_type", None)
@@ -52,8 +54,8 @@ def read_pku_info(model: str, config: PreTrainedConfig) -> ScoreInfo:
     return ScoreInfo(cast(ScoreType, kind), 0.0 if kind == "cost" else float(mean), std)
 
 
-def load_pku(model: str, config: PreTrainedConfig, dtype: torch.dtype) -> ScoreModel:
-    """A score model of a folder or hub id in the published layout, safetensors or `pytorch_model.bin`."""
+def load_pku(model: ModelLike, config: PreTrainedConfig, dtype: torch.dtype) -> ScoreModel:
+    """A score model in the published layout, safetensors or `pytorch_model.bin`."""
     info = read_pku_info(model, config)
     head = read_tensors(model, ("score_head.",))
     if "score_head.weight" not in head:
@@ -62,11 +64,9 @@ def load_pku(model: str, config: PreTrainedConfig, dtype: torch.dtype) -> ScoreM
     return ScoreModel.with_head(backbone, info, head["score_head.weight"], head.get("score_head.bias"))
 
 
-def save_pku(model: ScoreModel, folder: Path, tokenizer_from: str) -> None:
+def save_pku(model: ScoreModel, folder: Path, tokenizer_from: ModelLike) -> None:
     """Write a score model in the published layout; raises CastorError for an architecture that has none."""
     from huggingface_hub import save_torch_state_dict
-
-    from castor.data.tokens.template import load_tokenizer
 
     backbone, info = model.backbone, model.info
     if backbone.config.model_type not in ARCHITECTURES:

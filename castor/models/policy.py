@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from castor.io.errors import CastorError
-from castor.models.backbone import (
-    check_loaded,
-    disable_dropout,
-    first_line,
-    isolates_sequences,
-    load_config,
-    model_inputs,
-)
+from castor.data.tokens.template import load_tokenizer
+from castor.io.checkpoint import atomic_folder
+from castor.model_reference import ModelLike
+from castor.models.backbone import isolates_sequences, load_config, load_weights, model_inputs
 from castor.packing import PackedRows
+
+LM = "lm."  # what the parameters of the language model are called inside a policy
 
 
 class PolicyModel(nn.Module):
@@ -29,19 +26,14 @@ class PolicyModel(nn.Module):
         self.isolated = isolates_sequences(lm.base_model)
 
     @classmethod
-    def load(cls, model: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PolicyModel:
-        """From a folder or hub id. Raises CastorError when it is no causal language model or its weights do not fit."""
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                model, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, use_safetensors=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CastorError(f"{model!r} cannot be loaded as a causal language model: {first_line(error)}") from error
-        lm, info = loaded  # a pair, because of output_loading_info
-        check_loaded(model, info)
-        lm.config.use_cache = False
-        disable_dropout(lm)
-        return cls(lm)
+    def load(cls, model: ModelLike, dtype: torch.dtype) -> PolicyModel:
+        """The causal language model of a reference; arguments and errors are those of `load_weights`."""
+        return cls(load_weights(AutoModelForCausalLM, model, dtype, "as a causal language model"))
+
+    def save(self, folder: Path, weights: dict[str, Tensor], tokenizer_from: ModelLike) -> None:
+        """Write full weights by `PolicyModel` parameter name, as `save_language_model`."""
+        own = {name.removeprefix(LM): tensor for name, tensor in weights.items()}
+        save_language_model(folder, self.lm, own, tokenizer_from)
 
     def forward(
         self, rows: PackedRows, positions: Tensor, temperature: float = 1.0, with_entropy: bool = False
@@ -75,7 +67,23 @@ class PolicyModel(nn.Module):
         return result + 0.0 * logits.sum() if len(positions) == 0 else result
 
 
-def context_length(model: str, trust_remote_code: bool = False) -> int | None:
+def save_language_model(
+    folder: Path, lm: PreTrainedModel, weights: dict[str, Tensor], tokenizer_from: ModelLike
+) -> None:
+    """Write a Hugging Face folder, whole or not at all; code that the model or the tokenizer ships goes along.
+
+    Args:
+        folder: written aside and renamed.
+        lm: only its class and config are used; under ZeRO-3 its own weights may be shards.
+        weights: full weights by the language model's parameter names.
+        tokenizer_from: the model whose tokenizer is copied.
+
+    """
+    with atomic_folder(folder) as aside:
+        lm.save_pretrained(aside, state_dict=weights)
+        load_tokenizer(tokenizer_from).save_pretrained(aside)
+
+
+def context_length(model: ModelLike) -> int | None:
     """Longest sequence the model was made for, in tokens; None where its config does not say."""
-    config = load_config(model, trust_remote_code)
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(load_config(model), "max_position_embeddings", None)

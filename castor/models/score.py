@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from castor.io.checkpoint import atomic_folder
-from castor.io.errors import CastorError
-from castor.io.files import write_json
-from castor.models.backbone import (
-    find_file,
-    first_line,
-    hidden_width,
-    isolates_sequences,
-    load_backbone,
-    model_inputs,
-)
+from castor.io.errors import CastorError, first_line
+from castor.model_reference import ModelLike, ModelReference
+from castor.models.backbone import find_file, hidden_width, isolates_sequences, load_backbone, model_inputs
+from castor.models.head import Float32Linear, check_head, save_with_head
+from castor.models.head_kind import SCORE_FILE
 from castor.models.normalizer import Normalizer
 from castor.packing import PackedRows
 
-HEAD_FILE, SCORE_FILE = "score_head.safetensors", "castor_score.json"
+HEAD_FILE = "score_head.safetensors"
 ScoreType = Literal["reward", "cost", "critic"]
 
 
@@ -59,7 +53,7 @@ class ScoreModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         width = hidden_width(backbone)
-        self.score_head = nn.Linear(width, 1, bias=head_bias, dtype=backbone.dtype)
+        self.score_head = Float32Linear(width, 1, bias=head_bias)
         nn.init.normal_(self.score_head.weight, std=1.0 / (width + 1) ** 0.5)
         if head_bias:
             nn.init.zeros_(self.score_head.bias)
@@ -68,33 +62,36 @@ class ScoreModel(nn.Module):
         self.normalizer: Normalizer | None = None  # statistics in training, where the stage asks for them
 
     @classmethod
-    def from_backbone(
-        cls, model: str, info: ScoreInfo, dtype: torch.dtype, trust_remote_code: bool = False, head_bias: bool = True
-    ) -> ScoreModel:
-        """A fresh head on the backbone of a folder or hub id (a causal LM's head is left behind)."""
-        return cls(load_backbone(model, dtype, trust_remote_code), info, head_bias)
+    def from_backbone(cls, model: ModelLike, info: ScoreInfo, dtype: torch.dtype, head_bias: bool = True) -> ScoreModel:
+        """A fresh head on a model's backbone (a causal LM's head is left behind)."""
+        return cls(load_backbone(model, dtype), info, head_bias)
 
     @classmethod
     def with_head(cls, backbone: PreTrainedModel, info: ScoreInfo, weight: Tensor, bias: Tensor | None) -> ScoreModel:
-        """A given head [1, hidden] with its bias [1], if it has one, on a backbone."""
+        """A given head [1, hidden] with its bias [1], if it has one, on a backbone.
+
+        Raises CastorError when the head is not as wide as the backbone's hidden states.
+        """
         model = cls(backbone, info, head_bias=bias is not None)
         head = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        model.score_head.load_state_dict({name: tensor.to(backbone.dtype) for name, tensor in head.items()})
+        width, score_head = model.score_head.in_features, model.score_head
+        wanted = {name: tuple(parameter.shape) for name, parameter in score_head.named_parameters()}
+        check_head(backbone.name_or_path, head, wanted, f"a score model with hidden states of {width} numbers")
+        score_head.load_state_dict(head)
         return model
 
     @classmethod
-    def load(cls, model: str | Path, dtype: torch.dtype) -> ScoreModel:
-        """A score model that `save_score_model` wrote. Raises CastorError when the folder or hub id holds none.
+    def load(cls, model: ModelLike, dtype: torch.dtype) -> ScoreModel:
+        """A score model that `save_score_model` wrote; `dtype` is that of its backbone. Raises CastorError for another.
 
         `castor.models.load.load_score_model` also reads the other layouts.
         """
-        name = str(model)
-        info = read_own_info(name)
-        path = find_file(name, HEAD_FILE)
-        if path is None:
+        info = read_own_info(model)
+        path = ModelReference.of(model).local() / HEAD_FILE
+        if not path.is_file():
             raise CastorError(f"{model} has no {HEAD_FILE}: the score model is not whole, train it again")
         head = load_file(path)
-        return cls.with_head(load_backbone(name, dtype), info, head["weight"], head.get("bias"))
+        return cls.with_head(load_backbone(model, dtype), info, head["weight"], head.get("bias"))
 
     def as_critic(self) -> ScoreModel:
         """A critic on the same backbone that begins by predicting the scores; the normaliser goes into its head."""
@@ -112,37 +109,22 @@ class ScoreModel(nn.Module):
         """[K] float32 normalised scores at the given flat token positions [K] int64."""
         rows, inputs = model_inputs(rows, self.isolated)
         hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
-        raw = self.score_head(hidden[rows.flat[positions]]).squeeze(-1).float()
+        raw = self.score_head(hidden[rows.flat[positions]]).squeeze(-1)
         if len(positions) == 0:  # an empty micro-batch still has to reach every parameter in the backward pass
             raw = raw + 0.0 * self.score_head(hidden).sum()
         return (raw - self.info.mean) / self.info.std
 
 
 def save_score_model(
-    folder: Path, config: PreTrainedModel, weights: dict[str, Tensor], info: ScoreInfo, tokenizer_from: str
+    folder: Path, config: PreTrainedModel, weights: dict[str, Tensor], info: ScoreInfo, tokenizer_from: ModelLike
 ) -> None:
-    """Write a score model as a backbone folder plus a head file, whole or not at all.
-
-    Args:
-        folder: written aside and renamed.
-        config: the backbone (only its class and config are used; under ZeRO-3 its own weights may be shards).
-        weights: full weights by `ScoreModel` parameter name.
-        info: what the score means.
-        tokenizer_from: folder or hub id whose tokenizer is copied.
-
-    """
-    from castor.data.tokens.template import load_tokenizer
-
-    prefix, head = "backbone.", "score_head."
-    with atomic_folder(folder) as aside:
-        backbone = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        config.save_pretrained(aside, state_dict=backbone)
-        save_file({k.removeprefix(head): v for k, v in weights.items() if k.startswith(head)}, aside / HEAD_FILE)
-        write_json(aside / SCORE_FILE, asdict(info))
-        load_tokenizer(tokenizer_from).save_pretrained(aside)
+    """Write a score model, as `save_with_head`; `config` is its backbone."""
+    prefix = "score_head."
+    head = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    save_with_head(folder, config, weights, head, info, (HEAD_FILE, SCORE_FILE), tokenizer_from)
 
 
-def read_own_info(model: str) -> ScoreInfo:
+def read_own_info(model: ModelLike) -> ScoreInfo:
     """What the score model that Castor saved measures. Raises CastorError when it is none, or damaged."""
     path = find_file(model, SCORE_FILE)
     if path is None:

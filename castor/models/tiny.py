@@ -25,26 +25,33 @@ def make_demo_model(config: DemoModel, text: Iterable[str], seed: int, folder: P
     tokenizer = train_tokenizer(config, text)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.heads,
-            max_position_embeddings=config.max_position_embeddings,
-            initializer_range=config.initializer_range,
-            tie_word_embeddings=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-        )
+        llama_config(config, len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     )
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return len(tokenizer), model.num_parameters()
+
+
+def llama_config(
+    config: DemoModel, vocabulary: int, pad_token_id: int | None = None, eos_token_id: int | None = None
+) -> LlamaConfig:
+    """What the demo model is, with a vocabulary of the given size."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=config.max_position_embeddings,
+        initializer_range=config.initializer_range,
+        tie_word_embeddings=False,
+        pad_token_id=pad_token_id,
+        eos_token_id=eos_token_id,
+        bos_token_id=None,
+    )
 
 
 def train_tokenizer(config: DemoModel, text: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from castor.data.rows.fields import History
 from castor.data.rows.schemas import Exchange
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
+from castor.model_reference import ModelLike
 from castor.models.moderation import ModerationInfo, ModerationModel, is_moderation_model
 from castor.models.policy import context_length
 from castor.packing import micro_batches, pack_rows
@@ -39,13 +39,13 @@ class Moderator:
     """A loaded moderation model. It fails closed: a row it cannot judge is an error, never a verdict of safe."""
 
     def __init__(
-        self, model: str | Path, template: str = "auto", dtype: torch.dtype = torch.float32,
+        self, model: ModelLike, template: str = "auto", dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu", batch_tokens: int = 8192,
     ) -> None:  # fmt: skip
         """Load a moderation model, or a sequence classifier with 14 or 19 labels.
 
         Args:
-            model: folder or hub id.
+            model: a reference, or a folder or hub id whose code is not trusted.
             template: prompt format it was trained with, see `PromptTemplate`.
             dtype: of the weights.
             device: where it computes.
@@ -55,8 +55,8 @@ class Moderator:
         loaded = ModerationModel.load(model, dtype)
         self.model, self.info = loaded.eval().requires_grad_(False).to(device), loaded.info
         self.device, self.batch_tokens = torch.device(device), batch_tokens
-        self.template = PromptTemplate(load_tokenizer(str(model)), template)
-        self.context = context_length(str(model))
+        self.template = PromptTemplate(load_tokenizer(model), template)
+        self.context = context_length(model)
         self._joint = not is_moderation_model(model)
 
     def encode(self, question: str, answer: str, history: History = ()) -> NDArray[np.int64]:
@@ -94,7 +94,7 @@ class Moderator:
         return verdicts(logits, self.info)
 
 
-def predict(model: str | Path, rows: Sequence[tuple[str, str] | Exchange], template: str = "auto") -> Verdicts:
+def predict(model: ModelLike, rows: Sequence[tuple[str, str] | Exchange], template: str = "auto") -> Verdicts:
     """Verdicts of the moderation model in a folder on (question, answer) rows; see `Moderator`."""
     return Moderator(model, template).predict(rows)
 

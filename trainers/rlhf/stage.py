@@ -79,7 +79,7 @@ def _signal_models(run: StageRun, config: RLHF, name: str, policy: ModelReferenc
     if config.has_critic(name):
         critic = run.models.get(f"signals.{name}.critic_model", judge)
         assert critic is not None  # `RLHF` has checked it
-        require_same_tokenizer(policy.name, critic.name, f"{run.name}: the critic of signal {name!r}")
+        require_same_tokenizer(policy, critic, f"{run.name}: the critic of signal {name!r}")
     text = PolicyText(policy.name, run.template, policy.trust_remote_code)
     return SignalModels(
         None if judge is None else judge.name, None if critic is None else critic.name, text, Path.cwd()

@@ -18,6 +18,8 @@ from castor.data.rows.schemas import PreferenceRow, QARow
 from castor.data.sources.report import require_both_classes
 from castor.data.tokens.template import require_same_tokenizer
 from castor.io.errors import CastorError
+from castor.models.head_kind import HeadKind
+from castor.models.start import start_line
 from trainers.stage_run import StageRun
 from trainers.supervised.driver import run_supervised
 from trainers.supervised.tasks.dpo import first_of
@@ -38,7 +40,7 @@ def run_reward(run: StageRun) -> str:
     stage: Reward = run.section
     need: tuple[PreferenceLabel, ...] = ("better",)
     with run.rows.store(stage.data, PreferenceRow, partial(stream_preferences, need=need)) as rows:
-        metrics = _train(run, stage, rows)
+        metrics = _train(run, stage, rows, "reward")
     return f"accuracy {metrics['accuracy']:.1%} on {metrics['validation_samples']:.0f} held-out pairs"
 
 
@@ -48,13 +50,13 @@ def run_cost(run: StageRun) -> str:
     if stage.loss == "sign":
         with run.rows.store(stage.data, QARow, partial(stream_qa, need=_SAFETY)) as answers:
             require_both_classes((row.is_safe for row in answers), "is_safe", run.name)
-            metrics = _train(run, stage, answers)
+            metrics = _train(run, stage, answers, "cost")
         return f"sign accuracy {metrics['sign_accuracy']:.1%} on {metrics['validation_samples']:.0f} held-out responses"
     need: tuple[PreferenceLabel, ...] = ("safer", "safe_flags")
     with run.rows.store(stage.data, PreferenceRow, partial(stream_preferences, need=need)) as pairs:
         flags = (flag for row in pairs for flag in (row.is_response_0_safe, row.is_response_1_safe))
         require_both_classes(flags, "is_response_*_safe", run.name)
-        metrics = _train(run, stage, pairs)
+        metrics = _train(run, stage, pairs, "cost")
     return (
         f"ranking accuracy {metrics['accuracy']:.1%}, sign accuracy {metrics['sign_accuracy']:.1%} "
         f"on {metrics['validation_samples']:.0f} held-out pairs"
@@ -66,7 +68,7 @@ def run_moderation(run: StageRun) -> str:
     stage: Moderation = run.section
     with run.rows.store(stage.data, QARow, partial(stream_qa, need=_SAFETY)) as rows:
         require_both_classes((row.is_safe for row in rows), "is_safe", run.stage.place)
-        metrics = _train(run, stage, rows)
+        metrics = _train(run, stage, rows, stage.taxonomy)
     severity = f", severity {metrics['severity_accuracy']:.1%}" if "severity_accuracy" in metrics else ""
     return (
         f"accuracy {metrics['accuracy']:.1%}, F1 {metrics['f1']:.1%}, false positives "
@@ -99,7 +101,10 @@ def run_dpo(run: StageRun) -> str:
     )
 
 
-def _train(run: StageRun, stage: Supervised, rows: Sequence[Any]) -> dict[str, float]:
+def _train(run: StageRun, stage: Supervised, rows: Sequence[Any], head: HeadKind | None = None) -> dict[str, float]:
+    """Train on Ray Train; `head` is the kind of the head that the stage puts on a backbone."""
+    if head is not None and (told := start_line(run.models["model"], head)) is not None:
+        run.terminal.line(f"  {run.name} {told}")
     run.tracker.declare(run.name)
     note = ""
     with run.terminal.bar(run.name) as bar:

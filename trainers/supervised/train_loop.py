@@ -107,7 +107,7 @@ class Worker:
             stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training, job.reference
         )
         if self.rank == 0 and not self.files.samples.is_dir():
-            template = PromptTemplate(load_tokenizer(job.model.name, job.model.trust_remote_code), job.template)
+            template = PromptTemplate(load_tokenizer(job.model), job.template)
             Samples(template, self.task.texts(), stage.max_length, self.files.samples)
         dist.barrier()
         self.samples = Samples.open(self.files.samples)
@@ -118,7 +118,7 @@ class Worker:
         per_epoch = len(self.training) // stage.batch_size
         self.steps = stage.max_steps or max(1, math.ceil(stage.epochs * per_epoch))
         torch.manual_seed(job.seed)  # heads and adapters start alike on every rank
-        self.model = self.task.load(job.model, resolve_dtype(stage.engine.dtype))
+        self.model = self.task.load(resolve_dtype(stage.engine.dtype))
         if stage.lora:
             add_adapters(self.model, stage.lora)
         self.engine = TrainEngine(self.model, stage.engine, self.steps)

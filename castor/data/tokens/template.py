@@ -10,6 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from castor.config.template import KINDS, PROMPT, check_template
 from castor.data.rows.fields import History
 from castor.io.errors import CastorError
+from castor.io.files import read_json
+from castor.model_reference import ModelLike, ModelReference
 
 # Verbatim, so that PKU's released models score correctly (safe-rlhf configs/constants.py);
 # no space after the last colon.
@@ -19,17 +21,36 @@ PKU_PROMPT = PKU_BEGIN + PKU_TURN
 _MARK = "§"  # stands for the prompt where the text around it is looked for; no prompt format holds it
 
 
-def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id. Raises CastorError when there is none or it lacks an EOS or pad token."""
+def load_tokenizer(model: ModelLike) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Raises CastorError when there is none, it ships code that is not trusted, lacks an EOS or pad token, or has more
+    tokens than the model's config says that the model has.
+    """
+    reference = ModelReference.of(model)
+    folder = reference.local(weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=reference.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise CastorError(f"no tokenizer could be loaded from {model!r}: {_first_line(error)}") from error
+        raise reference.load_error(error, "has no tokenizer that could be loaded") from error
     if tokenizer.eos_token_id is None:
-        raise CastorError(f"the tokenizer of {model!r} has no EOS token, so a response could never end: set eos_token")
+        raise CastorError(f"the tokenizer of {model} has no EOS token, so a response could never end: set eos_token")
     if tokenizer.pad_token_id is None:
-        raise CastorError(f"the tokenizer of {model!r} has no pad token: set pad_token (eos_token will do) and save it")
+        raise CastorError(f"the tokenizer of {model} has no pad token: set pad_token (eos_token will do) and save it")
+    _check_vocabulary(reference, folder / "config.json", tokenizer)
     return tokenizer
+
+
+def _check_vocabulary(model: ModelReference, config: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise CastorError when the tokenizer gives ids that the model has no embedding for."""
+    settings = read_json(config) if config.is_file() else {}
+    size = (settings.get("text_config") or settings).get("vocab_size")
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if size is not None and largest >= size:
+        raise CastorError(
+            f"{model} does not fit together: its tokenizer has token ids up to {largest}, and its config embeddings "
+            f"for ids below {size} (vocab_size): take the model's own tokenizer, or resize its embeddings and save it"
+        )
 
 
 def tokenise_alike(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
@@ -37,9 +58,9 @@ def tokenise_alike(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBas
     return ours.get_vocab() == theirs.get_vocab() and ours.eos_token_id == theirs.eos_token_id
 
 
-def require_same_tokenizer(policy: str | Path, other: str | Path, what: str) -> None:
-    """Raise CastorError unless both folders tokenise alike: a critic reads the policy's own token ids."""
-    if not tokenise_alike(load_tokenizer(str(policy)), load_tokenizer(str(other))):
+def require_same_tokenizer(policy: ModelLike, other: ModelLike, what: str) -> None:
+    """Raise CastorError unless both models tokenise alike: a critic reads the policy's own token ids."""
+    if not tokenise_alike(load_tokenizer(policy), load_tokenizer(other)):
         raise CastorError(
             f"{what} would start from {other}, which has another tokenizer than the policy at {policy}, whose token "
             "ids it has to read: give the signal a critic_model with the policy's tokenizer, or take an "
@@ -114,7 +135,3 @@ class PromptTemplate:
 
     def _asked(self, prompt: str) -> str:
         return self.turn.replace(PROMPT, prompt)  # not str.format: the text may hold braces of its own
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

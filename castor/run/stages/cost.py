@@ -9,6 +9,7 @@ from castor.run.stages.supervised import SupervisedStage
 
 if TYPE_CHECKING:
     from castor.config.preference import Cost
+    from castor.models.head_kind import HeadKind
 
 
 class CostStage(SupervisedStage):
@@ -24,3 +25,8 @@ class CostStage(SupervisedStage):
     def row_kind(self) -> Rows:
         """Pairs, or with `loss: sign` single responses."""
         return "qa" if self.section.loss == "sign" else "preferences"
+
+    @property
+    def head(self) -> HeadKind:
+        """A cost."""
+        return "cost"

@@ -18,7 +18,7 @@ class DPOStage(SupervisedStage):
     field, makes = "dpo", "language model"
     summary = "Train the policies of CONFIG that learn from preference rows alone: DPO, SafeDPO, SACPO."
     runner = "trainers.supervised.stages:run_dpo"
-    start_kinds, scores = LANGUAGE_MODEL, False
+    start_kinds = LANGUAGE_MODEL
 
     section: DPO
 

@@ -9,6 +9,7 @@ from castor.run.stages.supervised import SupervisedStage
 
 if TYPE_CHECKING:
     from castor.config.moderation import Moderation
+    from castor.models.head_kind import HeadKind
 
 
 class ModerationStage(SupervisedStage):
@@ -24,3 +25,8 @@ class ModerationStage(SupervisedStage):
     def row_kind(self) -> Rows:
         """Single responses."""
         return "qa"
+
+    @property
+    def head(self) -> HeadKind:
+        """The categories of its taxonomy."""
+        return self.section.taxonomy

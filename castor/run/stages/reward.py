@@ -9,6 +9,7 @@ from castor.run.stages.supervised import SupervisedStage
 
 if TYPE_CHECKING:
     from castor.config.preference import Reward
+    from castor.models.head_kind import HeadKind
 
 
 class RewardStage(SupervisedStage):
@@ -24,3 +25,8 @@ class RewardStage(SupervisedStage):
     def row_kind(self) -> Rows:
         """Pairs with the more helpful response."""
         return "preferences"
+
+    @property
+    def head(self) -> HeadKind:
+        """A reward."""
+        return "reward"

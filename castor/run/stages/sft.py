@@ -17,7 +17,7 @@ class SFTStage(SupervisedStage):
     field, makes = "sft", "language model"
     summary = "Supervised fine-tuning."
     runner = "trainers.supervised.stages:run_sft"
-    start_kinds, scores = LANGUAGE_MODEL, False
+    start_kinds = LANGUAGE_MODEL
 
     section: SFT
 

@@ -12,6 +12,7 @@ from castor.run.stages.stage import ANY_MODEL, Kind, Read, Rows, RowsRead, Stage
 if TYPE_CHECKING:
     from castor.config.model import ModelOption
     from castor.config.supervised import Supervised
+    from castor.models.head_kind import HeadKind
 
 
 class SupervisedStage(Stage):
@@ -19,7 +20,11 @@ class SupervisedStage(Stage):
 
     section: Supervised
     start_kinds: ClassVar[frozenset[Kind]] = ANY_MODEL
-    scores: ClassVar[bool] = True  # whether it makes a backbone with a head
+
+    @property
+    def head(self) -> HeadKind | None:
+        """What the head measures that it puts on a backbone; None: it makes a language model."""
+        return None
 
     @property
     @abstractmethod
@@ -58,7 +63,7 @@ class SupervisedStage(Stage):
         """Ray Train's workers and those that look after them."""
         stage = self.section
         elastic = "" if stage.min_workers == stage.max_workers else f", elastic from {stage.min_workers}"
-        held = Trained(stage.model, stage.engine, stage.min_workers, self.scores, stage.lora)
+        held = Trained(stage.model, stage.engine, stage.min_workers, self.head is not None, stage.lora)
         return [
             Actors("RayTrainWorker", stage.max_workers, stage.resources, f"trains{elastic}", (held,)),
             helper("fit", "Ray Train's driver"),

@@ -234,8 +234,11 @@ def test_a_tokenizer_without_eos_or_pad_is_refused(policy_folder, tmp_path, toke
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(CastorError, match=rf"(?i)no {token} token.*set {token}_token"):
         load_tokenizer(str(tmp_path))
-    with pytest.raises(CastorError, match="no tokenizer could be loaded"):
+    with pytest.raises(CastorError, match=r"there is no model at .*nowhere"):
         load_tokenizer(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CastorError, match="empty' has no tokenizer that could be loaded"):
+        load_tokenizer(str(tmp_path / "empty"))
 
 
 def test_a_critic_reads_the_policys_tokens(policy_folder, score_folder, tmp_path):
@@ -245,3 +248,30 @@ def test_a_critic_reads_the_policys_tokens(policy_folder, score_folder, tmp_path
         CastorError, match=r"the critic of signal harm would start from .* another tokenizer.*critic_model"
     ):
         require_same_tokenizer(policy_folder, tmp_path, "the critic of signal harm")
+
+
+def test_parts_that_do_not_fit_each_other_are_named(policy_folder, score_folder, tmp_path):
+    """Tokenizer, config, embedding and head of a folder must be of one model."""
+
+    def broken(source, name):
+        return shutil.copytree(source, tmp_path / name)
+
+    def change(folder, **values):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | values))
+        return folder
+
+    size = len(load_tokenizer(policy_folder))
+    small = change(broken(policy_folder, "small"), vocab_size=size - 1)
+    with pytest.raises(CastorError, match=rf"small does not fit together: .* token ids up to {size - 1}"):
+        load_tokenizer(small)
+    for load in (PolicyModel.load, lambda model, dtype: ScoreModel.from_backbone(model, ScoreInfo("cost"), dtype)):
+        with pytest.raises(CastorError, match=rf"small does not fit together: by its config .* is \[{size - 1}, 16\]"):
+            load(small, torch.float32)
+    large = change(broken(score_folder, "large"), vocab_size=size + 3)
+    with pytest.raises(CastorError, match=rf"embed_tokens.weight is \[{size + 3}, 16\], in its weights \[{size}, 16\]"):
+        load_score_model(large, torch.float32)
+    headless = broken(score_folder, "headless")
+    save_file({"weight": torch.zeros(1, 24), "bias": torch.zeros(1)}, headless / "score_head.safetensors")
+    with pytest.raises(CastorError, match=r"headless does not fit together: .*weight is \(1, 24\), not \(1, 16\)"):
+        load_score_model(headless, torch.float32)

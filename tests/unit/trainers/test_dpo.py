@@ -246,9 +246,9 @@ def test_the_start_is_the_reference_so_that_training_begins_at_log_two(folder, p
     samples = Samples(PromptTemplate(load_tokenizer(folder)), task.texts(), max_length=128)
     task.prepare(samples, TrainingFiles(tmp_path))
     chosen = np.arange(len(samples))
-    loss = task.loss(task.load(folder, torch.float32), samples.pack(chosen, 64), chosen.tolist())
+    loss = task.loss(task.load(torch.float32), samples.pack(chosen, 64), chosen.tolist())
     assert loss.item() / len(samples) == pytest.approx(math.log(2), rel=1e-5)
-    empty = task.loss(task.load(folder, torch.float32), samples.pack(chosen[:0], 64), [])
+    empty = task.loss(task.load(torch.float32), samples.pack(chosen[:0], 64), [])
     empty.backward()
     assert empty.item() == 0.0
 

@@ -88,7 +88,7 @@ def test_an_empty_batch_packs_to_nothing(template):
 def test_the_sft_loss_is_transformers_own(folder, template, train_on_prompt):
     task = make_task(SFT(data=DATA, train_on_prompt=train_on_prompt), DEMONSTRATIONS, folder)
     samples = Samples(template, task.texts(), max_length=128)
-    model = task.load(folder, torch.float32).eval()
+    model = task.load(torch.float32).eval()
     assert isinstance(model, PolicyModel)
     chosen, expected = everything(samples), 0.0
     with torch.no_grad():
@@ -229,7 +229,7 @@ def test_a_score_model_is_saved_with_its_calibration(folder, template, tmp_path,
     task = make_task(stage, PREFERENCES, folder)
     samples = Samples(template, task.texts(), max_length=128)
     torch.manual_seed(0)
-    model = task.load(folder, torch.float32).eval()
+    model = task.load(torch.float32).eval()
     packed = samples.pack(everything(samples), 64)
     with torch.no_grad():
         raw = task.observe(model, packed)
@@ -243,7 +243,7 @@ def test_a_score_model_is_saved_with_its_calibration(folder, template, tmp_path,
 
 def test_a_policy_is_saved_as_a_hugging_face_folder(folder, tmp_path):
     task = make_task(SFT(data=DATA), DEMONSTRATIONS, folder)
-    model = task.load(folder, torch.float32)
+    model = task.load(torch.float32)
     weights = {name: tensor + 1 for name, tensor in model.state_dict().items()}
     task.save(tmp_path / "sft", model, weights, [])
     saved = PolicyModel.load(str(tmp_path / "sft"), torch.float32).state_dict()
@@ -266,7 +266,7 @@ def test_a_reward_model_learns_from_a_single_preference(folder, template, loss_t
     task = make_task(Reward(data=DATA, loss_type=loss_type), rows, folder)
     samples = Samples(template, task.texts(), max_length=128)
     torch.manual_seed(0)
-    model = task.load(folder, torch.float32)
+    model = task.load(torch.float32)
     packed, chosen = samples.pack(everything(samples), 256), everything(samples).tolist()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
@@ -288,7 +288,7 @@ def test_the_token_wise_loss_of_a_model_compares_every_position(folder, template
     task = make_task(kind(data=DATA, loss_type="token-wise", regularization=0.1), PREFERENCES, folder)
     samples = Samples(template, task.texts(), max_length=128)
     torch.manual_seed(0)
-    model = task.load(folder, torch.float32).eval()
+    model = task.load(torch.float32).eval()
     chosen, expected = everything(samples), 0.0
     with torch.no_grad():
         actual = float(task.loss(model, samples.pack(chosen, 64), chosen.tolist()))
@@ -321,7 +321,7 @@ def test_statistics_of_the_training_scores_become_the_normaliser(folder, templat
     plain = make_task(kind(data=DATA, normalize="none"), PREFERENCES, folder)
     samples = Samples(template, task.texts(), max_length=128)
     torch.manual_seed(0)
-    model = task.load(folder, torch.float32).eval()
+    model = task.load(torch.float32).eval()
     packed, chosen = samples.pack(everything(samples), 64), everything(samples).tolist()
     loss = task.loss(model, packed, chosen)
     with torch.no_grad():
@@ -348,7 +348,7 @@ def test_an_empty_micro_batch_has_no_loss_and_no_statistics(folder, template):
     for stage in (Reward(data=DATA, normalize="ema"), Cost(data=DATA, loss_type="token-wise", normalize="running")):
         task = make_task(stage, PREFERENCES, folder)
         samples = Samples(template, task.texts(), max_length=128)
-        model = task.load(folder, torch.float32)
+        model = task.load(torch.float32)
         loss = task.loss(model, samples.pack(np.empty(0, dtype=np.int64), 16), [])
         loss.backward()
         assert float(loss.detach()) == 0.0
@@ -366,7 +366,7 @@ def test_options_of_the_normaliser():
 
 def test_a_head_without_a_bias_is_trained_and_saved(folder, template, tmp_path):
     task = make_task(Cost(data=DATA, head_bias=False), PREFERENCES, folder)
-    model = task.load(folder, torch.float32)
+    model = task.load(torch.float32)
     assert model.score_head.bias is None
     samples = Samples(template, task.texts(), max_length=128)
     with torch.no_grad():

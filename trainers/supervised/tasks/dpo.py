@@ -18,7 +18,6 @@ from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
 from castor.run.files import TrainingFiles
 from trainers.supervised.reference_logprobs import reference_logprobs, response_logprobs
-from trainers.supervised.tasks.sft import save_policy
 from trainers.supervised.tasks.task import Forward, Task
 
 
@@ -51,9 +50,9 @@ class DPOTask(Task):
         self.kept = samples.kept
         self.reference = reference_logprobs(self.stage, self.frozen, samples, files)
 
-    def load(self, model: ModelReference, dtype: torch.dtype) -> nn.Module:
+    def load(self, dtype: torch.dtype) -> nn.Module:
         """See `Task`."""
-        return PolicyModel.load(model.name, dtype, model.trust_remote_code)
+        return PolicyModel.load(self.source, dtype)
 
     def weight(self, samples: Samples, chosen: NDArray[np.int64]) -> int:
         """See `Task`: pairs of the batch."""
@@ -86,7 +85,8 @@ class DPOTask(Task):
 
     def save(self, folder: Path, model: nn.Module, weights: dict[str, Tensor], outputs: Sequence[Tensor]) -> None:
         """See `Task`: a Hugging Face folder."""
-        save_policy(folder, model, weights, self.source)
+        assert isinstance(model, PolicyModel)
+        model.save(folder, weights, self.source)
 
     def _margins(self, logprobs: Tensor, rows: Sequence[int]) -> Tensor:
         return reward_margins(logprobs, self._reference(rows, logprobs), self.stage.beta)

@@ -19,8 +19,9 @@ from castor.data.rows.harm_labels import moderation_targets
 from castor.data.rows.schemas import Exchange, QARow
 from castor.data.tokens.samples import PackedSamples, Samples
 from castor.io.errors import CastorError
-from castor.model_reference import ModelReference
+from castor.model_reference import ModelLike, ModelReference
 from castor.models.moderation import ModerationInfo, ModerationModel, save_moderation_model
+from castor.models.start import start_moderation_model
 from castor.scoring.moderator import check_outputs, seen, split_outputs
 from trainers.supervised.tasks.task import Forward, Task
 
@@ -29,13 +30,13 @@ class ModerationTask(Task):
     """Say of a question with its answer which harm categories it is in and, with a severity head, how severe it is."""
 
     def __init__(
-        self, stage: Moderation, rows: Sequence[QARow], model: ModelReference, training: NDArray[np.int64] | None = None
+        self, stage: Moderation, rows: Sequence[QARow], model: ModelLike, training: NDArray[np.int64] | None = None
     ) -> None:
         """The weights against class imbalance are those of the rows `training` (None: all), which alone are learned.
 
         Raises CastorError when the rows cannot teach this: see `moderation_targets`.
         """
-        self.stage, self.rows, self.source = stage, rows, model
+        self.stage, self.rows, self.source = stage, rows, ModelReference.of(model)
         self.info = ModerationInfo.fresh(stage.taxonomy, stage.input, stage.severity)
         self.targets = moderation_targets(rows, self.info.categories, stage.map_taxonomy, stage.severity)
         learned = self.targets if training is None else self.targets[torch.tensor(training)]
@@ -47,9 +48,9 @@ class ModerationTask(Task):
         """See `Task`."""
         return ([seen(self.stage.input, row.exchange)] for row in self.rows)
 
-    def load(self, model: ModelReference, dtype: torch.dtype) -> nn.Module:
-        """See `Task`."""
-        return ModerationModel.from_backbone(model.name, self.info, dtype, model.trust_remote_code)
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        """See `Task`, and `start_moderation_model`."""
+        return start_moderation_model(self.source, self.info, dtype)
 
     def weight(self, samples: Samples, chosen: NDArray[np.int64]) -> int:
         """See `Task`: rows of the batch."""
@@ -94,7 +95,7 @@ class ModerationTask(Task):
         assert isinstance(model, ModerationModel)
         targets = self.targets[torch.tensor(self._validation)]
         info = self._fitted(_together(outputs), targets)
-        save_moderation_model(folder, model.backbone, weights, info, self.source.name)
+        save_moderation_model(folder, model.backbone, weights, info, self.source)
 
     def _fitted(self, outputs: Floats, targets: Targets) -> ModerationInfo:
         """The model's info with temperatures and thresholds chosen on raw outputs [n, K] or [n, K + 3]."""

@@ -12,7 +12,7 @@ from castor.algorithms.preference import compared_positions, cost_loss, mean_per
 from castor.config.preference import Cost, Preference, Reward
 from castor.data.rows.schemas import Exchange, PreferenceRow
 from castor.data.tokens.samples import PackedSamples
-from castor.model_reference import ModelReference
+from castor.model_reference import ModelLike
 from trainers.supervised.tasks.scores import ScoreTask, share
 from trainers.supervised.tasks.task import Forward
 
@@ -23,7 +23,7 @@ class PreferenceTask(ScoreTask):
     The first sequence of a sample is the better (reward) or the safer (cost) response.
     """
 
-    def __init__(self, stage: Preference, rows: Sequence[PreferenceRow], model: ModelReference) -> None:
+    def __init__(self, stage: Preference, rows: Sequence[PreferenceRow], model: ModelLike) -> None:
         super().__init__(stage, model)
         self.rows = rows
         self.first = np.empty(len(rows), dtype=np.int8)  # which response is preferred

@@ -12,7 +12,7 @@ from castor.algorithms.preference import safety_loss
 from castor.config.preference import Cost
 from castor.data.rows.schemas import Exchange, QARow
 from castor.data.tokens.samples import PackedSamples
-from castor.model_reference import ModelReference
+from castor.model_reference import ModelLike
 from trainers.supervised.tasks.scores import ScoreTask, share
 from trainers.supervised.tasks.task import Forward
 
@@ -20,7 +20,7 @@ from trainers.supervised.tasks.task import Forward
 class SafetyTask(ScoreTask):
     """Get the sign of the score right: positive for unsafe responses, negative for safe ones. No pairs are needed."""
 
-    def __init__(self, stage: Cost, rows: Sequence[QARow], model: ModelReference) -> None:
+    def __init__(self, stage: Cost, rows: Sequence[QARow], model: ModelLike) -> None:
         super().__init__(stage, model)
         self.rows, self.sign_weight = rows, stage.sign_weight
         self.safe = np.fromiter((_required(row.is_safe) for row in rows), dtype=np.bool_, count=len(rows))

@@ -1,4 +1,4 @@
-"""What the tasks of reward and cost models share: a fresh score model, its normaliser, and how it is saved."""
+"""What the tasks of reward and cost models share: a score model, its normaliser, and how it is saved."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torch import Tensor, nn
 
 from castor.config.preference import Cost, Preference, Reward
 from castor.data.tokens.samples import Samples
-from castor.model_reference import ModelReference
+from castor.model_reference import ModelLike, ModelReference
 from castor.models.normalizer import Normalizer
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
+from castor.models.start import start_score_model
 from trainers.supervised.tasks.task import Task
 
 
 class ScoreTask(Task):
     """The model's side of `Task` for a score model."""
 
-    def __init__(self, stage: Preference, model: ModelReference) -> None:
+    def __init__(self, stage: Preference, model: ModelLike) -> None:
         assert isinstance(stage, Reward | Cost)
-        self.stage, self.source = stage, model
+        self.stage, self.source = stage, ModelReference.of(model)
         self.kind: Literal["reward", "cost"] = "reward" if isinstance(stage, Reward) else "cost"
         self.normalizer: Normalizer | None = None  # of the model that `load` made
 
-    def load(self, model: ModelReference, dtype: torch.dtype) -> nn.Module:
-        """See `Task`: a fresh head, with statistics of its scores where the stage asks for them."""
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        """See `Task`, and `start_score_model`; with statistics of its scores where the stage asks for them."""
         stage = self.stage
-        info = ScoreInfo(self.kind)
-        score_model = ScoreModel.from_backbone(model.name, info, dtype, model.trust_remote_code, stage.head_bias)
+        score_model = start_score_model(self.source, self.kind, dtype, stage.head_bias)
         if stage.normalize == "running" or stage.normalize == "ema":
             self.normalizer = Normalizer(self.kind, stage.normalize, stage.normalizer_momentum)
             score_model.normalizer = self.normalizer
@@ -60,7 +60,7 @@ class ScoreTask(Task):
             mean, std = self.normalizer.constants()
             info = replace(info, mean=mean, std=std)
         save_score_model(
-            folder, model.backbone, weights, calibrate(info, raw, self.stage.normalize == "held_out"), self.source.name
+            folder, model.backbone, weights, calibrate(info, raw, self.stage.normalize == "held_out"), self.source
         )
 
 

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from castor.config.supervised import SFT
 from castor.data.rows.schemas import Exchange, QARow
 from castor.data.tokens.samples import PackedSamples, Samples
-from castor.data.tokens.template import load_tokenizer
-from castor.io.checkpoint import atomic_folder
-from castor.model_reference import ModelReference
+from castor.model_reference import ModelLike, ModelReference
 from castor.models.policy import PolicyModel
 from trainers.supervised.tasks.task import Forward, Task
 
@@ -23,16 +21,16 @@ from trainers.supervised.tasks.task import Forward, Task
 class SFTTask(Task):
     """Predict the demonstrated response."""
 
-    def __init__(self, stage: SFT, rows: Sequence[QARow], model: ModelReference) -> None:
-        self.stage, self.rows, self.source = stage, rows, model
+    def __init__(self, stage: SFT, rows: Sequence[QARow], model: ModelLike) -> None:
+        self.stage, self.rows, self.source = stage, rows, ModelReference.of(model)
 
     def texts(self) -> Iterator[Sequence[Exchange]]:
         """See `Task`."""
         return ([row.exchange] for row in self.rows)
 
-    def load(self, model: ModelReference, dtype: torch.dtype) -> nn.Module:
+    def load(self, dtype: torch.dtype) -> nn.Module:
         """See `Task`."""
-        return PolicyModel.load(model.name, dtype, model.trust_remote_code)
+        return PolicyModel.load(self.source, dtype)
 
     def weight(self, samples: Samples, chosen: NDArray[np.int64]) -> int:
         """See `Task`: target tokens of the batch."""
@@ -53,12 +51,5 @@ class SFTTask(Task):
 
     def save(self, folder: Path, model: nn.Module, weights: dict[str, Tensor], outputs: Sequence[Tensor]) -> None:
         """See `Task`: a Hugging Face folder."""
-        save_policy(folder, model, weights, self.source)
-
-
-def save_policy(folder: Path, model: nn.Module, weights: dict[str, Tensor], source: ModelReference) -> None:
-    """Write a policy of the given full weights and the tokenizer of `source`, whole or not at all."""
-    assert isinstance(model, PolicyModel)
-    with atomic_folder(folder) as aside:
-        model.lm.save_pretrained(aside, state_dict={k.removeprefix("lm."): v for k, v in weights.items()})
-        load_tokenizer(source.name, source.trust_remote_code).save_pretrained(aside)
+        assert isinstance(model, PolicyModel)
+        model.save(folder, weights, self.source)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from castor.data.tokens.samples import PackedSamples, Samples
-from castor.model_reference import ModelReference
 from castor.run.files import TrainingFiles
 
 Forward = Callable[..., Tensor]
@@ -29,8 +28,8 @@ class Task(Protocol):
         """Find out what must be known of all samples before the model is loaded; keep it in `files`. Collective."""
         return
 
-    def load(self, model: ModelReference, dtype: torch.dtype) -> nn.Module:
-        """The model to train, from the stage's starting point."""
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        """The model to train, from the stage's starting point; its backbone is of `dtype`."""
         ...
 
     def weight(self, samples: Samples, chosen: NDArray[np.int64]) -> int:

@@ -1,0 +1,82 @@
+"""The linear heads of score and moderation models: computed in float32, and kept in a file beside the backbone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from castor.data.tokens.template import load_tokenizer
+from castor.io.checkpoint import atomic_folder
+from castor.io.errors import CastorError
+from castor.io.files import write_json
+from castor.model_reference import ModelLike
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+BACKBONE = "backbone."  # what the parameters of a backbone are called inside a model with heads
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer whose weights are float32, and whose product is taken in float32 whatever its input is.
+
+    bfloat16 keeps 8 bits of a number: scores of different responses would become equal. An engine that casts the whole
+    module, as DeepSpeed's for bfloat16, rounds the weights (it trains a float32 copy of them), not the product.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias, dtype=torch.float32)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., out] float32 of [..., in]."""
+        return linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+def save_with_head(
+    folder: Path,
+    backbone: PreTrainedModel,
+    weights: dict[str, Tensor],
+    head: dict[str, Tensor],
+    info: DataclassInstance,
+    names: tuple[str, str],
+    tokenizer_from: ModelLike,
+) -> None:
+    """Write a model with heads as a backbone folder with two more files, whole or not at all.
+
+    Code that the backbone or the tokenizer ships goes along.
+
+    Args:
+        folder: written aside and renamed.
+        backbone: only its class and config are used; under ZeRO-3 its own weights may be shards.
+        weights: full weights by the names of the whole model; those of the backbone are taken.
+        head: the heads' weights by their names in the file, written as float32.
+        info: what the outputs mean, written as JSON.
+        names: of the file of the head, and of that of `info`.
+        tokenizer_from: the model whose tokenizer is copied.
+
+    """
+    head_file, info_file = names
+    own = {name.removeprefix(BACKBONE): tensor for name, tensor in weights.items() if name.startswith(BACKBONE)}
+    with atomic_folder(folder) as aside:
+        backbone.save_pretrained(aside, state_dict=own)
+        save_file({name: tensor.float().contiguous() for name, tensor in head.items()}, aside / head_file)
+        write_json(aside / info_file, asdict(info))
+        load_tokenizer(tokenizer_from).save_pretrained(aside)
+
+
+def check_head(model: Any, found: dict[str, Tensor], wanted: dict[str, tuple[int, ...]], what: str) -> None:
+    """Raise CastorError unless the weights of a head are those wanted, in these shapes. `what`: whose head it is."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if shapes != wanted:
+        name = min(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
+        raise CastorError(
+            f"{model} does not fit together: its head is not that of {what}: {name} is "
+            f"{shapes.get(name, 'missing')}, not {wanted.get(name, 'wanted')}; train it again, or give a whole model"
+        )
