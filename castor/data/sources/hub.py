@@ -38,7 +38,7 @@ def read_hub(
                 require_config(named, name)
                 folder = named.folders.get(name)
             if revision is None and named.revision is None and report is not None:
-                report.notes.append("no pinned revision is known, so the newest one is read; set revision to repeat it")
+                report.remark("no pinned revision is known, so the newest one is read; set revision to repeat it")
             revision = named.revision if revision is None else named.revisions.get(revision, revision)
     yield from _records(_load(id, None if folder else name, folder, split, revision), f"{id}[{split}]")
 
