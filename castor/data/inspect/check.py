@@ -147,7 +147,7 @@ def write_check(check: SourceCheck, folder: Path) -> list[Path]:
 
 
 def default_folder(source: DataSource) -> Path:
-    """Where the findings on a source go when nobody says where."""
+    """The folder for the findings on a source where none is given."""
     name = source_name(source) if source.source != SYNTHETIC else f"synthetic-{source.split}"
     return Path("runs", "data-check", "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-."))
 

@@ -37,7 +37,7 @@ def split_source(
     share as whole prompts allow. The source is read twice and never held in memory. Returns the rows of each file.
 
     Raises CastorError for shares that are not positive or do not sum to 1, a split that would be empty or would
-    overwrite the source, a row JSON cannot hold, and as `stream_every_kind`.
+    overwrite the source, a row JSON cannot hold, and a source that cannot be read or has hardly any usable row.
     """
     if len(shares) < 2 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         given = " ".join(f"{share:g}" for share in shares)

@@ -29,12 +29,15 @@ _SEVERITIES = range(len(Severity))
 _MISSING_WORDS = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "none", "null"})
 _TRUTH_WORDS = {"true": True, "yes": True, "false": False, "no": False}
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+_PLAIN_TYPES = frozenset({bool, int, str, list, dict, type(None)})
 _KEYS_SHOWN = 8
 _TEXT_SHOWN = 40
 
 
 def plain(value: object) -> Any:
     """`value` as Python's own types, and None where it is missing."""
+    if type(value) in _PLAIN_TYPES:
+        return value
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, float | Decimal) and math.isnan(value):
@@ -141,26 +144,27 @@ def categories(raw: Mapping[str, Any], field: str, safe_field: str) -> frozenset
 
 
 def _category_names(value: object, field: str) -> tuple[frozenset[str], frozenset[str]] | None:
-    """The categories that hold, and all that were judged (empty where the spelling does not tell)."""
+    """The categories that hold, and all that were judged (empty where only names are given); None without either."""
     if value is None:
         return None
     if isinstance(value, Mapping):
-        return _held({name: _truth(holds, f"{field}[{name!r}]") for name, holds in value.items()}, field)
+        return _holding({name: _truth(holds, field, name) for name, holds in value.items()}, field)
     items = [plain(item) for item in value] if isinstance(value, list | tuple) else [value]
     if all(item is None or isinstance(item, str) for item in items):
         names = [item for item in items if item is not None]
         return (frozenset(_known(name, field) for name in names), frozenset()) if names or not items else None
     if not isinstance(value, Sequence):
         raise wrong_type(field, "an object of category names, a list of names or a list of truth values", value)
-    labels = [_truth(item, f"{field}[{index}]") for index, item in enumerate(items)]
+    labels = [_truth(item, field, index) for index, item in enumerate(items)]
     taxonomy = _TAXONOMIES.get(len(labels))
     if taxonomy is None:
         wanted = " or ".join(str(width) for width in _TAXONOMIES)
         raise RowError("label vector of the wrong width", f"{field} has {len(labels)} labels, not {wanted}")
-    return _held(dict(zip(taxonomy, labels, strict=True)), field)
+    return _holding(dict(zip(taxonomy, labels, strict=True)), field)
 
 
-def _held(labels: Mapping[Any, bool | None], field: str) -> tuple[frozenset[str], frozenset[str]] | None:
+def _holding(labels: Mapping[Any, bool | None], field: str) -> tuple[frozenset[str], frozenset[str]] | None:
+    """As `_category_names`, from a truth value for each name."""
     judged = {_known(name, field): holds for name, holds in labels.items() if holds is not None}
     if labels and not judged:
         return None
@@ -173,17 +177,20 @@ def _known(name: object, field: str) -> str:
     return name
 
 
-def _truth(value: object, field: str) -> bool | None:
+def _truth(value: object, field: str, key: object = None) -> bool | None:
+    """A truth value, which stands at `key` of the field where there is one."""
     label = _label(value)
     if label is None:
         return None
     if not isinstance(label, int) or label not in (0, 1):
-        raise wrong_type(field, "true or false", plain(value))
+        raise wrong_type(field if key is None else f"{field}[{key!r}]", "true or false", plain(value))
     return bool(label)
 
 
 def _label(value: object) -> Any:
     """A label as Python's own type: a truth value, an integer where it is a whole number; None where it is missing."""
+    if isinstance(value, bool):
+        return value
     value = plain(value)
     if isinstance(value, str):
         word = value.strip().lower()

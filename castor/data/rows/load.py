@@ -70,7 +70,8 @@ def stream_qa(
     """QA rows in the order of the source, for moderation; a preference row gives two, one for each response.
 
     A row without a label named in `need` is dropped as "missing label". `source.limit` counts the rows of the source.
-    Raises CastorError as `stream_preferences`.
+
+    Raises CastorError when the source cannot be read, no (or hardly any) row is usable, or a row is bad under `strict`.
     """
 
     def parse(raw: dict[str, Any]) -> tuple[QARow, ...]:
@@ -87,7 +88,9 @@ def stream_demonstrations(source: DataSource, report: RowReport, run_dir: Path |
     """Prompts with the response to imitate, in the order of the source (SFT and the PTX term).
 
     QA rows are taken as they are, whatever their labels. A preference row gives its better response, or its safer one
-    when it has no better_response_id; a row with neither id is dropped. Raises CastorError as `stream_preferences`.
+    when it has no better_response_id; a row with neither id is dropped.
+
+    Raises CastorError when the source cannot be read, no (or hardly any) row is usable, or a row is bad under `strict`.
     """
 
     def parse(raw: dict[str, Any]) -> QARow:
@@ -106,8 +109,9 @@ def stream_demonstrations(source: DataSource, report: RowReport, run_dir: Path |
 def stream_prompts(source: DataSource, report: RowReport, run_dir: Path | None) -> Iterator[str]:
     """The distinct prompts of rows of any kind, in the order they first appear.
 
-    A rollout begins with one prompt, so prompts in the middle of a conversation are set aside and counted. Raises
-    CastorError as `stream_preferences`.
+    A rollout begins with one prompt, so prompts in the middle of a conversation are set aside and counted.
+
+    Raises CastorError when the source cannot be read, no (or hardly any) row is usable, or a row is bad under `strict`.
     """
     known: set[str] = set()
 

@@ -52,7 +52,10 @@ class RowStore(PartedRows[Row], Generic[Row]):
 
     @classmethod
     def write(cls, path: Path | str, kind: type[Row], rows: Iterable[Row]) -> RowStore[Row]:
-        """Write rows as they come, atomically; a store that was there is replaced. Raises as `atomic_write`."""
+        """Write rows as they come, atomically; an existing store is replaced.
+
+        Raises CastorError when the disk is full.
+        """
         schema = _schema(kind)
         stream = iter(rows)
         with atomic_write(path, "wb") as handle, pa.ipc.new_file(handle, schema) as writer:

@@ -61,7 +61,7 @@ def _open(name: str) -> IO[bytes]:
 
     try:
         return fsspec.open(name, "rb").open()
-    except (ImportError, ValueError) as error:  # a protocol whose package is missing, or that nobody knows
+    except (ImportError, ValueError) as error:  # a protocol that is unknown, or whose package is missing
         raise CastorError(f"{name} cannot be opened: {error}; copy the file here and give its path") from error
     except FileNotFoundError as error:
         raise CastorError(f"there is nothing at {name}; check the URL given as source") from error

@@ -20,11 +20,11 @@ def read_hub(
 ) -> Iterator[Record]:
     """The rows of one split, in order, memory-mapped. `id` is a hub id, a set known by name, or a local folder.
 
-    `name` is the data set's configuration, or one of its folders where `sets` knows them. A known set is read at its
-    pinned revision; where there is none, `report` notes that the newest one is read.
+    `name` is the data set's configuration, or one of its folders where known_sets.py has them. A known set is read at
+    its pinned revision; where there is none, `report` notes that the newest one is read.
 
     Raises CastorError when the hub cannot be reached or has no such data set, configuration, split or revision,
-    and for data sets that are loaded by a script of their own, which `datasets` no longer runs.
+    and for data sets that need a script of their own, which `datasets` does not run.
     """
     folder = None
     if not Path(id).is_dir():
