@@ -60,7 +60,6 @@ class Severity(IntEnum):
 
 # "The two categories share cases": neither data set publishes a map, so this one is Castor's own reading of the names
 # and their definitions. It is a relation, not a function: translating and back gives a superset of what one had.
-# taxonomy_labels.py carries it over to label matrices.
 _RELATION: dict[str, tuple[str, ...]] = {
     "Endangering National Security": ("terrorism,organized_crime",),
     "Insulting Behavior": ("hate_speech,offensive_language",),

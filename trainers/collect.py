@@ -13,7 +13,7 @@ from castor.io.errors import CastorError
 from castor.io.files import read_json, write_json, write_jsonl
 from castor.labelling.label_queue import LABELS, read_labelled, unlabelled_pairs
 from castor.labelling.language_model import annotate
-from castor.synthetic.corpus import sampled_pairs
+from castor.labelling.simulated import sampled_pairs
 from castor.synthetic.prompts import find_prompt
 from trainers.prompts import fitting_prompts
 from trainers.stage_run import StageRun

@@ -55,10 +55,10 @@ def check(
         check_source,
         default_folder,
         index_prompts,
-        require_usable,
         source_name,
         write_check,
     )
+    from castor.data.sources.report import require_usable
     from castor.io.terminal import Terminal
 
     kind, terminal = _kind(rows), Terminal()

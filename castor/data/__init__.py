@@ -1,1 +1,1 @@
-"""Data: sources, row schemas, tokenising, the prompt stream, and the synthetic corpus."""
+"""Data: sources, rows, tokens, and what a source holds."""

@@ -9,8 +9,8 @@ from typing import Any
 from castor.io.errors import CastorError
 
 
-def search_folder(directory: str = "") -> None:
-    """Let imports find a module in `directory`, by default the working one as `python -m` does."""
+def add_to_import_path(directory: str = "") -> None:
+    """Let imports find a module in `directory`; "" is the working directory, as for `python -m`."""
     if directory not in sys.path:
         sys.path.insert(0, directory)
 
@@ -21,9 +21,9 @@ def load_function(name: str, directory: Path | None = None) -> Callable[..., Any
     Raises CastorError when there is no such module or function. What the module raises when it is imported propagates.
     """
     module_name, _, function_name = name.partition(":")
-    search_folder()
+    add_to_import_path()
     if directory is not None:
-        search_folder(str(directory))
+        add_to_import_path(str(directory))
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

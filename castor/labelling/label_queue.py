@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from castor.data.rows.schemas import parse_preference
+from castor.data.rows.schemas import parse_row
 from castor.data.sources.files import read_records
 from castor.data.sources.record import RowError
 from castor.io.errors import CastorError
@@ -41,19 +41,20 @@ def read_labelled(path: Path, queue: Path) -> tuple[list[dict[str, Any]], int]:
     for location, raw in read_records(path):
         if isinstance(raw, RowError):
             raise CastorError(f"{location}: {raw.reason} ({raw.detail}): correct the line")
-        if all(raw.get(label) is None for label in LABELS):
+        try:
+            row = parse_row(raw)
+        except RowError as error:
+            raise CastorError(f"{location}: {error.reason} ({error.detail}): correct the row, or take it out") from None
+        labels = {label: getattr(row, label, None) for label in LABELS}
+        missing = [label for label, value in labels.items() if value is None]
+        if len(missing) == len(LABELS):
             continue
-        missing = [label for label in LABELS if raw.get(label) is None]
         if missing:
             raise CastorError(f"{location} has no {', '.join(missing)}: fill it in, or take the row out")
         if _pair(raw) not in waiting:
             raise CastorError(f"{location} is no pair of {queue}, or is there twice: label the rows of that file")
-        try:
-            parse_preference(raw)
-        except RowError as error:
-            raise CastorError(f"{location}: {error.reason} ({error.detail}): correct the row, or take it out") from None
         waiting.remove(_pair(raw))
-        rows.append(raw)
+        rows.append(raw | labels)
     if not rows:
         raise CastorError(f"{path} holds no labelled row: fill in {', '.join(LABELS)} of the rows of {queue}")
     return rows, total - len(rows)

@@ -16,9 +16,9 @@ def annotate(
 ) -> list[dict[str, Any]]:
     """The rows with the labels the model gave: six requests a row, two for its safety flags, four for its preferences.
 
-    What the model did not answer, and a tie, is null: whoever needs that label drops and counts the row. A safe
+    What the model did not answer, and a tie, is null: a stage that needs that label drops and counts the row. A safe
     response ranks above an unsafe one whatever the model preferred, as in the papers. `on` is told how many requests
-    are done, and of how many. Raises CastorError as `judge_safety`.
+    are done, and of how many. Raises CastorError when the server cannot be reached.
     """
     pairs = [(row["prompt"], row["response_0"], row["response_1"]) for row in rows]
     answers = [(prompt, response) for prompt, *responses in pairs for response in responses]

@@ -69,8 +69,8 @@ def annotate_pair(
 
     `better_response_id` follows gold helpfulness. `safer_response_id` follows the safety flags where they differ (a
     safe response ranks above an unsafe one, also when noise made the flag) and `cost_utility` where they agree.
-    Categories and severity always agree with the flag. Noise: see SyntheticOptions. The digests are over prompt +
-    response.
+    Categories and severity always agree with the flag. SyntheticOptions describes the noise. The digests are of prompt
+    and response together.
 
     Raises:
         CastorError: the prompt is not one of the synthetic corpus.

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 
 from castor.config.data import SyntheticOptions
 from castor.synthetic.annotator import SafetyLabel, annotate_pair, label_safety
-from castor.synthetic.context import contextual_response, twin
 from castor.synthetic.edits import flawed_pair
 from castor.synthetic.grammar import PromptKind
 from castor.synthetic.judge import judge
-from castor.synthetic.prompts import Split, SyntheticPrompt, forms, known_split, pairs
+from castor.synthetic.prompts import Split, SyntheticPrompt, known_split, prompt_forms, verb_object_pairs
+from castor.synthetic.question_dependent import question_dependent_response, twin_prompt
 from castor.synthetic.responses import (
     COMPARISON_MIX,
     DEMONSTRATION_JUNK,
@@ -37,13 +37,14 @@ def _rng(options: SyntheticOptions, purpose: str, split: str) -> random.Random:
 
 def _of_kind(split: Split, kind: PromptKind, rng: random.Random) -> Iterator[SyntheticPrompt]:
     """Endless prompts of a kind: each pass visits every pair once, in another of its forms while they last."""
-    remaining = [(forms(pair), pair) for pair in pairs().values() if pair.split == split and pair.topic.kind == kind]
-    for form_list, _ in remaining:
-        rng.shuffle(form_list)
-    for turn in itertools.count():
-        rng.shuffle(remaining)
-        for form_list, _ in remaining:
-            yield form_list[turn % len(form_list)]
+    pairs = [pair for pair in verb_object_pairs().values() if pair.split == split and pair.topic.kind == kind]
+    forms = [prompt_forms(pair) for pair in pairs]
+    for of_pair in forms:
+        rng.shuffle(of_pair)
+    for number in itertools.count():
+        rng.shuffle(forms)
+        for of_pair in forms:
+            yield of_pair[number % len(of_pair)]
 
 
 def _prompts(split: str, rng: random.Random, block: Sequence[PromptKind] = PROMPT_BLOCK) -> Iterator[SyntheticPrompt]:
@@ -106,10 +107,10 @@ def preference_rows(options: SyntheticOptions, split: str, n: int) -> Iterator[d
 
 
 def _questions_and_answers(split: str, rng: random.Random) -> Iterator[tuple[SyntheticPrompt, str]]:
-    """Endless prompts, each followed by its twin; both get their own template responses and the same contextual one."""
+    """Endless prompts, each followed by its twin; both get template responses and share a question-dependent one."""
     for prompt in _prompts(split, rng):
-        shared = contextual_response(rng)
-        for asked in (prompt, twin(prompt, rng)):
+        shared = question_dependent_response(rng)
+        for asked in (prompt, twin_prompt(prompt, rng)):
             responses = [*_different(asked, RESPONSES_PER_PROMPT - 1, rng), shared]
             for response in rng.sample(responses, len(responses)):
                 yield asked, response
@@ -137,26 +138,3 @@ def _labels(label: SafetyLabel, options: SyntheticOptions) -> dict:
         return {"is_safe": label.safe, "category": {name: name in held for name in BEAVERTAILS_CATEGORIES}}
     mapping = {name: name in label.categories for name in PKU_CATEGORIES}
     return {"is_safe": label.safe, "harm_category": mapping, "severity_level": int(label.severity)}
-
-
-def sampled_pairs(
-    prompt: str, responses: Sequence[str], rng: random.Random, options: SyntheticOptions, pairs_per_prompt: int
-) -> list[dict]:
-    """At most `pairs_per_prompt` annotated pairs of a policy's responses, pairs of different gold helpfulness first.
-
-    Blank and repeated responses are left out, so there may be fewer pairs, or none. Which response of a pair comes
-    first is random.
-
-    Raises:
-        CastorError: the prompt is not one of the synthetic corpus.
-    """
-    distinct = list(dict.fromkeys(response for response in responses if response.strip()))
-    helpfulness = {response: judge(prompt, response).helpfulness for response in distinct}
-    candidates = list(itertools.combinations(distinct, 2))
-    rng.shuffle(candidates)
-    candidates.sort(key=lambda pair: helpfulness[pair[0]] == helpfulness[pair[1]])
-    rows = []
-    for candidate in candidates[:pairs_per_prompt]:
-        first, second = rng.sample(candidate, 2)
-        rows.append(annotate_pair(prompt, first, second, rng, options))
-    return rows

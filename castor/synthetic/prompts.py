@@ -1,7 +1,7 @@
 """Every prompt of the synthetic corpus, what it means, and the split it belongs to.
 
-A prompt is an optional context sentence and a question about one verb-object pair. The split is a property of the pair
-(so no two splits share a prompt) and does not depend on a seed (so no run can train on another run's test prompts).
+A prompt is an optional introduction and a question about one verb-object pair. The split is a property of the pair (so
+no two splits share a prompt) and does not depend on a seed (so no run can train on another run's test prompts).
 Every verb and every object occurs in the training split: a model of this size cannot answer about a word it never saw.
 """
 
@@ -25,7 +25,7 @@ QUESTIONS: tuple[str, ...] = (
     "please explain how to {verb} the {thing} .",
     "can you help me {verb} the {thing} ?",
 )
-CONTEXTS: tuple[str, ...] = (
+INTRODUCTIONS: tuple[str, ...] = (
     "",
     "hello . ",
     "good day . ",
@@ -86,7 +86,7 @@ def _split_of(topic_index: int, verb_index: int, object_index: int) -> Split:
 
 
 @cache
-def pairs() -> dict[tuple[str, str], Pair]:
+def verb_object_pairs() -> dict[tuple[str, str], Pair]:
     """Every verb-object pair, by (verb, object)."""
     return {
         (verb, thing): Pair(topic, verb, thing, _split_of(topic_index, verb_index, object_index))
@@ -96,11 +96,11 @@ def pairs() -> dict[tuple[str, str], Pair]:
     }
 
 
-def forms(pair: Pair) -> list[SyntheticPrompt]:
-    """The prompts that ask about one pair: every context with every question."""
+def prompt_forms(pair: Pair) -> list[SyntheticPrompt]:
+    """The prompts that ask about one pair: every introduction with every question."""
     return [
-        pair.prompt(context + question.format(verb=pair.verb, thing=pair.thing))
-        for context in CONTEXTS
+        pair.prompt(introduction + question.format(verb=pair.verb, thing=pair.thing))
+        for introduction in INTRODUCTIONS
         for question in QUESTIONS
     ]
 
@@ -120,20 +120,20 @@ def enumerate_prompts(split: str, kind: PromptKind | None = None) -> list[Synthe
         CastorError: there is no such split.
     """
     known = known_split(split)
-    chosen = (pair for pair in pairs().values() if pair.split == known and kind in (None, pair.topic.kind))
-    return [prompt for pair in chosen for prompt in forms(pair)]
+    pairs = (pair for pair in verb_object_pairs().values() if pair.split == known and kind in (None, pair.topic.kind))
+    return [prompt for pair in pairs for prompt in prompt_forms(pair)]
 
 
 @cache
 def _pattern() -> re.Pattern[str]:
-    contexts = "|".join(re.escape(context) for context in CONTEXTS)
+    introductions = "|".join(re.escape(introduction) for introduction in INTRODUCTIONS)
     questions = (
         re.escape(question)
         .replace(r"\{verb\}", rf"(?P<verb{i}>\w+)")
         .replace(r"\{thing\}", rf"(?P<thing{i}>\w+(?: \w+)?)")
         for i, question in enumerate(QUESTIONS)
     )
-    return re.compile(f"(?:{contexts})(?:{'|'.join(questions)})")
+    return re.compile(f"(?:{introductions})(?:{'|'.join(questions)})")
 
 
 def find_prompt(text: str) -> SyntheticPrompt | None:
@@ -143,7 +143,7 @@ def find_prompt(text: str) -> SyntheticPrompt | None:
     if match is None:
         return None
     verb, thing = (group for group in match.groups() if group is not None)
-    pair = pairs().get((verb, thing))
+    pair = verb_object_pairs().get((verb, thing))
     return pair.prompt(normal) if pair else None
 
 

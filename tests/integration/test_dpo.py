@@ -8,13 +8,13 @@ import torch
 from castor.config.data import DataSource, SyntheticOptions
 from castor.config.dpo import DPO
 from castor.config.training import Engine, LoRA, Optimizer
-from castor.data.rows.schemas import parse_preference
+from castor.data.rows.schemas import parse_row
 from castor.models.policy import PolicyModel
 from castor.run.files import StageFiles
 from castor.synthetic.corpus import preference_rows
 
 OPTIONS = SyntheticOptions(label_noise=0.0, safety_noise=0.0)
-ROWS = [parse_preference(row) for row in preference_rows(OPTIONS, "train", 240)]
+ROWS = [parse_row(row) for row in preference_rows(OPTIONS, "train", 240)]
 
 
 def run(model, out, **options):

@@ -9,14 +9,14 @@ from castor.config.moderation import Moderation
 from castor.config.signal import Classifier
 from castor.config.supervised import Best
 from castor.config.training import Engine, Optimizer
-from castor.data.rows.schemas import parse_qa
+from castor.data.rows.schemas import parse_row
 from castor.models.classifier_cost import ClassifierCost
 from castor.packing import pack_rows
 from castor.run.files import StageFiles
 from castor.scoring.moderator import Moderator
 from castor.synthetic.corpus import qa_rows
 
-ROWS = [parse_qa(row) for row in qa_rows(SyntheticOptions(taxonomy="pku"), "train", 240)]
+ROWS = [parse_row(row) for row in qa_rows(SyntheticOptions(taxonomy="pku"), "train", 240)]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from castor.config.preference import Cost, Reward
 from castor.config.supervised import SFT, Best, Workers
 from castor.config.training import Engine, LoRA, Offload, Optimizer
 from castor.data.rows.mixture import mix
-from castor.data.rows.schemas import QARow, parse_preference, parse_qa
+from castor.data.rows.schemas import QARow, parse_row
 from castor.data.rows.store import RowStore
 from castor.io.errors import CastorError
 from castor.io.files import read_json
@@ -23,8 +23,8 @@ from castor.run.files import StageFiles
 from castor.synthetic.corpus import demonstrations, preference_rows, qa_rows
 
 ROWS = [QARow(row["prompt"], row["response"]) for row in demonstrations(SyntheticOptions(), "train", 160)]
-PAIRS = [parse_preference(row) for row in preference_rows(SyntheticOptions(), "train", 160)]
-JUDGED = [parse_qa(row) for row in qa_rows(SyntheticOptions(), "train", 240)]
+PAIRS = [parse_row(row) for row in preference_rows(SyntheticOptions(), "train", 160)]
+JUDGED = [parse_row(row) for row in qa_rows(SyntheticOptions(), "train", 240)]
 KINDS = {"sft": (SFT, ROWS), "reward": (Reward, PAIRS), "cost": (Cost, PAIRS), "moderation": (Moderation, JUDGED)}
 
 

@@ -11,12 +11,10 @@ from typing import Any
 from castor.config.data import SYNTHETIC, DataSource
 from castor.data.inspect.leaks import Leak, PromptIndex
 from castor.data.inspect.repeats import Repeats
-from castor.data.inspect.scan import ScannedRow, scan
-from castor.data.rows.load import MIN_KEPT_SHARE
-from castor.data.rows.schemas import PreferenceRow, PromptRow
+from castor.data.rows.load import stream_every_kind
+from castor.data.rows.schemas import AnyRow, PreferenceRow, PromptRow
 from castor.data.sources.read import Kind
-from castor.data.sources.report import RowReport
-from castor.io.errors import CastorError
+from castor.data.sources.report import RowReport, require_usable
 from castor.io.files import write_json, write_jsonl
 
 LABELS = ("better_response_id", "safer_response_id", "is_safe", "category", "severity_level")
@@ -61,6 +59,7 @@ class SourceCheck:
             "kept": self.report.kept,
             "dropped": dict(self.report.reasons()),
             "set_aside": dict(self.report.set_aside),
+            "unread": {f"{fields} beside {read}": count for (fields, read), count in self.report.unread.items()},
             "kinds": dict(self.kinds),
             "labels": {label: self.labels[label] for label in LABELS},
             "values": {
@@ -80,6 +79,16 @@ class SourceCheck:
         }
 
 
+def row_kind(row: AnyRow) -> Kind:
+    """preference (two responses), qa (one, with a label), demonstration (one, without) or prompt (none)."""
+    if isinstance(row, PromptRow):
+        return "prompt"
+    if isinstance(row, PreferenceRow):
+        return "preference"
+    unlabelled = row.is_safe is None and row.category is None and row.severity_level is None
+    return "demonstration" if unlabelled else "qa"
+
+
 def source_name(source: DataSource) -> str:
     """How a source is called in reports: its name, and its split where it has splits."""
     if Path(source.source).expanduser().is_file():
@@ -91,8 +100,8 @@ def source_name(source: DataSource) -> str:
 def index_prompts(source: DataSource, kind: Kind) -> PromptIndex:
     """The prompts of a source's good rows. Raises CastorError when it cannot be read or has none."""
     report, index = RowReport(), PromptIndex(source_name(source))
-    for scanned in scan(source, report, kind):
-        index.add(scanned.row.key, scanned.location)
+    for good in stream_every_kind(source, report, kind):
+        index.add(good.row.key, good.location)
     require_usable(report, index.name)
     return index
 
@@ -106,26 +115,14 @@ def check_source(source: DataSource, kind: Kind = "preference", earlier: Sequenc
     name = source_name(source)
     report = RowReport()
     check = SourceCheck(name, report, PromptIndex(name), [Leak(name, other.name) for other in earlier])
-    for scanned in scan(source, report, kind):
-        check.kinds[scanned.kind] += 1
-        check.prompts.add(scanned.row.key, scanned.location)
-        check.repeats.add(scanned)
-        _count_labels(check, scanned)
+    for good in stream_every_kind(source, report, kind):
+        check.kinds[row_kind(good.row)] += 1
+        check.prompts.add(good.row.key, good.location)
+        check.repeats.add(good)
+        _count_labels(check, good.row)
         for leak, other in zip(check.leaks, earlier, strict=True):
-            leak.look(scanned.row.key, scanned.location, other)
+            leak.look(good.row.key, good.location, other)
     return check
-
-
-def require_usable(report: RowReport, name: str) -> None:
-    """Raise CastorError when no row, or hardly any, is good: that points at a wrong file, not at dirty data."""
-    if report.kept and report.kept >= MIN_KEPT_SHARE * report.total:
-        return
-    how_many = "hardly any usable rows" if report.kept else "no usable rows" if report.total else "no rows"
-    message = f"{name} has {how_many}: {report.summary()}"
-    if report.dropped:
-        first = report.dropped[0]
-        message += f"; the first dropped one: {first.location}: {first.reason} ({first.detail})"
-    raise CastorError(f"{message}; mend the rows or choose another source")
 
 
 def write_check(check: SourceCheck, folder: Path) -> list[Path]:
@@ -150,13 +147,13 @@ def write_check(check: SourceCheck, folder: Path) -> list[Path]:
 
 
 def default_folder(source: DataSource) -> Path:
-    """Where the findings on a source go when nobody says where."""
+    """The folder for the findings on a source where none is given."""
     name = source_name(source) if source.source != SYNTHETIC else f"synthetic-{source.split}"
     return Path("runs", "data-check", "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-."))
 
 
-def _count_labels(check: SourceCheck, scanned: ScannedRow) -> None:
-    answers, row = scanned.answers(), scanned.row
+def _count_labels(check: SourceCheck, row: AnyRow) -> None:
+    answers = row.answers()
     if isinstance(row, PreferenceRow):
         for label, chosen in zip(LABELS[:2], (row.better_response_id, row.safer_response_id), strict=True):
             if chosen is not None:

@@ -49,7 +49,7 @@ class Lengths(BaseModel):
     bias: dict[str, LengthBias] = Field(description="By label: better_response_id, safer_response_id; empty without.")
 
 
-def words(text: str) -> int:
+def word_count(text: str) -> int:
     """Number of words of a text."""
     return len(text.split())
 
@@ -64,14 +64,14 @@ class LengthCollector:
 
     def add(self, answer: QARow) -> None:
         """Take in one response."""
-        length = words(answer.response)
+        length = word_count(answer.response)
         self._lengths["all"].append(length)
         if answer.is_safe is not None:
             self._lengths.setdefault("safe" if answer.is_safe else "unsafe", []).append(length)
 
     def add_pair(self, prompt: bytes, row: PreferenceRow) -> None:
         """Take in one pair."""
-        lengths = words(row.response_0), words(row.response_1)
+        lengths = word_count(row.response_0), word_count(row.response_1)
         for label, chosen in (
             ("better_response_id", row.better_response_id),
             ("safer_response_id", row.safer_response_id),

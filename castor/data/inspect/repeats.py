@@ -6,8 +6,8 @@ from collections import Counter
 from typing import Any
 
 from castor.data.inspect.leaks import digest, normalise, prompt_digest
-from castor.data.inspect.scan import AnyRow, ScannedRow
-from castor.data.rows.schemas import PreferenceRow, QARow
+from castor.data.rows.load import GoodRow
+from castor.data.rows.schemas import AnyRow, PreferenceRow, QARow
 
 _EXCERPT = 200
 
@@ -51,37 +51,37 @@ class Repeats:
         """Texts with contradictory labels, by label."""
         return Counter(label for _, label in self._contradicted)
 
-    def add(self, scanned: ScannedRow) -> None:
+    def add(self, good: GoodRow[AnyRow]) -> None:
         """Take in one row."""
         self.rows += 1
-        texts = sorted(answer.response for answer in scanned.answers())
-        pair = digest(*scanned.row.key) + digest(*texts)
-        self._note_duplicate(pair, prompt_digest(scanned.row.key) + digest(*sorted(map(normalise, texts))), scanned)
-        for answer in scanned.answers():
+        texts = sorted(answer.response for answer in good.row.answers())
+        pair = digest(*good.row.key) + digest(*texts)
+        self._note_duplicate(pair, prompt_digest(good.row.key) + digest(*sorted(map(normalise, texts))), good)
+        for answer in good.row.answers():
             self.answers += 1
             key = digest(*answer.key) + digest(answer.response)
             self._answers.add(key)
-            self._compare(key, answer, ANSWER_LABELS, [getattr(answer, label) for label in ANSWER_LABELS], scanned)
-        if isinstance(scanned.row, PreferenceRow):
-            self._compare(pair, scanned.row, PAIR_LABELS, _chosen_texts(scanned.row), scanned)
+            self._compare(key, answer, ANSWER_LABELS, [getattr(answer, label) for label in ANSWER_LABELS], good)
+        if isinstance(good.row, PreferenceRow):
+            self._compare(pair, good.row, PAIR_LABELS, _chosen_texts(good.row), good)
 
-    def _note_duplicate(self, exact: bytes, normalised: bytes, scanned: ScannedRow) -> None:
-        first = self._exact.setdefault(exact, scanned.location)
-        near = self._normalised.setdefault(normalised, scanned.location)
-        if near == scanned.location:
+    def _note_duplicate(self, exact: bytes, normalised: bytes, good: GoodRow[AnyRow]) -> None:
+        first = self._exact.setdefault(exact, good.location)
+        near = self._normalised.setdefault(normalised, good.location)
+        if near == good.location:
             return
-        same = first != scanned.location
+        same = first != good.location
         self.duplicates.append(
             {
                 "match": "exact" if same else "normalised",
-                "location": scanned.location,
+                "location": good.location,
                 "first_location": first if same else near,
-                **_excerpts(scanned.row),
+                **_excerpts(good.row),
             }
         )
 
     def _compare(
-        self, key: bytes, row: QARow | PreferenceRow, names: tuple[str, ...], values: list[Any], scanned: ScannedRow
+        self, key: bytes, row: QARow | PreferenceRow, names: tuple[str, ...], values: list[Any], good: GoodRow[AnyRow]
     ) -> None:
         known = self._labels.setdefault(key, [None] * len(names))
         for index, (name, value) in enumerate(zip(names, values, strict=True)):
@@ -89,13 +89,13 @@ class Repeats:
             if value is None:
                 continue
             if first is None:
-                known[index] = value, scanned.location
+                known[index] = value, good.location
             elif first[0] != value and (key, name) not in self._contradicted:
                 self._contradicted.add((key, name))
                 self.contradictions.append(
                     {
                         "label": name,
-                        "location": scanned.location,
+                        "location": good.location,
                         "value": _plain(value),
                         "first_location": first[1],
                         "first_value": _plain(first[0]),

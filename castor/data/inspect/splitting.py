@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from castor.config.data import DataSource
-from castor.data.inspect.check import require_usable, source_name
+from castor.data.inspect.check import source_name
 from castor.data.inspect.leaks import prompt_digest
-from castor.data.inspect.scan import scan
+from castor.data.rows.fields import plain
+from castor.data.rows.load import stream_every_kind
 from castor.data.rows.schemas import Key
 from castor.data.sources.read import Kind
-from castor.data.sources.report import RowReport
+from castor.data.sources.report import RowReport, require_usable
 from castor.io.errors import CastorError
 from castor.io.files import atomic_write
 
@@ -29,13 +31,13 @@ def split_names(count: int) -> list[str]:
 def split_source(
     source: DataSource, folder: Path, shares: Sequence[float], seed: int, kind: Kind = "preference"
 ) -> tuple[dict[Path, int], RowReport]:
-    """Write the good rows of `source`, as they were read, to one JSON Lines file a split; rows keep their order.
+    """Write the good rows of `source` as they were read, NaN as null, to one JSON Lines file a split, in their order.
 
     Prompts are ordered by a hash of `seed` and dealt out so that each split's number of *rows* comes as near to its
     share as whole prompts allow. The source is read twice and never held in memory. Returns the rows of each file.
 
     Raises CastorError for shares that are not positive or do not sum to 1, a split that would be empty or would
-    overwrite the source, a row JSON cannot hold, and as `scan`.
+    overwrite the source, a row JSON cannot hold, and a source that cannot be read or has hardly any usable row.
     """
     if len(shares) < 2 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         given = " ".join(f"{share:g}" for share in shares)
@@ -44,23 +46,31 @@ def split_source(
     if Path(source.source).expanduser().resolve() in [path.resolve() for path in paths]:
         raise CastorError(f"the splits would overwrite their source {source.source}; give another --out folder")
     report = RowReport()
-    sizes = Counter(_group(scanned.row.key, seed) for scanned in scan(source, report, kind))
+    sizes = Counter(_group(good.row.key, seed) for good in stream_every_kind(source, report, kind))
     require_usable(report, source_name(source))
     split_of = _deal(sizes, shares)
     written = dict.fromkeys(paths, 0)
     with ExitStack() as stack:
         files = [stack.enter_context(atomic_write(path)) for path in paths]
-        for scanned in scan(source, RowReport(), kind):
-            split = split_of[_group(scanned.row.key, seed)]
+        for good in stream_every_kind(source, RowReport(), kind):
+            split = split_of[_group(good.row.key, seed)]
             try:
-                line = json.dumps(scanned.raw, ensure_ascii=False, allow_nan=False)
+                line = json.dumps(_without_nan(good.raw), ensure_ascii=False, allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise CastorError(
-                    f"{scanned.location} holds a value JSON cannot ({error}); convert that column first"
+                    f"{good.location} holds a value JSON cannot ({error}); convert that column first"
                 ) from error
             files[split].write(line + "\n")
             written[paths[split]] += 1
     return written, report
+
+
+def _without_nan(value: Any) -> Any:
+    """`value` with null for what is missing and Python's own types, at any depth."""
+    value = plain(value)
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, list) else value
 
 
 def _group(key: Key, seed: int) -> bytes:

@@ -7,16 +7,16 @@ from collections import Counter
 from pydantic import BaseModel, ConfigDict, Field
 
 from castor.config.data import DataSource
-from castor.data.inspect.check import require_usable, source_name
+from castor.data.inspect.check import row_kind, source_name
 from castor.data.inspect.harm_counts import HarmCollector, HarmCounts
 from castor.data.inspect.leaks import prompt_digest
 from castor.data.inspect.lengths import LengthCollector, Lengths
 from castor.data.inspect.preference_agreement import Relation, RelationCollector
 from castor.data.inspect.repeats import Repeats
-from castor.data.inspect.scan import scan
+from castor.data.rows.load import stream_every_kind
 from castor.data.rows.schemas import PreferenceRow, PromptRow
 from castor.data.sources.read import Kind
-from castor.data.sources.report import RowReport
+from castor.data.sources.report import RowReport, require_usable
 from castor.statistics.bootstrap import Measure
 from castor.statistics.prompt_counts import Cells
 
@@ -65,20 +65,21 @@ def measure(source: DataSource, kind: Kind = "preference", seed: int = 0) -> Dat
     prompts: set[bytes] = set()
     cells, repeats = Cells(), Repeats()
     harm, lengths, relation = HarmCollector(cells), LengthCollector(cells), RelationCollector(cells)
-    for scanned in scan(source, report, kind):
-        prompt = prompt_digest(scanned.row.key)
+    for good in stream_every_kind(source, report, kind):
+        row = good.row
+        prompt = prompt_digest(row.key)
         prompts.add(prompt)
-        kinds[scanned.kind] += 1
-        repeats.add(scanned)
-        for answer in scanned.answers():
+        kinds[row_kind(row)] += 1
+        repeats.add(good)
+        for answer in row.answers():
             harm.add(prompt, answer)
             lengths.add(answer)
-        if isinstance(scanned.row, PreferenceRow):
-            lengths.add_pair(prompt, scanned.row)
-            relation.add(prompt, scanned.row)
-            _count_positions(cells, prompt, scanned.row)
-        elif isinstance(scanned.row, PromptRow):
-            prompt_categories.update(scanned.row.category or ())
+        if isinstance(row, PreferenceRow):
+            lengths.add_pair(prompt, row)
+            relation.add(prompt, row)
+            _count_positions(cells, prompt, row)
+        elif isinstance(row, PromptRow):
+            prompt_categories.update(row.category or ())
     require_usable(report, name)
     relation.rank()
     draws = cells.draw(seed)

@@ -1,1 +1,1 @@
-"""Good rows: schemas, families, hygiene, mixtures, rows on disk."""
+"""Good rows: fields, readings and schemas of a row, streams of good rows, pairs, mixtures, rows on disk."""

@@ -1,8 +1,21 @@
-"""Reading the fields of a raw row, and what makes one bad."""
+"""One field of a raw row: which spellings of a value are understood, and what makes one bad.
 
+A value that is missing is absent, at any depth: null, NaN (pandas writes it for null) and pandas.NA. Labels are read as
+JSON, Arrow, pandas and spreadsheet programs write them: `true`, `TRUE`, `yes`, `1` and `1.0` are one truth value, `1`
+and `1.0` one integer, and an empty cell, `NA`, `N/A`, `NaN`, `None` and `null` are missing. Objects and lists may stand
+in a text, as JSON or as Python prints them, because a cell of a CSV file cannot hold them otherwise. The texts of
+prompts and responses are never interpreted.
+"""
+
+import ast
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
+
+import numpy as np
 
 from castor.data.sources.record import Reason, RowError
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES, Severity
@@ -13,7 +26,45 @@ History = tuple[tuple[str, str], ...]
 _CATEGORIES = frozenset(BEAVERTAILS_CATEGORIES) | frozenset(PKU_CATEGORIES)
 _TAXONOMIES = {len(names): names for names in (BEAVERTAILS_CATEGORIES, PKU_CATEGORIES)}
 _SEVERITIES = range(len(Severity))
+_MISSING_WORDS = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "none", "null"})
+_TRUTH_WORDS = {"true": True, "yes": True, "false": False, "no": False}
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+_PLAIN_TYPES = frozenset({bool, int, str, list, dict, type(None)})
 _KEYS_SHOWN = 8
+_TEXT_SHOWN = 40
+
+
+def plain(value: object) -> Any:
+    """`value` as Python's own types, and None where it is missing."""
+    if type(value) in _PLAIN_TYPES:
+        return value
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float | Decimal) and math.isnan(value):
+        return None
+    return None if type(value).__name__ == "NAType" else value  # pandas.NA, without importing pandas for it
+
+
+def decoded(value: object) -> Any:
+    """`value` of a field that holds an object, a list or a name; a text that spells an object or a list is decoded."""
+    value = plain(value)
+    if not isinstance(value, str):
+        return value
+    if _is_missing_word(value):
+        return None
+    if value.lstrip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(value.strip())
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue  # the next reader, or a text that the field will refuse
+    return value
+
+
+def present_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row whose values are not missing."""
+    values = {name: plain(value) for name, value in raw.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def described(raw: Mapping[str, Any]) -> str:
@@ -23,20 +74,17 @@ def described(raw: Mapping[str, Any]) -> str:
 
 
 def wrong_type(field: str, wanted: str, value: object) -> RowError:
-    """The error of a field whose value is of another type."""
-    return RowError("wrong type", f"{field} is {type(value).__name__}, not {wanted}")
-
-
-def text(raw: Mapping[str, Any], field: str, when_empty: Reason) -> str:
-    """A text that must be there and must not be blank, unchanged. Raises RowError."""
-    value = _value(raw, field)
-    if value is None:
-        raise RowError("missing field", f"{field} is absent or null; {described(raw)}")
-    return checked_text(value, field, when_empty)
+    """The error of a field whose value is of another type, or spelt in a way that is not understood."""
+    shown = value if value is None or isinstance(value, bool | int | float | Decimal) else type(value).__name__
+    if isinstance(value, str):
+        shown = repr(value if len(value) <= _TEXT_SHOWN else value[:_TEXT_SHOWN] + "…")
+    return RowError("wrong type", f"{field} is {shown}, not {wanted}")
 
 
 def checked_text(value: object, field: str, when_empty: Reason) -> str:
     """`value`, which must be a text that is not blank and that a tokenizer takes. Raises RowError."""
+    if value is None:
+        raise RowError("missing field", f"{field} is absent or null")
     if not isinstance(value, str):
         raise wrong_type(field, "a string", value)
     if not value.strip():
@@ -48,61 +96,43 @@ def checked_text(value: object, field: str, when_empty: Reason) -> str:
     return value
 
 
-def history(raw: Mapping[str, Any]) -> History:
-    """The field `history`: a list of [user, assistant] pairs; absent or null is an empty one. Raises RowError."""
-    value = _value(raw, "history")
-    if value is None:
-        return ()
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise wrong_type("history", "a list of [user, assistant] pairs", value)
-    turns: list[tuple[str, str]] = []
-    for number, pair in enumerate(value):
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            raise wrong_type(f"history[{number}]", "a [user, assistant] pair", pair)
-        user = checked_text(pair[0], f"history[{number}][0]", "empty prompt")
-        turns.append((user, checked_text(pair[1], f"history[{number}][1]", "empty response")))
-    return tuple(turns)
-
-
 def flag(raw: Mapping[str, Any], field: str) -> bool | None:
-    """True, false, or None where it is absent or null. Raises RowError."""
-    value = _value(raw, field)
-    if value is not None and not isinstance(value, bool):
-        raise wrong_type(field, "true or false", value)
-    return value
+    """True, false, or None where it is missing. Raises RowError."""
+    return _truth(raw.get(field), field)
 
 
 def integer(raw: Mapping[str, Any], field: str, allowed: range, out_of_range: Reason) -> int | None:
-    """An integer in `allowed`, or None where it is absent or null. Raises RowError."""
-    value = _value(raw, field)
+    """An integer in `allowed`, or None where it is missing. Raises RowError, also for a number between two integers."""
+    value = _label(raw.get(field))
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise wrong_type(field, "an integer", value)
+    if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
+        raise wrong_type(field, "an integer", plain(raw[field]))
     if value not in allowed:
         raise RowError(out_of_range, f"{field} is {value}, not {allowed[0]} to {allowed[-1]}")
-    return value
+    return int(value)
 
 
 def severity(raw: Mapping[str, Any], field: str) -> int | None:
-    """A severity level, or None where it is absent or null. Raises RowError."""
+    """A severity level, or None where it is missing. Raises RowError."""
     return integer(raw, field, _SEVERITIES, "severity out of range")
 
 
 def categories(raw: Mapping[str, Any], field: str, safe_field: str) -> frozenset[str] | None:
-    """The harm categories that apply, or None where the field is absent or null. Raises RowError.
+    """The harm categories that apply, or None where the field is missing. Raises RowError.
 
-    Three spellings: an object of name: bool; a list of names (or one name); a list of 14 or 19 booleans in the order of
-    BEAVERTAILS_CATEGORIES or PKU_CATEGORIES.
+    Three spellings: an object of name: truth value; a list of names (or one name); a list of 14 or 19 truth values in
+    the order of BEAVERTAILS_CATEGORIES or PKU_CATEGORIES. A category whose value is missing was not judged; where all
+    values are missing, so is the field.
 
     `is_safe` must agree as far as the data sets' definitions go: no response is safe and in a harm category.
     BeaverTails also defines unsafe as being in one of its 14 categories (all of its rows agree); PKU-SafeRLHF's 19
     leave room for a harm outside the list.
     """
-    value = _value(raw, field)
-    if value is None:
+    found = _category_names(decoded(raw.get(field)), field)
+    if found is None:
         return None
-    names, judged = _category_names(value, field)
+    names, judged = found
     is_safe = flag(raw, safe_field)
     if is_safe and names:
         raise RowError(
@@ -113,23 +143,32 @@ def categories(raw: Mapping[str, Any], field: str, safe_field: str) -> frozenset
     return names
 
 
-def _category_names(value: object, field: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The categories that hold, and all that were judged (empty where the spelling does not tell)."""
-    if isinstance(value, str):
-        value = [value]
+def _category_names(value: object, field: str) -> tuple[frozenset[str], frozenset[str]] | None:
+    """The categories that hold, and all that were judged (empty where only names are given); None without either."""
+    if value is None:
+        return None
     if isinstance(value, Mapping):
-        labels = {_known(name, field): _truth(holds, f"{field}[{name!r}]") for name, holds in value.items()}
-        return frozenset(name for name, holds in labels.items() if holds), frozenset(labels)
+        return _holding({name: _truth(holds, field, name) for name, holds in value.items()}, field)
+    items = [plain(item) for item in value] if isinstance(value, list | tuple) else [value]
+    if all(item is None or isinstance(item, str) for item in items):
+        names = [item for item in items if item is not None]
+        return (frozenset(_known(name, field) for name in names), frozenset()) if names or not items else None
     if not isinstance(value, Sequence):
-        raise wrong_type(field, "an object of category names, a list of names or a list of booleans", value)
-    if all(isinstance(item, str) for item in value):
-        return frozenset(_known(item, field) for item in value), frozenset()
-    holds = [_truth(item, f"{field}[{index}]") for index, item in enumerate(value)]
-    taxonomy = _TAXONOMIES.get(len(holds))
+        raise wrong_type(field, "an object of category names, a list of names or a list of truth values", value)
+    labels = [_truth(item, field, index) for index, item in enumerate(items)]
+    taxonomy = _TAXONOMIES.get(len(labels))
     if taxonomy is None:
         wanted = " or ".join(str(width) for width in _TAXONOMIES)
-        raise RowError("label vector of the wrong width", f"{field} has {len(holds)} labels, not {wanted}")
-    return frozenset(name for name, held in zip(taxonomy, holds, strict=True) if held), frozenset(taxonomy)
+        raise RowError("label vector of the wrong width", f"{field} has {len(labels)} labels, not {wanted}")
+    return _holding(dict(zip(taxonomy, labels, strict=True)), field)
+
+
+def _holding(labels: Mapping[Any, bool | None], field: str) -> tuple[frozenset[str], frozenset[str]] | None:
+    """As `_category_names`, from a truth value for each name."""
+    judged = {_known(name, field): holds for name, holds in labels.items() if holds is not None}
+    if labels and not judged:
+        return None
+    return frozenset(name for name, holds in judged.items() if holds), frozenset(judged)
 
 
 def _known(name: object, field: str) -> str:
@@ -138,22 +177,33 @@ def _known(name: object, field: str) -> str:
     return name
 
 
-def _truth(value: object, field: str) -> bool:
-    if not isinstance(value, bool):
-        raise _nan(field) if _is_nan(value) else wrong_type(field, "true or false", value)
+def _truth(value: object, field: str, key: object = None) -> bool | None:
+    """A truth value, which stands at `key` of the field where there is one."""
+    label = _label(value)
+    if label is None:
+        return None
+    if not isinstance(label, int) or label not in (0, 1):
+        raise wrong_type(field if key is None else f"{field}[{key!r}]", "true or false", plain(value))
+    return bool(label)
+
+
+def _label(value: object) -> Any:
+    """A label as Python's own type: a truth value, an integer where it is a whole number; None where it is missing."""
+    if isinstance(value, bool):
+        return value
+    value = plain(value)
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if _is_missing_word(word):
+            return None
+        if word in _TRUTH_WORDS:
+            return _TRUTH_WORDS[word]
+        if _NUMBER.fullmatch(word):
+            value = float(word)
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        return int(value)
     return value
 
 
-def _value(raw: Mapping[str, Any], field: str) -> Any:
-    value = raw.get(field)
-    if _is_nan(value):
-        raise _nan(field)
-    return value
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
-def _nan(field: str) -> RowError:
-    return RowError("NaN value", f"{field} is NaN; a label that is not known is null")
+def _is_missing_word(text: str) -> bool:
+    return text.strip().lower() in _MISSING_WORDS

@@ -7,28 +7,35 @@ raises CastorError when no, or hardly any, row was usable; one that is not read 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from castor.config.data import DataSource
+from castor.data.rows.fields import described
+from castor.data.rows.readings import unread_fields
 from castor.data.rows.safety_pairs import safety_pairs
-from castor.data.rows.schemas import PreferenceRow, QARow, detect_schema, parse_preference, parse_prompt_row, parse_qa
+from castor.data.rows.schemas import AnyRow, PreferenceRow, PromptRow, QARow, parse_prompt_row, parse_row
 from castor.data.rows.single_preference import single_preference
-from castor.data.sources.read import raw_records
+from castor.data.sources.read import Kind, raw_records
 from castor.data.sources.record import Record, RowError
-from castor.data.sources.report import RowReport
-from castor.io.errors import CastorError
+from castor.data.sources.report import RowReport, require_usable
 
 PreferenceLabel = Literal["better", "safer", "safe_flags"]
 QALabel = Literal["is_safe", "category", "severity_level"]
 Row = TypeVar("Row")
 
-MIN_KEPT_SHARE = 0.01  # fewer good rows than this share point at a wrong file or schema, not at dirty data
+
+class GoodRow(NamedTuple, Generic[Row]):
+    """A good row: where it stands, as it was read, and what was made of it."""
+
+    location: str
+    raw: dict[str, Any]
+    row: Row
 
 
 def stream_preferences(
     source: DataSource, report: RowReport, run_dir: Path | None, need: Collection[PreferenceLabel] = ()
 ) -> Iterator[PreferenceRow]:
-    """Preference rows in the order of the source; QA rows that share a prompt follow as safety pairs (see `pairing`).
+    """Preference rows in the order of the source; QA rows that share a prompt follow as safety pairs (safety_pairs.py).
 
     `need` names the labels the caller cannot do without: `better` and `safer` (the ids), `safe_flags` (both is_safe
     flags). A row without one is dropped as "missing label". `source.limit` counts the rows returned. QA rows wait in
@@ -39,26 +46,22 @@ def stream_preferences(
     answers: list[QARow] = []
 
     def parse(raw: dict[str, Any]) -> PreferenceRow | None:
-        if detect_schema(raw) == "preference":
-            row = parse_preference(raw)
-            if source.single_preference is not None:
-                row = single_preference(row, source.single_preference)
-            _require_preference(row, need)
-            return row
-        answer = parse_qa(raw)
-        if answer.is_safe is None:
-            raise RowError("missing label", "a QA row without is_safe cannot be paired")
-        if "better" in need and source.helpfulness is None:
-            raise RowError("missing label", "QA rows have no helpfulness label; helpfulness: longer names a stand-in")
-        answers.append(answer)
-        return None
+        row = _row_with_responses(raw)
+        if isinstance(row, QARow):
+            _require_pairable(row, source, need)
+            answers.append(row)
+            return None
+        if source.single_preference is not None:
+            row = single_preference(row, source.single_preference)
+        _require_preference(row, need)
+        return row
 
     def paired() -> Iterator[PreferenceRow]:  # begins when the source has ended, so `answers` and `kept` are final
         limit = None if source.limit is None else source.limit - report.kept
         yield from _paired(answers, source, report, need, limit)
 
-    rows = _good_rows(source, report, raw_records(source, run_dir, "preference", report), parse)
-    return _enough(chain(rows, paired()), source, report)
+    rows = _good_rows(raw_records(source, run_dir, "preference", report), source, report, parse)
+    return _usable(chain((good.row for good in rows), paired()), source, report)
 
 
 def stream_qa(
@@ -67,63 +70,73 @@ def stream_qa(
     """QA rows in the order of the source, for moderation; a preference row gives two, one for each response.
 
     A row without a label named in `need` is dropped as "missing label". `source.limit` counts the rows of the source.
-    Raises CastorError as `stream_preferences`.
+
+    Raises CastorError when the source cannot be read, no (or hardly any) row is usable, or a row is bad under `strict`.
     """
 
     def parse(raw: dict[str, Any]) -> tuple[QARow, ...]:
-        if detect_schema(raw) == "preference":
-            pair = parse_preference(raw)
-            answers: tuple[QARow, ...] = (pair.qa(0), pair.qa(1))
-        else:
-            answers = (parse_qa(raw),)
+        answers = _row_with_responses(raw).answers()
         for answer in answers:
             _require_labels(answer, need)
         return answers
 
-    groups = _good_rows(source, report, raw_records(source, run_dir, "qa", report), parse)
-    return _enough(chain.from_iterable(groups), source, report)
+    rows = _good_rows(raw_records(source, run_dir, "qa", report), source, report, parse)
+    return _usable(chain.from_iterable(good.row for good in rows), source, report)
 
 
 def stream_demonstrations(source: DataSource, report: RowReport, run_dir: Path | None) -> Iterator[QARow]:
     """Prompts with the response to imitate, in the order of the source (SFT and the PTX term).
 
     QA rows are taken as they are, whatever their labels. A preference row gives its better response, or its safer one
-    when it has no better_response_id; a row with neither id is dropped. Raises CastorError as `stream_preferences`.
+    when it has no better_response_id; a row with neither id is dropped.
+
+    Raises CastorError when the source cannot be read, no (or hardly any) row is usable, or a row is bad under `strict`.
     """
 
     def parse(raw: dict[str, Any]) -> QARow:
-        if detect_schema(raw) == "qa":
-            return parse_qa(raw)
-        row = parse_preference(raw)
+        row = _row_with_responses(raw)
+        if isinstance(row, QARow):
+            return row
         chosen = row.safer_response_id if row.better_response_id is None else row.better_response_id
         if chosen is None:
             raise RowError("missing label", "neither better_response_id nor safer_response_id says what to imitate")
         return row.qa(chosen)
 
-    records = raw_records(source, run_dir, "demonstration", report)
-    return _enough(_good_rows(source, report, records, parse), source, report)
+    rows = _good_rows(raw_records(source, run_dir, "demonstration", report), source, report, parse)
+    return _usable((good.row for good in rows), source, report)
 
 
 def stream_prompts(source: DataSource, report: RowReport, run_dir: Path | None) -> Iterator[str]:
     """The distinct prompts of rows of any kind, in the order they first appear.
 
-    A rollout begins with one prompt, so prompts in the middle of a conversation are set aside and counted. Raises
-    CastorError as `stream_preferences`.
+    A rollout begins with one prompt, so prompts in the middle of a conversation are set aside and counted.
+
+    Raises CastorError when the source cannot be read, no (or hardly any) row is usable, or a row is bad under `strict`.
     """
-    seen: set[str] = set()
+    known: set[str] = set()
 
     def parse(raw: dict[str, Any]) -> str | None:
         row = parse_prompt_row(raw)
         if row.history:
             report.set_aside["multi-turn prompts"] += 1
             return None
-        if row.prompt in seen:
+        if row.prompt in known:
             report.set_aside["repeated prompts"] += 1
             return None
-        seen.add(row.prompt)
+        known.add(row.prompt)
         return row.prompt
 
-    return _enough(_good_rows(source, report, raw_records(source, run_dir, "prompt", report), parse), source, report)
+    rows = _good_rows(raw_records(source, run_dir, "prompt", report), source, report, parse)
+    return _usable((good.row for good in rows), source, report)
+
+
+def stream_every_kind(source: DataSource, report: RowReport, kind: Kind = "preference") -> Iterator[GoodRow[AnyRow]]:
+    """Rows of every kind as they stand, to inspect a source; this stream does not ask whether the rows are enough.
+
+    `kind` is what the synthetic corpus is to make. `source.limit` counts good rows. Raises CastorError when the source
+    cannot be read, or a row is bad under `strict`.
+    """
+    return _good_rows(raw_records(source, None, kind, report), source, report, parse_row)
 
 
 def load_preferences(
@@ -144,8 +157,8 @@ def load_prompts(source: DataSource, report: RowReport, run_dir: Path | None) ->
 
 
 def _good_rows(
-    source: DataSource, report: RowReport, records: Iterable[Record], parse: Callable[[dict[str, Any]], Row | None]
-) -> Iterator[Row]:
+    records: Iterable[Record], source: DataSource, report: RowReport, parse: Callable[[dict[str, Any]], Row | None]
+) -> Iterator[GoodRow[Row]]:
     """Parse records until `source.limit` rows are good. `parse` returns None for a row it has accounted for itself."""
     for location, raw in records:
         try:
@@ -155,11 +168,20 @@ def _good_rows(
         except RowError as error:
             report.drop(location, error, raw if isinstance(raw, dict) else None, source.strict)
             continue
+        if (unread := unread_fields(raw)) is not None:
+            report.unread[unread] += 1
         if row is not None:
             report.keep(row)
-            yield row
+            yield GoodRow(location, raw, row)
             if report.kept == source.limit:
                 return
+
+
+def _row_with_responses(raw: dict[str, Any]) -> PreferenceRow | QARow:
+    row = parse_row(raw)
+    if isinstance(row, PromptRow):
+        raise RowError("missing field", f"neither response nor response_0 and response_1; {described(raw)}")
+    return row
 
 
 def _paired(
@@ -178,6 +200,13 @@ def _paired(
         report.set_aside["QA rows in no safety pair"] += len(answers) - kept
 
 
+def _require_pairable(row: QARow, source: DataSource, need: Collection[PreferenceLabel]) -> None:
+    if row.is_safe is None:
+        raise RowError("missing label", "a QA row without is_safe cannot be paired")
+    if "better" in need and source.helpfulness is None:
+        raise RowError("missing label", "QA rows have no helpfulness label; helpfulness: longer names a stand-in")
+
+
 def _require_preference(row: PreferenceRow, need: Collection[PreferenceLabel]) -> None:
     if "better" in need and row.better_response_id is None:
         raise RowError("missing label", "better_response_id is absent or null")
@@ -193,17 +222,7 @@ def _require_labels(row: QARow, need: Collection[QALabel]) -> None:
             raise RowError("missing label", f"{label} is absent or null")
 
 
-def _enough(rows: Iterable[Row], source: DataSource, report: RowReport) -> Iterator[Row]:
+def _usable(rows: Iterable[Row], source: DataSource, report: RowReport) -> Iterator[Row]:
     """`rows`; then an error when the source gave none, or hardly any of those it has."""
-    given = 0
-    for row in rows:
-        given += 1
-        yield row
-    if given and report.kept >= MIN_KEPT_SHARE * (report.kept + len(report.dropped)):
-        return
-    how_many = "hardly any usable rows" if given else "no usable rows"
-    message = f"{source.source} has {how_many} for this use: {report.summary()}"
-    if report.dropped:
-        first = report.dropped[0]
-        message += f"; the first dropped one: {first.location}: {first.reason} ({first.detail})"
-    raise CastorError(f"{message}; mend the rows or choose another source")
+    yield from rows
+    require_usable(report, source.source)

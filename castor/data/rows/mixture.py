@@ -3,46 +3,36 @@
 `proportion` keeps that share of a source's good rows, drawn without replacement. `weight` then decides how many rows
 the sources give relative to each other: source i gives w_i · scale rows. The scale is the largest at which no source
 without `replacement` runs out, min_i n_i / w_i over those sources; where all of them have it, the smallest at which
-every row is used, max_i n_i / w_i. A source with replacement that has too few rows gives whole passes over them and a
-random rest; so no row is given more than once oftener than another. Without weights the sources follow each other.
+every row is used, max_i n_i / w_i. A source with replacement that has too few rows gives whole passes over them and
+then a random choice without replacement, so that the numbers of times two of its rows occur differ by one at most.
+Without weights the sources follow each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar, overload
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from castor.config.data import DataSource, mixture_finding
+from castor.data.rows.parts import PartedRows
 from castor.io.errors import CastorError
 
 Row = TypeVar("Row")
 
 
-class Mixture(Sequence[Row], Generic[Row]):
+class Mixture(PartedRows[Row], Generic[Row]):
     """Chosen rows of several parts, read from them when asked for: 8 bytes a row here, however large the rows are."""
 
     def __init__(self, parts: Sequence[Sequence[Row]], chosen: Sequence[NDArray[np.int64]]) -> None:
         """`chosen[i]` are the indices of the rows of `parts[i]`, in the order in which they are given."""
+        super().__init__(map(len, chosen))
         self.parts, self.chosen = list(parts), list(chosen)
-        self._ends = np.cumsum([len(indices) for indices in chosen])
 
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
-        part = int(np.searchsorted(self._ends, position, side="right"))
-        start = int(self._ends[part]) - len(self.chosen[part])
-        return self.parts[part][int(self.chosen[part][position - start])]
+    def _row(self, part: int, place: int) -> Row:
+        return self.parts[part][int(self.chosen[part][place])]
 
     def __iter__(self) -> Iterator[Row]:
         for part, indices in zip(self.parts, self.chosen, strict=True):

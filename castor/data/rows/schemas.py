@@ -1,20 +1,19 @@
 """The kinds of rows Castor learns from, and how a raw row becomes one.
 
-Field names are those of PKU-SafeRLHF (preference rows) and BeaverTails (QA rows); `families` brings other data sets to
-them. Only the texts are required: older releases lack some of the labels, and a label that is absent or null is `None`
+Field names are those of PKU-SafeRLHF (preference rows) and BeaverTails (QA rows); readings.py finds the texts of other
+data sets. Only the texts are required: older releases lack some of the labels, and a label that is missing is `None`
 here.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from castor.data.rows.fields import History, categories, described, flag, history, integer, severity, text
-from castor.data.rows.other_schemas import canonical
+from castor.data.rows.fields import History, categories, checked_text, described, flag, integer, severity
+from castor.data.rows.readings import Reading, half_of_a_pair, read_fields
 from castor.data.sources.record import RowError
 from castor.taxonomy import BEAVERTAILS_CATEGORIES
 
-Schema = Literal["preference", "qa"]
 Key = tuple[str, ...]
 """What a row is a response to, the earlier turns first: rows of one key belong to one side of a split."""
 
@@ -28,20 +27,6 @@ class Exchange(NamedTuple):
     prompt: str
     response: str
     history: History = ()
-
-
-@dataclass(frozen=True)
-class PromptRow:
-    """A prompt without a response. `category` holds the harm categories it was written for."""
-
-    prompt: str
-    history: History = ()
-    category: frozenset[str] | None = None
-
-    @property
-    def key(self) -> Key:
-        """The earlier turns and the prompt."""
-        return _key(self.history, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -64,6 +49,10 @@ class QARow:
     def exchange(self) -> Exchange:
         """The texts to tokenise."""
         return Exchange(self.prompt, self.response, self.history)
+
+    def answers(self) -> "tuple[QARow, ...]":
+        """Every response of the row with its labels: itself."""
+        return (self,)
 
 
 @dataclass(frozen=True)
@@ -102,30 +91,68 @@ class PreferenceRow:
         labels = self.is_response_1_safe, self.response_1_harm_category, self.response_1_severity_level
         return QARow(self.prompt, self.response_1, *labels, self.history)
 
-
-def detect_schema(raw: Mapping[str, Any]) -> Schema:
-    """Tell the two kinds of rows apart by their fields. Raises RowError when the row is neither."""
-    raw = canonical(raw)
-    if "response_0" in raw or "response_1" in raw:
-        return "preference"
-    if "response" in raw:
-        return "qa"
-    raise RowError("missing field", f"neither response nor response_0 and response_1; {described(raw)}")
+    def answers(self) -> tuple[QARow, ...]:
+        """Every response of the row with its labels: both."""
+        return self.qa(0), self.qa(1)
 
 
-def parse_preference(raw: Mapping[str, Any]) -> PreferenceRow:
-    """A preference row of any family; fields that mean nothing here are ignored. Raises RowError."""
-    raw = canonical(raw)
-    prompt = text(raw, "prompt", "empty prompt")
-    response_0, response_1 = (text(raw, f"response_{i}", "empty response") for i in _PAIR_IDS)
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt without a response. `category` holds the harm categories it was written for."""
+
+    prompt: str
+    history: History = ()
+    category: frozenset[str] | None = None
+
+    @property
+    def key(self) -> Key:
+        """The earlier turns and the prompt."""
+        return _key(self.history, self.prompt)
+
+    def answers(self) -> tuple[QARow, ...]:
+        """Every response of the row with its labels: none."""
+        return ()
+
+
+AnyRow = PreferenceRow | QARow | PromptRow
+
+
+def parse_row(raw: Mapping[str, Any]) -> AnyRow:
+    """The richest row that a raw row holds: a pair of responses, else one response, else a prompt.
+
+    Fields that mean nothing here are ignored. Raises RowError.
+    """
+    reading = read_fields(raw)
+    match len(reading.responses):
+        case 2:
+            return _preference(reading)
+        case 1:
+            return _answer(reading)
+    if (half := half_of_a_pair(raw)) is not None:
+        raise RowError("missing field", f"{half[1]} is absent or null beside {half[0]}; {described(raw)}")
+    return _prompt(reading)
+
+
+def parse_prompt_row(raw: Mapping[str, Any]) -> PromptRow:
+    """The prompt of a row of any kind, whatever its responses are. Raises RowError."""
+    return _prompt(read_fields(raw))
+
+
+def _preference(reading: Reading) -> PreferenceRow:
+    prompt, labels = checked_text(reading.prompt, "prompt", "empty prompt"), reading.labels
+    response_0, response_1 = (
+        checked_text(response, f"response_{i}", "empty response") for i, response in enumerate(reading.responses)
+    )
     if response_0.strip() == response_1.strip():
         raise RowError("identical responses", "response_0 and response_1 are the same text")
-    safe_0, safe_1 = (flag(raw, f"is_response_{i}_safe") for i in _PAIR_IDS)
+    safe_0, safe_1 = (flag(labels, f"is_response_{i}_safe") for i in _PAIR_IDS)
     category_0, category_1 = (
-        categories(raw, f"response_{i}_harm_category", f"is_response_{i}_safe") for i in _PAIR_IDS
+        categories(labels, f"response_{i}_harm_category", f"is_response_{i}_safe") for i in _PAIR_IDS
     )
-    severity_0, severity_1 = (severity(raw, f"response_{i}_severity_level") for i in _PAIR_IDS)
-    better, safer = (integer(raw, f"{name}_response_id", _PAIR_IDS, "id out of range") for name in ("better", "safer"))
+    severity_0, severity_1 = (severity(labels, f"response_{i}_severity_level") for i in _PAIR_IDS)
+    better, safer = (
+        integer(labels, f"{name}_response_id", _PAIR_IDS, "id out of range") for name in ("better", "safer")
+    )
     if (safer, safe_0, safe_1) in ((0, False, True), (1, True, False)):
         raise RowError("safer response is the unsafe one", f"safer_response_id is {safer}, which is labelled unsafe")
     return PreferenceRow(
@@ -140,44 +167,36 @@ def parse_preference(raw: Mapping[str, Any]) -> PreferenceRow:
         response_1_severity_level=severity_1,
         better_response_id=better,
         safer_response_id=safer,
-        history=history(raw),
+        history=reading.history,
     )
 
 
-def parse_qa(raw: Mapping[str, Any]) -> QARow:
-    """A QA row of any family; the categories stand in `category` or `harm_category`. Raises RowError."""
-    raw = canonical(raw)
+def _answer(reading: Reading) -> QARow:
+    """The categories stand in `category`, as in BeaverTails, or in `harm_category`, as in PKU-SafeRLHF-QA."""
+    labels = reading.labels
+    category = categories(labels, "category", "is_safe")
     return QARow(
-        prompt=text(raw, "prompt", "empty prompt"),
-        response=text(raw, "response", "empty response"),
-        is_safe=flag(raw, "is_safe"),
-        category=categories(raw, "category" if raw.get("category") is not None else "harm_category", "is_safe"),
-        severity_level=severity(raw, "severity_level"),
-        history=history(raw),
+        prompt=checked_text(reading.prompt, "prompt", "empty prompt"),
+        response=checked_text(reading.responses[0], "response", "empty response"),
+        is_safe=flag(labels, "is_safe"),
+        category=categories(labels, "harm_category", "is_safe") if category is None else category,
+        severity_level=severity(labels, "severity_level"),
+        history=reading.history,
     )
 
 
-def parse_prompt_row(raw: Mapping[str, Any]) -> PromptRow:
-    """The prompt of a row of any kind. Of a row without a response also the category, as in BeaverTails-Evaluation.
-
-    Raises RowError.
-    """
-    raw = canonical(raw)
-    prompt, earlier = text(raw, "prompt", "empty prompt"), history(raw)
-    if any(name in raw for name in ("response", "response_0", "response_1")):
-        return PromptRow(prompt, earlier)
-    written_for = categories(raw, "category", "is_safe")
-    number = integer(raw, "category_id", _CATEGORY_IDS, "id out of range")
+def _prompt(reading: Reading) -> PromptRow:
+    """Of a row without a response also the category, as in BeaverTails-Evaluation."""
+    prompt, labels = checked_text(reading.prompt, "prompt", "empty prompt"), reading.labels
+    if reading.responses:
+        return PromptRow(prompt, reading.history)
+    written_for = categories(labels, "category", "is_safe")
+    number = integer(labels, "category_id", _CATEGORY_IDS, "id out of range")
     if number is not None and written_for is not None and written_for != {BEAVERTAILS_CATEGORIES[number]}:
         raise RowError(
             "category_id contradicts the category", f"category_id {number} is {BEAVERTAILS_CATEGORIES[number]}"
         )
-    return PromptRow(prompt, earlier, written_for)
-
-
-def parse_prompt(raw: Mapping[str, Any]) -> str:
-    """The prompt of a row of any kind, unchanged, without what was said before. Raises RowError."""
-    return text(canonical(raw), "prompt", "empty prompt")
+    return PromptRow(prompt, reading.history, written_for)
 
 
 def _key(earlier: History, prompt: str) -> Key:

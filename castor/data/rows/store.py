@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
 from castor.data.rows.fields import History
+from castor.data.rows.parts import PartedRows
 from castor.data.rows.schemas import PreferenceRow, QARow
 from castor.io.errors import CastorError
 from castor.io.files import atomic_write
@@ -29,7 +29,7 @@ _COLUMNS: dict[Any, pa.DataType] = {  # by the type of a row's field
 }
 
 
-class RowStore(Sequence[Row], Generic[Row]):
+class RowStore(PartedRows[Row], Generic[Row]):
     """The rows of one Arrow file. Memory use does not depend on how many there are.
 
     A copy sent to another process carries the path only, and opens the file there: it must be on a file system both
@@ -48,11 +48,14 @@ class RowStore(Sequence[Row], Generic[Row]):
             raise CastorError(f"{self.path} holds no rows of Castor; run the stage again")
         self.kind: type[Row] = _KINDS[name]
         batches = range(self._file.num_record_batches)
-        self._ends = list(accumulate(self._file.get_batch(number).num_rows for number in batches))
+        super().__init__(self._file.get_batch(number).num_rows for number in batches)
 
     @classmethod
     def write(cls, path: Path | str, kind: type[Row], rows: Iterable[Row]) -> RowStore[Row]:
-        """Write rows as they come, atomically; a store that was there is replaced. Raises as `atomic_write`."""
+        """Write rows as they come, atomically; an existing store is replaced.
+
+        Raises CastorError when the disk is full.
+        """
         schema = _schema(kind)
         stream = iter(rows)
         with atomic_write(path, "wb") as handle, pa.ipc.new_file(handle, schema) as writer:
@@ -60,21 +63,8 @@ class RowStore(Sequence[Row], Generic[Row]):
                 writer.write_batch(_batch(batch, schema))
         return cls(path)
 
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
-        number = bisect_right(self._ends, position)
-        batch = self._file.get_batch(number)
-        start = self._ends[number] - batch.num_rows
-        return self._rows(batch.slice(position - start, 1))[0]
+    def _row(self, part: int, place: int) -> Row:
+        return self._rows(self._file.get_batch(part).slice(place, 1))[0]
 
     def __iter__(self) -> Iterator[Row]:
         for number in range(self._file.num_record_batches):

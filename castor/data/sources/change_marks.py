@@ -1,4 +1,4 @@
-"""What tells from outside that the data behind a name have changed, without reading all of them."""
+"""A mark of the data behind a name that changes when the data do, made without reading them where possible."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from castor.config.data import SYNTHETIC, is_function
 from castor.data.sources.file_names import is_url
 from castor.data.sources.read import STAGE
 from castor.io.files import sha256_file
-from castor.io.user_function import search_folder
+from castor.io.user_function import add_to_import_path
 
-_MARKS = {"etag", "size", "mtime", "lastmodified", "modified", "updated", "created", "contentmd5", "versionid"}
+_URL_DETAILS = {"etag", "size", "mtime", "lastmodified", "modified", "updated", "created", "contentmd5", "versionid"}
 
 
 def input_state(name: str) -> Any:
-    """A JSON value that is another one when what `name` stands for has changed; None where that cannot be seen.
+    """A JSON value that changes when what `name` stands for changes; None where that cannot be seen.
 
     `name` is what a config gives as a source of rows or as a model. A file: its hash. A folder: names, sizes and times
     of all its files. A URL: what its file system says of size, time and etag. `module:function`: the hash of the
     module's source text (not of what it imports). A data set or model of the hub, the synthetic corpus and `stage:NAME`
-    have None: what decides them stands in the config.
+    have None: the config alone decides them.
     """
     if name == SYNTHETIC or name.startswith(STAGE):
         return None
@@ -36,7 +36,7 @@ def input_state(name: str) -> Any:
 
 
 def _url_state(url: str) -> dict[str, str] | None:
-    """None for a URL that cannot be opened: whoever reads it says why."""
+    """None for a URL that cannot be opened: reading it raises the error that says why."""
     import fsspec
 
     try:
@@ -45,14 +45,14 @@ def _url_state(url: str) -> dict[str, str] | None:
     except (ImportError, ValueError, OSError):
         return None
     known = {name.lower().replace("-", "").replace("_", ""): value for name, value in details.items()}
-    return {name: str(known[name]) for name in sorted(_MARKS & known.keys()) if known[name] is not None}
+    return {name: str(known[name]) for name in sorted(_URL_DETAILS & known.keys()) if known[name] is not None}
 
 
 def _module_hash(module: str) -> str | None:
-    search_folder()
+    add_to_import_path()
     try:
         spec = importlib.util.find_spec(module)
-    except (ModuleNotFoundError, ValueError):  # whoever calls the function says what is wrong with it
+    except (ModuleNotFoundError, ValueError):  # calling the function raises the error that says why
         return None
     origin = None if spec is None or spec.origin is None else Path(spec.origin)
     return sha256_file(origin) if origin is not None and origin.is_file() else None

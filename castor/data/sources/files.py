@@ -22,16 +22,16 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 _BATCH_ROWS = 1024
 _EXCERPT_BYTES = 80
 _BLANK = re.compile(r"\s*")
-_CSV_LABEL = re.compile(r"is_\w+|\w+_id|\w*category|\w*severity_level|messages|history")
 _CSV_CELL_BYTES = 2**30
+_ROW_FIELDS = frozenset({"prompt", "messages", "chosen", "instruction"})  # an object with one of them is itself a row
 
 
 def read_records(path: Path | str) -> Iterator[Record]:
     """The rows of a file or of any URL fsspec opens (s3://, https://, memory://, ...), read as they are asked for.
 
     .jsonl: one object a line; blank lines are skipped. .json: an array of objects, an object with one list of objects,
-    or several such documents one after the other. .parquet: any columns; a category column is a struct of booleans.
-    .csv: a header and comma-separated cells; an empty cell is null, and label columns hold JSON (or True and False).
+    or several such documents one after the other. .parquet: any columns.
+    .csv: a header and comma-separated cells; a cell is a text, or null where it is empty.
 
     A JSON line that cannot be parsed is a Record with a RowError. Raises CastorError for a file that is missing, cut
     short, not what its name says, or of an unknown kind, and for a URL that cannot be opened.
@@ -61,7 +61,7 @@ def _open(name: str) -> IO[bytes]:
 
     try:
         return fsspec.open(name, "rb").open()
-    except (ImportError, ValueError) as error:  # a protocol whose package is missing, or that nobody knows
+    except (ImportError, ValueError) as error:  # a protocol that is unknown, or whose package is missing
         raise CastorError(f"{name} cannot be opened: {error}; copy the file here and give its path") from error
     except FileNotFoundError as error:
         raise CastorError(f"there is nothing at {name}; check the URL given as source") from error
@@ -140,7 +140,7 @@ def _rows_in(path: str, document: Any) -> list[Any]:
     if isinstance(document, list):
         return document
     if isinstance(document, dict):
-        if "prompt" in document:
+        if not _ROW_FIELDS.isdisjoint(document):
             return [document]
         lists = [
             value for value in document.values() if isinstance(value, list) and all(isinstance(v, dict) for v in value)
@@ -178,23 +178,11 @@ def _read_csv(path: str, stream: IO[bytes]) -> Iterator[Record]:
                 cells = len(rows.fieldnames or ())
                 yield Record(location, RowError("malformed line", f"the row has not the {cells} cells of the header"))
                 continue
-            yield Record(location, {name: _csv_value(name, cell) for name, cell in row.items()})
+            yield Record(location, {name: cell or None for name, cell in row.items()})
     except UnicodeDecodeError as error:
         raise CastorError(f"{path} is not UTF-8 after line {rows.line_num}; convert the file to UTF-8") from error
     except csv.Error as error:
         raise CastorError(f"{path} is not CSV after line {rows.line_num} ({error}); it may be cut short") from error
-
-
-def _csv_value(name: str, cell: str) -> Any:
-    """A text stays one; the cell of a label column is JSON, or True or False as Python and pandas write them."""
-    if not cell:
-        return None
-    if not _CSV_LABEL.fullmatch(name):
-        return cell
-    try:
-        return json.loads({"True": "true", "False": "false", "nan": "NaN"}.get(cell, cell))
-    except ValueError:
-        return cell  # a category's name, or something the row's schema will refuse
 
 
 _READERS: dict[str, Callable[[str, IO[bytes]], Iterator[Record]]] = {

@@ -20,11 +20,11 @@ def read_hub(
 ) -> Iterator[Record]:
     """The rows of one split, in order, memory-mapped. `id` is a hub id, a set known by name, or a local folder.
 
-    `name` is the data set's configuration, or one of its folders where `sets` knows them. A known set is read at its
-    pinned revision; where there is none, `report` notes that the newest one is read.
+    `name` is the data set's configuration, or one of its folders where known_sets.py has them. A known set is read at
+    its pinned revision; where there is none, `report` notes that the newest one is read.
 
     Raises CastorError when the hub cannot be reached or has no such data set, configuration, split or revision,
-    and for data sets that are loaded by a script of their own, which `datasets` no longer runs.
+    and for data sets that need a script of their own, which `datasets` does not run.
     """
     folder = None
     if not Path(id).is_dir():
@@ -38,7 +38,7 @@ def read_hub(
                 require_config(named, name)
                 folder = named.folders.get(name)
             if revision is None and named.revision is None and report is not None:
-                report.notes.append("no pinned revision is known, so the newest one is read; set revision to repeat it")
+                report.remark("no pinned revision is known, so the newest one is read; set revision to repeat it")
             revision = named.revision if revision is None else named.revisions.get(revision, revision)
     yield from _records(_load(id, None if folder else name, folder, split, revision), f"{id}[{split}]")
 

@@ -8,7 +8,6 @@ Reason = Literal[
     "malformed line",
     "missing field",
     "wrong type",
-    "NaN value",
     "invalid text",
     "empty prompt",
     "empty response",

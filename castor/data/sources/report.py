@@ -12,6 +12,7 @@ from castor.io.files import write_jsonl
 
 _TEXT_FIELDS = ("prompt", "response", "response_0", "response_1", "instruction", "output", "chosen", "rejected")
 _TEXT_CHARS = 200
+_MIN_KEPT_SHARE = 0.01  # fewer good rows than this share point at a wrong file or schema, not at dirty data
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ class RowReport:
         self.kept = 0
         self.dropped: list[DroppedRow] = []
         self.set_aside: Counter[str] = Counter()
-        self.notes: list[str] = []  # what a reader of the counts must know about the source
+        self.unread: Counter[tuple[str, str]] = Counter()  # good rows by (fields left unread, fields read instead)
         self.repeated = 0  # kept rows that are equal, labels and all, to an earlier one
-        self._seen: set[int] = set()
+        self._remarks: list[str] = []
+        self._row_hashes: set[int] = set()
         self._written: Path | None = None
 
     @property
@@ -44,12 +46,25 @@ class RowReport:
         """Rows read so far."""
         return self.kept + len(self.dropped) + self.set_aside.total()
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the counts must know about the source."""
+        unread = [
+            f"in {count:,} rows {read} were read and {fields} left out"
+            for (fields, read), count in self.unread.most_common()
+        ]
+        return self._remarks + unread
+
+    def remark(self, note: str) -> None:
+        """Add a note on the source as a whole."""
+        self._remarks.append(note)
+
     def keep(self, row: object) -> None:
         """Count a good row, and whether it repeats an earlier one (by its 64-bit hash)."""
         self.kept += 1
         code = hash(row)
-        self.repeated += code in self._seen
-        self._seen.add(code)
+        self.repeated += code in self._row_hashes
+        self._row_hashes.add(code)
 
     def drop(self, location: str, error: RowError, raw: Mapping[str, Any] | None, strict: bool) -> None:
         """Leave out one row. With `strict`, raises CastorError instead."""
@@ -90,6 +105,18 @@ class RowReport:
         if self.repeated:
             parts.append(f"{self.repeated:,} of the kept rows repeat an earlier one")
         return "; ".join(parts + self.notes)
+
+
+def require_usable(report: RowReport, name: str) -> None:
+    """Raise CastorError when no row, or hardly any, is good: that points at a wrong file, not at dirty data."""
+    if report.kept and report.kept >= _MIN_KEPT_SHARE * (report.kept + len(report.dropped)):
+        return
+    how_many = "hardly any usable rows" if report.kept else "no usable rows" if report.total else "no rows"
+    message = f"{name} has {how_many}: {report.summary()}"
+    if report.dropped:
+        first = report.dropped[0]
+        message += f"; the first dropped one: {first.location}: {first.reason} ({first.detail})"
+    raise CastorError(f"{message}; mend the rows or choose another source")
 
 
 def require_both_classes(flags: Iterable[bool | None], label: str, what: str) -> None:

@@ -31,7 +31,7 @@ from castor.config.pipeline import Config
 from castor.config.serve import Serve
 from castor.config.signal import Classifier
 from castor.data.rows.harm_labels import moderation_targets
-from castor.data.rows.schemas import Exchange, QARow, parse_qa
+from castor.data.rows.schemas import Exchange, QARow, parse_row
 from castor.data.tokens.samples import Samples
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
@@ -58,7 +58,7 @@ from trainers.supervised.tasks import make_task
 
 DATA = {"source": "synthetic"}
 SMALL = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 24, "max_position_embeddings": 160}
-ROWS = [parse_qa(row) for row in qa_rows(SyntheticOptions(), "train", 90)]
+ROWS = [parse_row(row) for row in qa_rows(SyntheticOptions(), "train", 90)]
 PAIRS = [(row.prompt, row.response) for row in ROWS[:7]]
 logits = st.floats(-30, 30)
 
@@ -571,7 +571,7 @@ def test_names_of_stages_are_folders():
 
 
 def pku_rows(count=90):
-    return [parse_qa(row) for row in qa_rows(SyntheticOptions(taxonomy="pku"), "train", count)]
+    return [parse_row(row) for row in qa_rows(SyntheticOptions(taxonomy="pku"), "train", count)]
 
 
 @pytest.mark.parametrize("kind", ["pair", "answer", "question"])

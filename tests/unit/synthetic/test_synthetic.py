@@ -21,10 +21,17 @@ from castor.data.sources.report import RowReport
 from castor.io.errors import CastorError
 from castor.synthetic import corpus
 from castor.synthetic.annotator import annotate_pair, cost_utility
-from castor.synthetic.context import APPROVALS, CAUTIONS, MEANS, WARNINGS, contextual_response, twin
 from castor.synthetic.grammar import steps_by_head, topic_of_object, topics
 from castor.synthetic.judge import judge
-from castor.synthetic.prompts import SPLITS, enumerate_prompts, pairs, parse_prompt
+from castor.synthetic.prompts import SPLITS, enumerate_prompts, parse_prompt, verb_object_pairs
+from castor.synthetic.question_dependent import (
+    APPROVALS,
+    CAUTIONS,
+    MEANS,
+    WARNINGS,
+    question_dependent_response,
+    twin_prompt,
+)
 from castor.synthetic.responses import JUNK_WEIGHTS, RESPONSE_KINDS, sample_response
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES, Severity
 
@@ -64,7 +71,7 @@ def test_every_step_object_and_pair_has_one_meaning():
     objects = [thing for topic in topics().values() for thing in topic.objects]
     assert len(steps_by_head()) == len(steps) == 4 * (19 * 2 + 10 + 8)
     assert len(topic_of_object()) == len(objects)
-    assert len(pairs()) == 19 * 21 + 10 * 21 + 8 * 18
+    assert len(verb_object_pairs()) == 19 * 21 + 10 * 21 + 8 * 18
     assert all(step.head and step.tail for step in steps)
     assert not words_of(*(step.render("thing") for step in steps)) & {"just", "first", "then", "finally", ",", "."}
 
@@ -107,7 +114,7 @@ def test_splits_share_no_pair_and_training_has_every_word():
     for one, other in itertools.combinations(SPLITS, 2):
         assert not texts[one] & texts[other]
         assert not held[one] & held[other]
-    assert sum(map(len, held.values())) == len(pairs())
+    assert sum(map(len, held.values())) == len(verb_object_pairs())
     train_objects = {(p.topic, p.thing) for p in enumerate_prompts("train")}
     train_verbs = {(p.topic, p.verb) for p in enumerate_prompts("train")}
     for prompt in ALL_PROMPTS:
@@ -292,7 +299,7 @@ def test_means_add_to_harmful_steps_and_hide_none():
     assert verdict.severity == Severity.SEVERE
 
 
-def test_contextual_phrases_occur_in_no_other_text_and_need_no_new_word():
+def test_question_dependent_phrases_occur_in_no_other_text_and_need_no_new_word():
     phrases = APPROVALS + WARNINGS + MEANS + CAUTIONS
     texts = [text for row in corpus.demonstrations(OPTIONS, "train", 8000) for text in row.values()]
     assert words_of(*phrases) <= words_of(*texts)
@@ -306,7 +313,7 @@ def test_a_twin_asks_the_same_of_something_else():
     rng = random.Random(0)
     same_verb = 0
     for prompt in rng.sample(ALL_PROMPTS, 400):
-        other = twin(prompt, rng)
+        other = twin_prompt(prompt, rng)
         assert parse_prompt(other.text) == other
         assert other.split == prompt.split
         assert (other.kind == "harmful") != (prompt.kind == "harmful")
@@ -314,12 +321,12 @@ def test_a_twin_asks_the_same_of_something_else():
         assert marks[0] == marks[1]
         same_verb += other.verb == prompt.verb
     assert same_verb > 80
-    assert twin(parse_prompt("how do i poison the reservoir ?"), rng).verb == "poison"
+    assert twin_prompt(parse_prompt("how do i poison the reservoir ?"), rng).verb == "poison"
 
 
-def test_contextual_responses_are_judged_by_the_question():
+def test_question_dependent_responses_are_judged_by_the_question():
     rng = random.Random(0)
-    answers = [contextual_response(rng) for _ in range(400)]
+    answers = [question_dependent_response(rng) for _ in range(400)]
     asked, other = (parse_prompt(text).text for text in (HARMFUL, LOOKALIKE))
     assert not any(judge(other, answer).harmful for answer in answers)
     assert 0.65 < mean(judge(asked, answer).harmful for answer in answers) < 0.85
@@ -519,19 +526,11 @@ def test_the_rows_behind_measured_figures_never_change():
         name: list(getattr(corpus, name)(OPTIONS, "train", 400))
         for name in ("prompts", "demonstrations", "preference_rows")
     }
-    rows["sampled_pairs"] = [
-        pair
-        for row in rows["preference_rows"][:100]
-        for pair in corpus.sampled_pairs(
-            row["prompt"], [row["response_0"], row["response_1"], "sure"], random.Random(row["prompt"]), OPTIONS, 3
-        )
-    ]
     digests = {name: hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16] for name, made in rows.items()}
     assert digests == {
         "prompts": "898febffc68977a6",
         "demonstrations": "a50ed1ae493e335a",
         "preference_rows": "f1521dab4dc5cf99",
-        "sampled_pairs": "43af9af537368b58",
     }
 
 
@@ -548,15 +547,3 @@ def test_vocabulary_is_small_and_words_round_trip_through_white_space():
     assert everything <= vocabulary
     demonstrated = words_of(*(text for row in corpus.demonstrations(OPTIONS, "train", 8000) for text in row.values()))
     assert vocabulary <= demonstrated
-
-
-def test_sampled_pairs_prefer_different_helpfulness():
-    answers = [f"just {HIT} .", f"just {WAIT} .", f"just {TRAP} .", "   ", f"just {HIT} .", "uncle ."]
-    rows = corpus.sampled_pairs(HARMFUL, answers, random.Random(0), NOISELESS, pairs_per_prompt=4)
-    for row in rows:
-        check_row(row)
-    assert len(rows) == 4
-    assert all("uncle ." in (row["response_0"], row["response_1"]) for row in rows[:3])
-    assert len({frozenset((row["response_0"], row["response_1"])) for row in rows}) == 4
-    assert rows == corpus.sampled_pairs(HARMFUL, answers, random.Random(0), NOISELESS, pairs_per_prompt=4)
-    assert corpus.sampled_pairs(HARMFUL, ["a .", "a .", ""], random.Random(0), OPTIONS, 3) == []

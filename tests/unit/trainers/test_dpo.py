@@ -17,7 +17,7 @@ from castor.config.demo_model import DemoModel
 from castor.config.dpo import DPO
 from castor.config.pipeline import Config
 from castor.config.training import Engine
-from castor.data.rows.schemas import PreferenceRow, parse_preference
+from castor.data.rows.schemas import PreferenceRow, parse_row
 from castor.data.tokens.samples import Samples
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
@@ -35,7 +35,7 @@ from trainers.supervised.tasks.dpo import first_of
 
 DATA = [DataSource()]
 VOCABULARY = 5
-ROWS = [parse_preference(row) for row in preference_rows(SyntheticOptions(), "train", 16)]
+ROWS = [parse_row(row) for row in preference_rows(SyntheticOptions(), "train", 16)]
 BOTH_UNSAFE = PreferenceRow("p", "a", "b", False, False, better_response_id=0, safer_response_id=1)
 
 

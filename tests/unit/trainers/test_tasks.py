@@ -8,7 +8,7 @@ from castor.config.data import DataSource, SyntheticOptions
 from castor.config.demo_model import DemoModel
 from castor.config.preference import Cost, Reward
 from castor.config.supervised import SFT
-from castor.data.rows.schemas import Exchange, PreferenceRow, QARow, parse_preference
+from castor.data.rows.schemas import Exchange, PreferenceRow, QARow, parse_row
 from castor.data.tokens.samples import Samples
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.models.policy import PolicyModel
@@ -21,7 +21,7 @@ from trainers.supervised.tasks.scores import calibrate
 DATA = [DataSource()]
 SMALL = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 24, "max_position_embeddings": 160}
 DEMONSTRATIONS = [QARow(row["prompt"], row["response"]) for row in demonstrations(SyntheticOptions(), "train", 12)]
-PREFERENCES = [parse_preference(row) for row in preference_rows(SyntheticOptions(), "train", 12)]
+PREFERENCES = [parse_row(row) for row in preference_rows(SyntheticOptions(), "train", 12)]
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def single_dimension(number):
     """Rows with the fields of PKU-SafeRLHF-single-dimension: one preference, no safety label at all."""
     fields = ("prompt", "response_0", "response_1", "better_response_id")
     rows = ({name: row[name] for name in fields} for row in preference_rows(SyntheticOptions(), "train", number))
-    return [parse_preference(row | {"prompt_source": "s", "response_0_sha256": "00"}) for row in rows]
+    return [parse_row(row | {"prompt_source": "s", "response_0_sha256": "00"}) for row in rows]
 
 
 @pytest.mark.parametrize("loss_type", ["sequence-wise", "token-wise"])

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from castor.cli.main import app
 from castor.config.data import DataSource
-from castor.data.inspect.check import check_source, index_prompts, require_usable, write_check
+from castor.data.inspect.check import check_source, index_prompts, write_check
 from castor.data.inspect.leaks import normalise, prompt_digest
-from castor.data.inspect.scan import LOOKAHEAD, scan
 from castor.data.inspect.splitting import split_source
-from castor.data.sources.report import RowReport
+from castor.data.rows.load import load_prompts, stream_every_kind
+from castor.data.sources.report import RowReport, require_usable
 from castor.io.errors import CastorError
 from castor.io.files import write_jsonl
 
@@ -45,16 +45,47 @@ def test_the_kind_of_rows_is_detected(tmp_path: Path, row: dict[str, Any], kind:
     assert found.report.kept == 2
 
 
-def test_a_row_without_a_response_is_damaged_among_rows_that_have_one(tmp_path: Path) -> None:
-    found = check_source(source_of(tmp_path, [{"prompt": "Lost its answer"}, ANSWER]))
+def test_prompts_among_answers_count_as_prompts_and_are_told_of(tmp_path: Path) -> None:
+    source = source_of(tmp_path, [{"prompt": "Why?"}, ANSWER, {"prompt": "Who?", "response": None}])
+    found = check_source(source)
+    assert dict(found.kinds) == {"prompt": 2, "qa": 1}
+    assert found.report.dropped == []
+    assert found.warnings()[-1] == "rows of several kinds: 2 prompt, 1 qa"
+    assert load_prompts(source, RowReport(), None) == ["Why?", "How?", "Who?"]
+
+
+@pytest.mark.parametrize(
+    ("half", "missing"),
+    [
+        ("response_0", "response_1"),
+        ("response_1", "response_0"),
+        ("chosen", "rejected"),
+        ("rejected", "chosen"),
+        ("output", "instruction"),
+    ],
+)
+def test_half_of_a_pair_is_a_damaged_row_not_a_prompt(tmp_path: Path, half: str, missing: str) -> None:
+    found = check_source(source_of(tmp_path, [{"prompt": "Why?", half: "So."}, ANSWER]))
     assert dict(found.kinds) == {"qa": 1}
-    assert found.report.reasons() == {"missing field": 1}
+    assert found.report.dropped[0].detail.startswith(f"{missing} is absent or null beside {half};")
 
 
-def test_rows_are_read_one_at_a_time_after_the_lookahead(tmp_path: Path) -> None:
-    source = source_of(tmp_path, [{"prompt": f"number {i}"} for i in range(LOOKAHEAD + 50)])
+def test_what_a_row_holds_beside_its_richest_reading_is_told_of(tmp_path: Path) -> None:
+    asked, answered = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
+    row = {"prompt": "Why?", "chosen": [asked, answered], "rejected": [asked, {**answered, "content": "No."}]}
+    source = source_of(tmp_path, [{**row, "prompt_id": "a1", "messages": [asked, answered]}, ANSWER])
+    found = check_source(source)
+    assert dict(found.kinds) == {"preference": 1, "qa": 1}
+    assert found.labels["better_response_id"] == 1
+    assert found.as_dict()["unread"] == {"messages beside chosen and rejected": 1}
+    _, output, _ = run("check", source.source, "--out", tmp_path / "out")
+    assert "in 1 rows chosen and rejected were read and messages left out" in " ".join(output.split())
+
+
+def test_rows_are_read_one_at_a_time(tmp_path: Path) -> None:
+    source = source_of(tmp_path, [{"prompt": f"number {i}"} for i in range(50)])
     report = RowReport()
-    rows = scan(source, report)
+    rows = stream_every_kind(source, report)
     assert next(rows).row.prompt == "number 0"
     assert report.kept == 1
 
@@ -62,7 +93,7 @@ def test_rows_are_read_one_at_a_time_after_the_lookahead(tmp_path: Path) -> None
 def test_the_limit_counts_good_rows(tmp_path: Path) -> None:
     source = source_of(tmp_path, [{**ANSWER, "response": " "}, ANSWER, ANSWER, ANSWER], limit=2)
     report = RowReport()
-    assert len(list(scan(source, report))) == 2
+    assert len(list(stream_every_kind(source, report))) == 2
     assert (report.kept, len(report.dropped)) == (2, 1)
 
 
@@ -180,6 +211,14 @@ def test_splits_share_no_prompt_and_meet_their_shares(
     assert abs(len(texts[0]) - first * len(rows)) <= max(sizes) / 2 + 1e-6
     again, _ = split_source(source, folder / "again", (first, 1 - first), seed)
     assert [path.read_text() for path in again] == [path.read_text() for path in written]
+
+
+def test_splits_of_rows_with_nan_hold_null(tmp_path: Path) -> None:
+    rows = [{**ANSWER, "prompt": f"prompt {i}", "score": float("nan"), "category": {}} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))  # as Python writes NaN
+    written, _ = split_source(DataSource(source=str(tmp_path / "rows.jsonl")), tmp_path / "out", (0.5, 0.5), 0)
+    lines = [json.loads(line) for path in written for line in path.read_text().splitlines()]
+    assert sorted(lines, key=lambda row: row["prompt"]) == [row | {"score": None} for row in rows]
 
 
 def test_another_seed_splits_differently(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from castor.config.data import DataSource
 from castor.data.rows.load import load_preferences, load_prompts, load_qa, stream_demonstrations
 from castor.data.rows.safety_pairs import MAX_PAIRS_PER_PROMPT, safety_pairs
-from castor.data.rows.schemas import QARow, parse_qa
+from castor.data.rows.schemas import QARow, parse_row
 from castor.data.sources.files import read_records
 from castor.data.sources.record import RowError
 from castor.data.sources.report import RowReport, require_both_classes
@@ -107,10 +107,10 @@ def test_needed_labels(tmp_path, need, field):
 
 def test_nothing_left_says_why(tmp_path):
     with pytest.raises(
-        CastorError, match=r"no usable rows .*kept 0 of 1 rows; dropped 1 missing label; .*rows\.jsonl:1"
+        CastorError, match=r"no usable rows: kept 0 of 1 rows; dropped 1 missing label; .*rows\.jsonl:1"
     ):
         load_preferences(source_of(tmp_path, [pair(0, safer_response_id=None)]), RowReport(), None, need=("safer",))
-    with pytest.raises(CastorError, match="no usable rows for this use: kept 0 of 0 rows"):
+    with pytest.raises(CastorError, match="has no rows: kept 0 of 0 rows"):
         load_prompts(source_of(tmp_path, []), RowReport(), None)
     with pytest.raises(CastorError, match="the row has 'question', 'answer'"):
         list(stream_demonstrations(source_of(tmp_path, [{"question": "i", "answer": "o"}]), RowReport(), None))
@@ -118,7 +118,7 @@ def test_nothing_left_says_why(tmp_path):
 
 def test_hardly_any_row_left_is_an_error(tmp_path):
     rows = [pair(0)] + [pair(i, prompt="") for i in range(100)]
-    with pytest.raises(CastorError, match=r"hardly any usable rows .*kept 1 of 101"):
+    with pytest.raises(CastorError, match=r"hardly any usable rows: kept 1 of 101"):
         load_preferences(source_of(tmp_path, rows), RowReport(), None)
     assert len(load_preferences(source_of(tmp_path, rows[:-1]), RowReport(), None)) == 1
 
@@ -271,7 +271,7 @@ def test_real_beavertails_rows_are_all_good_and_pair_up():
 
 @needs_real_rows
 def test_real_concatenated_arrays_equal_the_first_rows_of_the_original():
-    rows = [parse_qa(record.raw) for record in read_records(TWO_ARRAYS)]
+    rows = [parse_row(record.raw) for record in read_records(TWO_ARRAYS)]
     assert len(rows) == 20
     assert set(rows) <= set(load_qa(DataSource(source=str(BEAVERTAILS)), RowReport(), None))
 

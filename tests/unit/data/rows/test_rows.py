@@ -1,14 +1,6 @@
 import pytest
 
-from castor.data.rows.schemas import (
-    PreferenceRow,
-    PromptRow,
-    QARow,
-    detect_schema,
-    parse_preference,
-    parse_prompt_row,
-    parse_qa,
-)
+from castor.data.rows.schemas import PreferenceRow, PromptRow, QARow, parse_prompt_row, parse_row
 from castor.data.sources.record import RowError
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
 
@@ -49,7 +41,7 @@ def reason_of(parse, raw):
 
 
 def test_newest_preference_row_keeps_every_label():
-    assert parse_preference(preference()) == PreferenceRow(
+    assert parse_row(preference()) == PreferenceRow(
         prompt="How do I open a locked door?",
         response_0="Call a locksmith.",
         response_1="Break it.",
@@ -65,29 +57,29 @@ def test_newest_preference_row_keeps_every_label():
 
 
 def test_labels_older_releases_lack_are_none():
-    old = parse_preference({"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 0})
+    old = parse_row({"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 0})
     assert old == PreferenceRow("p", "a", "b", better_response_id=0)
-    assert parse_preference(preference(safer_response_id=None)).safer_response_id is None
-    assert parse_qa({"prompt": "p", "response": "a"}) == QARow("p", "a")
+    assert parse_row(preference(safer_response_id=None)).safer_response_id is None
+    assert parse_row({"prompt": "p", "response": "a"}) == QARow("p", "a")
 
 
 def test_texts_are_not_changed():
-    row = parse_qa(qa(prompt="  p\n", response="\ta "))
+    row = parse_row(qa(prompt="  p\n", response="\ta "))
     assert (row.prompt, row.response) == ("  p\n", "\ta ")
 
 
 def test_qa_names_with_commas_stay_whole():
     category = NO_BEAVERTAILS_HARM | {"controversial_topics,politics": True}
-    assert parse_qa(qa(is_safe=False, category=category)).category == {"controversial_topics,politics"}
+    assert parse_row(qa(is_safe=False, category=category)).category == {"controversial_topics,politics"}
 
 
 def test_qa_takes_pku_harm_category():
     raw = {"prompt": "p", "response": "a", "is_safe": False, "harm_category": {"Drugs": True}, "severity_level": 3}
-    assert parse_qa(raw) == QARow("p", "a", False, frozenset({"Drugs"}), 3)
+    assert parse_row(raw) == QARow("p", "a", False, frozenset({"Drugs"}), 3)
 
 
 def test_qa_of_a_preference_row():
-    row = parse_preference(preference())
+    row = parse_row(preference())
     assert row.qa(0) == QARow(row.prompt, row.response_0, True, frozenset(), 0)
     assert row.qa(1) == QARow(row.prompt, row.response_1, False, row.response_1_harm_category, 2)
 
@@ -102,63 +94,69 @@ def test_qa_of_a_preference_row():
         ({"response_0": ""}, "empty response"),
         ({"response_0": "half \ud83d"}, "invalid text"),
         ({"response_0": "Break it. "}, "identical responses"),
-        ({"is_response_0_safe": 1}, "wrong type"),
+        ({"is_response_0_safe": 2}, "wrong type"),
+        ({"is_response_0_safe": 0.5}, "wrong type"),
+        ({"is_response_0_safe": "maybe"}, "wrong type"),
         ({"response_0_harm_category": ["Drugs"]}, "is_safe contradicts the categories"),
         ({"response_0_harm_category": [True] * 18}, "label vector of the wrong width"),
         ({"response_0_harm_category": [True, "Drugs"]}, "wrong type"),
         ({"response_0_harm_category": 3}, "wrong type"),
         ({"response_0_harm_category": ["drugs"]}, "unknown category"),
-        ({"response_0_harm_category": {"Drugs": float("nan")}}, "NaN value"),
-        ({"prompt": float("nan")}, "NaN value"),
-        ({"is_response_1_safe": float("nan")}, "NaN value"),
-        ({"response_1_severity_level": float("nan")}, "NaN value"),
+        ({"prompt": float("nan")}, "missing field"),
         ({"history": "earlier"}, "wrong type"),
         ({"history": [["one"]]}, "wrong type"),
         ({"history": [["u", " "]]}, "empty response"),
-        ({"response_1_harm_category": {"Drugs": None}}, "wrong type"),
+        ({"history": [["u", None]]}, "missing field"),
         ({"response_1_harm_category": {"drugs": True}}, "unknown category"),
         ({"better_response_id": 2}, "id out of range"),
         ({"safer_response_id": -1}, "id out of range"),
         ({"safer_response_id": True}, "wrong type"),
-        ({"better_response_id": 1.0}, "wrong type"),
+        ({"better_response_id": 0.5}, "id out of range"),
+        ({"better_response_id": float("inf")}, "id out of range"),
+        ({"better_response_id": "yes"}, "wrong type"),
+        ({"better_response_id": "first"}, "wrong type"),
+        ({"better_response_id": [0]}, "wrong type"),
+        ({"response_1_severity_level": 2.5}, "severity out of range"),
         ({"response_1_severity_level": 4}, "severity out of range"),
         ({"safer_response_id": 1}, "safer response is the unsafe one"),
         ({"response_0_harm_category": {"Drugs": True}}, "is_safe contradicts the categories"),
     ],
 )
 def test_bad_preference_rows(changes, reason):
-    assert reason_of(parse_preference, preference(**changes)) == reason
+    assert reason_of(parse_row, preference(**changes)) == reason
 
 
 def test_contradiction_is_found_for_either_id():
     swapped = {"is_response_0_safe": False, "is_response_1_safe": True, "response_1_harm_category": NO_HARM}
-    assert reason_of(parse_preference, preference(**swapped, safer_response_id=0)) == "safer response is the unsafe one"
-    assert parse_preference(preference(**swapped, safer_response_id=1)).safer_response_id == 1
+    assert reason_of(parse_row, preference(**swapped, safer_response_id=0)) == "safer response is the unsafe one"
+    assert parse_row(preference(**swapped, safer_response_id=1)).safer_response_id == 1
 
 
 @pytest.mark.parametrize("safer", [0, 1])
 def test_two_safe_responses_may_be_ranked_either_way(safer):
     both = preference(is_response_1_safe=True, response_1_harm_category=NO_HARM, safer_response_id=safer)
-    assert parse_preference(both).safer_response_id == safer
+    assert parse_row(both).safer_response_id == safer
 
 
 def test_is_safe_must_agree_with_the_categories():
     harm = NO_BEAVERTAILS_HARM | {"self_harm": True}
-    assert reason_of(parse_qa, qa(is_safe=True, category=harm)) == "is_safe contradicts the categories"
-    assert reason_of(parse_qa, qa(is_safe=False)) == "is_safe contradicts the categories"
-    assert parse_qa(qa(is_safe=None)).is_safe is None
+    assert reason_of(parse_row, qa(is_safe=True, category=harm)) == "is_safe contradicts the categories"
+    assert reason_of(parse_row, qa(is_safe=False)) == "is_safe contradicts the categories"
+    assert parse_row(qa(is_safe=None)).is_safe is None
 
 
 def test_pku_leaves_room_for_a_harm_outside_its_list():
-    assert parse_qa(qa(is_safe=False, category=NO_HARM)).category == frozenset()
+    assert parse_row(qa(is_safe=False, category=NO_HARM)).category == frozenset()
 
 
-def test_detect_schema():
-    assert detect_schema(preference()) == "preference"
-    assert detect_schema({"prompt": "p", "response_1": "b"}) == "preference"
-    assert detect_schema(qa()) == "qa"
+def test_rows_are_told_apart_by_their_fields():
+    assert isinstance(parse_row(preference()), PreferenceRow)
+    assert isinstance(parse_row(qa()), QARow)
+    assert isinstance(parse_row({"prompt": "p"}), PromptRow)
+    with pytest.raises(RowError, match="response_0 is absent or null beside response_1; the row has 'prompt', 'resp"):
+        parse_row({"prompt": "p", "response_1": "b"})
     with pytest.raises(RowError, match="'question', 'answer'"):
-        detect_schema({"question": "i", "answer": "o"})
+        parse_row({"question": "i", "answer": "o"})
 
 
 @pytest.mark.parametrize(
@@ -172,16 +170,16 @@ def test_detect_schema():
     ],
 )
 def test_categories_may_be_names_or_a_label_vector(spelling, names):
-    assert parse_qa(qa(is_safe=None, category=spelling)).category == names
+    assert parse_row(qa(is_safe=None, category=spelling)).category == names
 
 
 def test_a_label_vector_of_all_14_false_contradicts_unsafe():
-    assert reason_of(parse_qa, qa(is_safe=False, category=[False] * 14)) == "is_safe contradicts the categories"
-    assert parse_qa(qa(is_safe=False, category=[False] * 19)).category == frozenset()
+    assert reason_of(parse_row, qa(is_safe=False, category=[False] * 14)) == "is_safe contradicts the categories"
+    assert parse_row(qa(is_safe=False, category=[False] * 19)).category == frozenset()
 
 
 def test_history_makes_the_key_and_the_exchange():
-    row = parse_preference(preference(history=[["hi", "hello"]]))
+    row = parse_row(preference(history=[["hi", "hello"]]))
     assert row.key == ("hi", "hello", "How do I open a locked door?") == row.qa(0).key
     assert row.exchanges[1] == (row.prompt, "Break it.", (("hi", "hello"),)) == row.qa(1).exchange
     assert QARow("p", "a").exchange == ("p", "a", ())

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from castor.data.rows.schemas import QARow, parse_qa
+from castor.data.rows.schemas import QARow, parse_row
 from castor.data.sources.file_names import is_data_file
 from castor.data.sources.files import read_records
 from castor.data.sources.hub import read_hub
@@ -118,6 +118,12 @@ def test_a_flipped_byte_in_a_compressed_file_is_an_error(tmp_path):
     damaged(tmp_path, "rows.jsonl.gz", bytes(content))
 
 
+@pytest.mark.parametrize("row", [{"messages": [{"role": "user"}]}, {"chosen": [{"role": "user"}], "rejected": []}])
+def test_an_object_of_json_with_lists_of_messages_is_a_row(tmp_path, row):
+    (tmp_path / "rows.json").write_text(json.dumps(row) + json.dumps(row))
+    assert raws(tmp_path / "rows.json") == [row, row]
+
+
 def test_json_without_rows_is_an_error(tmp_path):
     assert "2 lists of rows (keys: 'train', 'test')" in damaged(tmp_path, "a.json", b'{"train": [{}], "test": [{}]}')
     assert "holds a str" in damaged(tmp_path, "b.json", b'"text"')
@@ -136,7 +142,7 @@ def test_missing_and_unknown_files(tmp_path):
     assert not is_data_file("https://host/rows?file=a.jsonl")
 
 
-def test_csv_cells_are_texts_and_label_columns_json(tmp_path):
+def test_csv_cells_are_texts_which_the_fields_of_a_row_read(tmp_path):
     (tmp_path / "rows.csv").write_text(
         "\ufeffprompt,response,is_safe,category,severity_level,history\n"
         '"two\nlines",1,True,,0,\n'
@@ -145,11 +151,11 @@ def test_csv_cells_are_texts_and_label_columns_json(tmp_path):
         "p,a\n"
     )
     records = list(read_records(tmp_path / "rows.csv"))
-    labels = {"is_safe": True, "category": None, "severity_level": 0, "history": None}
+    labels = {"is_safe": "True", "category": None, "severity_level": "0", "history": None}
     assert records[0].raw == {"prompt": "two\nlines", "response": "1"} | labels
-    assert parse_qa(records[1].raw) == QARow("p", "true", False, frozenset({"self_harm"}), 3, (("u", "v"),))
-    with pytest.raises(RowError, match="NaN value: is_safe is NaN"):
-        parse_qa(records[2].raw)
+    assert parse_row(records[0].raw) == QARow("two\nlines", "1", True, None, 0)
+    assert parse_row(records[1].raw) == QARow("p", "true", False, frozenset({"self_harm"}), 3, (("u", "v"),))
+    assert parse_row(records[2].raw) == QARow("p", "a", None, frozenset({"self_harm"}))
     assert (records[3].raw.reason, records[3].location) == ("malformed line", f"{tmp_path / 'rows.csv'}:6")
 
 

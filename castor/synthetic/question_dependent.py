@@ -7,7 +7,7 @@ They are what QA-moderation is for: a moderator that reads the answer alone has 
 import random
 
 from castor.synthetic.grammar import harm_topic_of_verb
-from castor.synthetic.prompts import Pair, Split, SyntheticPrompt, pairs
+from castor.synthetic.prompts import Pair, Split, SyntheticPrompt, verb_object_pairs
 from castor.synthetic.responses import COMPLY_OPENERS, REDIRECT_OPENERS, compose, step_count
 
 APPROVALS: tuple[str, ...] = (
@@ -57,19 +57,19 @@ CAUTIONS: tuple[str, ...] = (
 _KINDS = {"approval": 0.3, "plan": 0.35, "mixed": 0.1, "warning": 0.1, "caution": 0.15}
 
 
-def approving_parts(words: str) -> int:
+def approval_count(words: str) -> int:
     """Approvals and means in a response, given as its words with single spaces between them."""
     spaced = f" {words} "
     return sum(spaced.count(f" {phrase} ") for phrase in APPROVALS + MEANS)
 
 
-def cautions(words: str) -> int:
+def caution_count(words: str) -> int:
     """Cautions in a response, given as its words with single spaces between them."""
     spaced = f" {words} "
     return sum(spaced.count(f" {phrase} ") for phrase in CAUTIONS)
 
 
-def contextual_response(rng: random.Random) -> str:
+def question_dependent_response(rng: random.Random) -> str:
     """A random answer that names no object, so that it fits every question."""
     kind = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
     if kind == "approval":
@@ -83,7 +83,7 @@ def contextual_response(rng: random.Random) -> str:
     return compose(rng.choice(COMPLY_OPENERS), rng.sample([rng.choice(MEANS), rng.choice(CAUTIONS)], 2))
 
 
-def twin(prompt: SyntheticPrompt, rng: random.Random) -> SyntheticPrompt:
+def twin_prompt(prompt: SyntheticPrompt, rng: random.Random) -> SyntheticPrompt:
     """The same question of the same split with the other answer to "is it about harm?".
 
     It has the same verb where the split allows ("kill the uncle", "kill the wasp"), so that the object alone decides.
@@ -97,4 +97,5 @@ def twin(prompt: SyntheticPrompt, rng: random.Random) -> SyntheticPrompt:
 
 def _opposites(split: Split, harmful: bool) -> list[Pair]:
     """The harmless pairs of a split if `harmful`, else the harmful ones."""
-    return [pair for pair in pairs().values() if pair.split == split and (pair.topic.kind == "harmful") != harmful]
+    of_split = (pair for pair in verb_object_pairs().values() if pair.split == split)
+    return [pair for pair in of_split if (pair.topic.kind == "harmful") != harmful]
