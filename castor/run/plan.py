@@ -67,9 +67,11 @@ class Plan:
 
     def trusts(self, option: ModelOption) -> bool:
         """Whether code that the model ships may run: the option says so, or that of what the model was made from."""
-        origin = self.origin(option)
-        trusted = isinstance(option, Model) and option.trust_remote_code
-        return trusted or (isinstance(origin, Model) and origin.trust_remote_code)
+        if isinstance(option, Model) and option.trust_remote_code:
+            return True
+        made = self.stages.get(stage_of(source_of(option)) or "")
+        start = None if made is None else made.starts_from()
+        return start is not None and self.trusts(start)
 
     def model(self, option: ModelOption) -> ModelReference:
         """The model that an option names. Raises CastorError while the stage that makes it is not finished."""

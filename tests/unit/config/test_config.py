@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from castor.config.load import dump_config, load_config
+from castor.config.model import Model
 from castor.config.pipeline import Config
 from castor.io.errors import CastorError
 from castor.io.files import write_json
@@ -178,14 +179,14 @@ def test_overrides_of_other_types(path):
     config = load_config(
         path,
         ["sft=null", "run_dir=runs/true story", "rlhf.ppo.rollout.workers=3", "sft.data.source=x", "wandb.entity=none",
-         "rlhf.ppo.rollout.resources={custom: {fast: 1}}", "rlhf.ppo.policy.trust_remote_code=true"],
+         "rlhf.ppo.rollout.resources={custom: {fast: 1}}", "rlhf.ppo.policy.model={source: x/y, trust_remote_code: true}"],
     )  # fmt: skip
     assert config.sft is not None
     assert config.sft.data[0].source == "x"  # a later override starts the section anew
     assert config.run_dir == Path("runs/true story")
     assert config.wandb.entity == "none"
     ppo = config.rlhf["ppo"]
-    assert (ppo.rollout.workers, ppo.policy.trust_remote_code) == (3, True)
+    assert (ppo.rollout.workers, ppo.policy.model) == (3, Model(source="x/y", trust_remote_code=True))
     assert ppo.rollout.resources.custom == {"fast": 1.0}
     assert load_config(path, ["sft=null"]).sft is None
 
