@@ -13,7 +13,7 @@ from pathlib import Path
 from castor.config.pipeline import Config
 from castor.io.checkpoint import verify_folder
 from castor.io.errors import CastorError
-from castor.io.files import read_json, write_json
+from castor.io.files import make_folder, read_json, refusals_named, write_json
 
 STAGE = "stage:"
 
@@ -24,20 +24,23 @@ def held(folder: Path) -> Iterator[None]:
 
     Raises CastorError while another process has it. The system lets go of it however this process ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+    make_folder(folder)
+    with refusals_named(folder):
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             raise CastorError(
-                f"another castor (process {file.read().strip() or 'unknown'}) is at work in {folder}: "
+                f"another castor (process {os.read(lock, 20).decode() or 'unknown'}) is at work in {folder}: "
                 "wait for it, end it, or give another run_dir"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with refusals_named(folder):
+            os.ftruncate(lock, 0)
+            os.write(lock, str(os.getpid()).encode())
         yield
+    finally:
+        os.close(lock)
 
 
 @dataclass(frozen=True)
