@@ -7,11 +7,9 @@ from typing import TextIO
 READABLE = "castor.readable"
 """Name of the error handler, for the argument `errors` of `open` and its like."""
 
-_SPELLED_OUT = {
-    "λ": "lambda", "π": "pi", "σ": "sigma", "τ": "tau", "κ": "kappa", "ρ": "rho", "β": "beta", "ν": "nu",
-    "…": "...", "–": "-", "—": "-", "\N{MINUS SIGN}": "-", "\N{NO-BREAK SPACE}": " ", "’": "'", "‘": "'", "“": '"',
-    "”": '"', "·": "*", "•": "*", "×": "x", "±": "+/-", "≥": ">=", "≤": "<=", "→": "->", "←": "<-", "✓": "ok",
-    "²": "^2", "§": "section ",
+_SPELLED_OUT = {  # of what Castor itself prints
+    "λ": "lambda", "…": "...", "–": "-", "—": "-", "\N{MINUS SIGN}": "-", "\N{NO-BREAK SPACE}": " ", "’": "'", "‘": "'",
+    "“": '"', "”": '"', "·": "*", "•": "*", "×": "x", "±": "+/-", "≥": ">=", "≤": "<=", "→": "->", "←": "<-", "✓": "ok",
 }  # fmt: skip
 
 
