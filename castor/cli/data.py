@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from castor.io.errors import CastorError
+from castor.io.files import local_path, make_folder
 
 if TYPE_CHECKING:
     from castor.config.data import DataSource
@@ -44,7 +45,8 @@ def check(
         typer.Option("--against", metavar="SOURCE[@SPLIT]", help="look for its prompts here (may be repeated)"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="folder for the findings; default: runs/data-check/SOURCE")
+        Path | None,
+        typer.Option(parser=local_path, metavar="FOLDER", help="for the findings; default: runs/data-check/SOURCE"),
     ] = None,
 ) -> None:
     """What rows SOURCE has, which are bad and why, which are repeated, and which prompts other sets share.
@@ -81,8 +83,10 @@ def check(
 @app.command()
 def stats(
     source: Source,
-    out: Annotated[Path, typer.Option("--out", help="the HTML page to write")],
-    json: Annotated[Path | None, typer.Option("--json", help="also write the numbers as JSON")] = None,
+    out: Annotated[Path, typer.Option(parser=local_path, metavar="FILE", help="the HTML page to write")],
+    json: Annotated[
+        Path | None, typer.Option(parser=local_path, metavar="FILE", help="also write the numbers as JSON")
+    ] = None,
     split: Split = "train",
     name: Name = None,
     revision: Revision = None,
@@ -97,6 +101,8 @@ def stats(
     from castor.reports.data_page import headline, warnings, write_data_page
 
     made = _source(source, split=split, name=name, revision=revision, limit=limit)
+    for file in (out, json or out):
+        make_folder(file.parent)
     statistics = measure(made, _kind(rows), seed)
     write_data_page(out, statistics)
     if json is not None:
@@ -108,7 +114,7 @@ def stats(
 @app.command()
 def split(
     source: Source,
-    out: Annotated[Path, typer.Option("--out", help="folder for one .jsonl file a split")],
+    out: Annotated[Path, typer.Option(parser=local_path, metavar="FOLDER", help="for one .jsonl file a split")],
     shares: Annotated[
         float, typer.Option("--shares", metavar="SHARE SHARE [SHARE]...", help="of the rows; their sum is 1")
     ],
@@ -180,8 +186,8 @@ def _print_check(terminal: Any, found: SourceCheck, written: list[Path]) -> None
     counts = found.as_dict()
     # Text, not str: names of files and sets may hold square brackets, which rich would take for markup.
     table = Table(title=Text(found.name), title_justify="left", header_style="bold")
-    table.add_column("")
-    table.add_column("count", justify="right")
+    table.add_column("", overflow="fold")
+    table.add_column("count", justify="right", overflow="fold")
     lines: list[tuple[str, int]] = [("read", counts["rows"]), ("kept", counts["kept"])]
     lines += [(f"  {kind}", n) for kind, n in counts["kinds"].items()]
     lines += [(f"dropped: {reason}", n) for reason, n in counts["dropped"].items()]

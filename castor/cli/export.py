@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from castor.io.errors import CastorError
+from castor.io.files import local_path, make_folder
 from castor.model_reference import ModelReference
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def export(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="folder or hub id of a reward, cost or moderation model")
     ],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="where to write it; must not exist yet")],
+    folder: Annotated[
+        Path, typer.Argument(parser=local_path, metavar="FOLDER", help="where to write it; must not exist yet")
+    ],
     layout: Annotated[
         Layout,
         typer.Option(
@@ -58,11 +61,13 @@ def export(
     ] = False,
 ) -> None:
     """Write the score or moderation model MODEL to FOLDER in another layout."""
+    model = str(local_path(model)) if model.startswith("~") else model
     if folder.exists():
         same = folder.absolute() == Path(model).absolute()
         raise CastorError(
             f"{folder} {'is the model itself' if same else 'exists'}: name a folder that is not there yet"
         )
+    make_folder(folder.parent)
     import torch
 
     from castor.models.export import save_classifier

@@ -17,7 +17,9 @@ from castor.cli.assess import assess
 from castor.cli.data import app as data_app
 from castor.cli.export import export
 from castor.cli.failures import Interrupted, failures_told, interrupt
+from castor.io.encoding import encode_readably
 from castor.io.errors import CastorError
+from castor.io.files import local_path
 from castor.run.files import RunFiles
 from castor.run.stages import kinds
 from castor.run.stages.stage import Stage
@@ -47,6 +49,7 @@ EXIT_USER, EXIT_INTERRUPTED = 2, 130
 
 def main() -> None:
     """Entry point. Exit codes: 0 done; 2 something to put right; 1 a failure; 130 interrupted."""
+    encode_readably(sys.stdout, sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
@@ -92,7 +95,9 @@ app.command()(assess)
 
 @app.command()
 def serve(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run, e.g. runs/demo")],
+    run: Annotated[
+        Path, typer.Argument(parser=local_path, metavar="RUN", help="folder of a finished run, e.g. runs/demo")
+    ],
     options: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. port=8080 policy=sft")
     ] = None,

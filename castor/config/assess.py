@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from castor.config.base import Section
+from castor.config.base import FolderOrName, LocalPath, Section
 from castor.config.data import DataSource
 from castor.config.template import PromptFormat
 
@@ -52,7 +52,7 @@ Judge = Annotated[KeywordJudge | LLMJudge, Field(discriminator="kind")]
 class Assess(Section):
     """Models, the rows they are measured on, and the judges their verdicts are compared with."""
 
-    models: dict[str, str] = Field(
+    models: dict[str, FolderOrName] = Field(
         min_length=1,
         description="folders or hub ids by name; whether one is a reward, cost or moderation model is read from it",
     )
@@ -65,7 +65,7 @@ class Assess(Section):
         },
         description="further judges by name, beside the labels and the models",
     )
-    out: Path = Field(Path("assess"), description="folder for assess.json and assess.html")
+    out: LocalPath = Field(Path("assess"), description="folder for assess.json and assess.html")
     template: PromptFormat = Field(
         "auto",
         description="prompt format the models were trained with: chat (the tokenizer's template), pku, auto (chat if "
@@ -79,7 +79,7 @@ class Assess(Section):
     @field_validator("data", "out_of_distribution", mode="before")
     @classmethod
     def _a_string_is_the_source(cls, value: object) -> object:
-        return {"source": value} if isinstance(value, str) else value
+        return {"source": value} if isinstance(value, str | int | float) else value
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Assess":

@@ -1,17 +1,44 @@
-"""The base of every config section: unknown keys are errors that name the nearest known key."""
+"""The base of every config section, and the types of options that name files and folders."""
 
 import difflib
 from collections.abc import Set
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from castor.io.errors import CastorError
+from castor.io.files import local_path
+
+
+def _expanded(value: object) -> object:
+    if not isinstance(value, str | Path | int | float):
+        return value
+    try:
+        return local_path(str(value))
+    except CastorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _expanded_unless_a_name(value: str) -> str:
+    return str(_expanded(value)) if value.startswith("~") else value
+
+
+LocalPath = Annotated[Path, BeforeValidator(_expanded)]
+"""A file or folder; `~` is the home folder."""
+FolderOrName = Annotated[str, AfterValidator(_expanded_unless_a_name)]
+"""A folder, where `~` is the home folder, or another name such as a hub id."""
 
 
 class Section(BaseModel):
-    """A config section. Immutable after validation; every field is documented with `Field(description=...)`."""
+    """A config section. Immutable after validation; every field is documented with `Field(description=...)`.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    An unknown key is an error that names the nearest known one. A text option takes a number as it is written.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
     HOW: ClassVar[frozenset[str]] = frozenset()
     """Keys that say how something is computed and not what: changing one of them changes a result by rounding only."""

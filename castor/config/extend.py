@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from castor.io.errors import CastorError
+from castor.io.files import local_path
 
 EXTENDS, EVERY = "extends", "*"
 NAMED = ("rlhf", "moderation", "dpo")  # sections whose entries have names of the user's choice
@@ -33,7 +34,7 @@ def laid_over(below: Values, path: Path, read: Callable[[Path], Values], seen: t
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CastorError(f"{path}: extends must be a file, or a list of files")
     for name in names:
-        below = laid_over(below, path.parent / name, read, (*seen, path.resolve()))
+        below = laid_over(below, path.parent / local_path(name), read, (*seen, path.resolve()))
     return merged(below, _entries_copied(below, values, path))
 
 
@@ -71,13 +72,14 @@ def _entries_copied(below: Values, values: Values, path: Path) -> Values:
     """`values`, with the entry that `extends: NAME` names under each entry that has it."""
     result = dict(values)
     for section in NAMED:
-        entries, known = values.get(section), below.get(section) or {}
+        entries, known = values.get(section), below.get(section)
         if not isinstance(entries, dict):
             continue
+        known = known if isinstance(known, dict) else {}
         result[section] = {}
         for name, entry in entries.items():
             if isinstance(entry, dict) and EXTENDS in entry:
-                other = entry[EXTENDS]
+                other = str(entry[EXTENDS])
                 if not isinstance(known.get(other), dict):
                     raise CastorError(
                         f"{path}: {section}.{name} extends {other!r}, which is none of the entries of the extended "

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from castor.config.base import Section
+from castor.config.base import FolderOrName, Section
 
 STAGE = "stage:"
 
@@ -12,14 +12,14 @@ class Model(Section):
 
     HOW = frozenset({"trust_remote_code"})
 
-    source: str = Field(description="stage:NAME, a folder, or a hub id")
+    source: FolderOrName = Field(description="stage:NAME, a folder, or a hub id")
     revision: str | None = Field(None, description="of a hub id: branch, tag or commit; default: its newest")
     trust_remote_code: bool = Field(
         False, description="run the code that the model ships; also for what other stages make of it"
     )
 
 
-ModelOption = str | Model
+ModelOption = FolderOrName | Model
 
 
 def source_of(model: ModelOption) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from castor.config.base import Section
+from castor.config.base import LocalPath, Section
 from castor.config.cluster import RayCluster
 from castor.config.collect import Collect
 from castor.config.demo_model import DemoModel
@@ -23,7 +23,7 @@ from castor.config.wandb import WandB
 class Config(Section):
     """One config file. Sections that are absent are stages that do not exist in this run."""
 
-    run_dir: Path = Field(Path("runs/run"), description="where everything this run makes is kept")
+    run_dir: LocalPath = Field(Path("runs/run"), description="where everything this run makes is kept")
     seed: int = Field(0, ge=0, description="every random choice follows from it")
     template: PromptFormat = Field(
         "auto",

@@ -36,7 +36,8 @@ class Preference(Supervised):
     @field_validator("normalize", mode="before")
     @classmethod
     def _yes_or_no(cls, value: Any) -> Any:
-        return ("held_out" if value else "none") if isinstance(value, bool) else value
+        word = str(value).lower()
+        return "held_out" if word in ("true", "yes", "on") else "none" if word in ("false", "no", "off") else value
 
     @model_validator(mode="after")
     def _statistics_while_training(self) -> "Preference":

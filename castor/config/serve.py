@@ -1,11 +1,10 @@
 """Serving a finished run."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from castor.config.base import Section
+from castor.config.base import LocalPath, Section
 from castor.config.cluster import RayCluster
 from castor.config.signal import Classifier
 from castor.config.template import PromptFormat
@@ -15,7 +14,7 @@ from castor.config.training import Resources
 class Serve(Section):
     """The policy of a run behind an OpenAI-compatible endpoint, and its score models behind `/v1/score`."""
 
-    run_dir: Path = Field(description="folder of the run")
+    run_dir: LocalPath = Field(description="folder of the run")
     policy: str | None = Field(
         None, description="sft, or the name of an RLHF run; default: ppo_lag, else the only RLHF run, else sft"
     )

@@ -8,10 +8,12 @@ from castor.config.base import Section
 
 
 class WandB(Section):
-    """Weights & Biases. Without an account the run is kept offline beside the results."""
+    """Weights & Biases. Without an account the run is kept offline beside the results, in RUN/wandb."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online where an API key is configured, offline otherwise"
+        "auto",
+        description="auto: as WANDB_MODE, WANDB_DISABLED or `wandb offline` say, else online where an API key is "
+        "configured and offline otherwise; any other mode goes before the environment",
     )
     project: str = Field("castor", description="project")
     entity: str | None = Field(None, description="team or user")

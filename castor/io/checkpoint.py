@@ -4,15 +4,15 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from castor.io.errors import CastorError
-from castor.io.files import read_json, sha256_file, sync, write_json
+from castor.io.files import FULL, make_folder, read_json, refusals_named, sha256_file, sync_to_disk, write_json
 
 MANIFEST = "manifest.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PROBE_BYTES = 1 << 16
 
 
@@ -21,19 +21,21 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; put it in `folder`'s place once its content is complete and on disk.
 
     Every file is hashed into manifest.json and fsynced before the rename. If the body fails, `folder` stays as it was.
-    Raises CastorError when the disk is full.
+    Raises CastorError when the disk is full, and when `folder` is no place for a folder.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     tag = secrets.token_hex(6)
     aside, old = (folder.with_name(f".{folder.name}.{tag}.{end}") for end in ("tmp", "old"))
-    aside.mkdir()
+    with refusals_named(folder):
+        aside.mkdir()
     try:
         yield aside
         files = sorted(path for path in aside.rglob("*") if path.is_file())
         write_json(aside / MANIFEST, {str(path.relative_to(aside)): sha256_file(path) for path in files})
+        _use_the_permissions_of(aside)
         for path in files:
-            sync(path)
-        sync(aside)
+            sync_to_disk(path)
+        sync_to_disk(aside)
         if folder.exists():
             os.replace(folder, old)
         try:
@@ -42,7 +44,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             if old.exists():
                 os.replace(old, folder)
             raise
-        sync(folder.parent)
+        sync_to_disk(folder.parent)
     except Exception as error:
         if _disk_full(error, aside):
             free = shutil.disk_usage(folder.parent).free >> 20
@@ -69,10 +71,21 @@ def verify_folder(folder: Path) -> None:
 
 def _disk_full(error: BaseException, folder: Path) -> bool:
     # safetensors wraps the system's words in an exception of its own
-    if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error):
+    if getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in str(error):
         return True
     try:  # torch.save tells of a stream error without its cause: see whether the disk takes anything more
         (folder / ".probe").write_bytes(bytes(_PROBE_BYTES))
     except OSError as refusal:
-        return refusal.errno in _FULL
+        return refusal.errno in FULL
     return False
+
+
+def _use_the_permissions_of(folder: Path) -> None:
+    """Give all that is in `folder` its permissions, which the umask decided; plain files are not executable.
+
+    safetensors writes files for their owner only, and copies keep the permissions of what was copied.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(mode if path.is_dir() else mode & 0o666)

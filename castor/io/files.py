@@ -13,6 +13,37 @@ from typing import IO, Any, Literal
 
 from castor.io.errors import CastorError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def local_path(name: Path | str) -> Path:
+    """The path `name`, in which a leading `~` or `~user` is a home folder. Raises CastorError where that is unknown."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise CastorError(f"{name}: no home folder is known for {Path(name).parts[0]}; write the path out") from None
+
+
+@contextmanager
+def refusals_named(path: Path | str) -> Iterator[None]:
+    """Around what opens, makes or renames `path`: the system's refusal becomes a CastorError that names the reason."""
+    path = Path(path)
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise disk_full(path, error) from error
+        above = [path.absolute()] * (error.errno == errno.EEXIST) + list(path.absolute().parents)
+        file = next((each for each in above if each.exists() and not each.is_dir()), None)
+        reason = f"{file} is a file" if file else error.strerror
+        raise CastorError(f"cannot write {path}: {reason}; choose another place") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents where they are missing. Raises CastorError where that cannot be."""
+    with refusals_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
 
 @contextmanager
 def atomic_write(path: Path | str, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
@@ -21,42 +52,46 @@ def atomic_write(path: Path | str, mode: Literal["w", "wb"] = "w") -> Iterator[I
     A reader sees the old content or the new, never a part, even after a crash. Missing parent folders are made. If the
     body or the write fails, `path` is left as it was and nothing is left beside it.
 
-    Raises CastorError when the disk or the quota is full.
+    Raises CastorError when the disk or the quota is full, and when `path` is no place for a file.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     # Lone surrogates cannot be encoded; backslashreplace writes them as \udXXX, which inside JSON is their own escape.
     text = {} if mode == "wb" else {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
+    make_folder(path.parent)
+    with refusals_named(path):
+        handle = open(aside, mode, **text)  # type: ignore[call-overload]  # noqa: SIM115  # closed below
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, mode, **text) as handle:  # type: ignore[call-overload]  # a literal mode meets **kwargs
+        with handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        os.replace(aside, path)
-        sync(path.parent)
+        with refusals_named(path):
+            os.replace(aside, path)
+        sync_to_disk(path.parent)  # without this a crash may bring the old name back
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
-        free = shutil.disk_usage(_nearest_folder(path)).free
-        raise CastorError(
-            f"cannot write {path}: {os.strerror(error.errno)} ({free:,} bytes free); make room or choose another folder"
-        ) from error
+        raise disk_full(path, error) from error
     finally:
         aside.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on disk: without the latter a crash may undo a rename."""
+def disk_full(path: Path, error: OSError) -> CastorError:
+    """What to say when `path` cannot be written because the disk, or the quota, is full."""
+    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(folder).free
+    reason = os.strerror(error.errno or errno.ENOSPC)
+    return CastorError(f"cannot write {path}: {reason} ({free:,} bytes free); make room or choose another folder")
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _nearest_folder(path: Path) -> Path:
-    return next(folder for folder in path.absolute().parents if folder.is_dir())
 
 
 def write_text(path: Path | str, text: str) -> None:

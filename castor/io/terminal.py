@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -13,12 +16,18 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
+
+from castor.io.encoding import READABLE
+from castor.io.files import make_folder, refusals_named
+
+WIDE = 60  # columns of a terminal that shows more than the number and the time left
 
 
 class Bar:
@@ -29,17 +38,8 @@ class Bar:
         self._progress: Progress | None = None
         self._shown = 0.0
         if terminal.interactive:
-            note = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # takes the room the others leave
             self._progress = Progress(
-                SpinnerColumn(),
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=16),
-                MofNCompleteColumn(table_column=Column(no_wrap=True)),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(table_column=Column(no_wrap=True)),
-                TextColumn("eta"),
-                TimeRemainingColumn(table_column=Column(no_wrap=True)),
-                TextColumn("[dim]{task.fields[note]}", table_column=note),
+                *_columns(terminal.console),
                 console=terminal.console,
                 transient=True,
                 expand=True,
@@ -66,6 +66,24 @@ class Bar:
             self._progress.stop()
 
 
+def _columns(console: Console) -> list[ProgressColumn]:
+    wide, ascii_only = console.width >= WIDE, console.options.ascii_only
+    # The note takes the room that the others leave. Without Unicode the ellipsis would be three characters wide.
+    note = Column(ratio=1, no_wrap=True, overflow="crop" if ascii_only else "ellipsis")
+    columns: list[ProgressColumn | None] = [
+        SpinnerColumn("line" if ascii_only else "dots") if wide else None,
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=16) if wide else None,
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[rate]}") if wide else None,
+        TimeElapsedColumn(table_column=Column(no_wrap=True)) if wide else None,
+        TextColumn("eta"),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("[dim]{task.fields[note]}", table_column=note),
+    ]
+    return [column for column in columns if column is not None]
+
+
 class Terminal:
     """The console that stays with the person while stdout and stderr of this process go to a log."""
 
@@ -89,27 +107,40 @@ class Terminal:
 
 @contextmanager
 def captured(log: Path) -> Iterator[Terminal]:
-    """Send this process's stdout and stderr, and so what Ray forwards from its workers, to the end of `log`.
+    """Send this process's stdout and stderr, and so what Ray forwards from its workers, to the end of `log`, in UTF-8.
 
     Libraries print from Python, from C and from other processes, so the file descriptors themselves are redirected;
-    the terminal yielded writes to the original stdout.
+    the terminal yielded writes to the original stdout. The first line in the log is the time and the command. Raises
+    CastorError where `log` cannot be written.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(log.parent)
+    with refusals_named(log):
+        sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        started = f"{datetime.now().isoformat(' ', 'seconds')}  {shlex.join(sys.argv)}\n"
+        os.write(sink, started.encode("utf-8", "backslashreplace"))
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    screen = os.fdopen(os.dup(saved[0]), "w", encoding=sys.stdout.encoding or "utf-8", errors="replace")
-    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    screen = os.fdopen(os.dup(saved[0]), "w", encoding=sys.stdout.encoding or "utf-8", errors=READABLE)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     os.close(sink)
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    encodings = [(stream.encoding, stream.errors) for stream in streams]
+    for stream in streams:
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         yield Terminal(Console(file=screen, highlight=False, soft_wrap=True))
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(saved[0], 1)
-        os.dup2(saved[1], 2)
-        screen.close()
-        for descriptor in saved:
-            os.close(descriptor)
+        try:
+            with refusals_named(log):
+                sys.stdout.flush()
+                sys.stderr.flush()
+        finally:
+            os.dup2(saved[0], 1)
+            os.dup2(saved[1], 2)
+            screen.close()
+            for descriptor in saved:
+                os.close(descriptor)
+            for stream, (encoding, errors) in zip(streams, encodings, strict=True):
+                stream.reconfigure(encoding=encoding, errors=errors)

@@ -15,9 +15,9 @@ def closing_table(summary: Summary) -> Table:
     The best value of a row is bold where its figure has a better direction and the values differ.
     """
     table = Table(title="Held-out prompts, 95 % intervals", title_justify="left", header_style="bold")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for name, metrics in summary.policies.items():
-        table.add_column(f"{policy_title(name)}  n={metrics.n}", justify="right")
+        table.add_column(f"{policy_title(name)}  n={metrics.n}", justify="right", overflow="fold")
     for column in measured_columns(summary.policies.values()):
         estimates = [column.of(metrics) for metrics in summary.policies.values()]
         values = [estimate.value for estimate in estimates if estimate is not None]
@@ -39,9 +39,9 @@ def assessment_table(assessment: Assessment) -> Table:
     """The main figures of every model on every data set, with their intervals; one row a figure."""
     table = Table(title="95 % intervals over prompts", title_justify="left", header_style="bold")
     for title in ("model", "figure"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for data in assessment.data.values():
-        table.add_column(data.source, justify="right")
+        table.add_column(data.source, justify="right", overflow="fold")
     for name, model in assessment.models.items():
         for figure in TERMINAL_FIGURES:
             found = [model.sets[set_name].overall.get(figure) for set_name in assessment.data]

@@ -99,7 +99,7 @@ def context_of(model: DemoModel | Model) -> int | None:
     """Longest sequence of a model in tokens; None for a hub id, or where its config.json does not say."""
     if isinstance(model, DemoModel):
         return model.max_position_embeddings
-    path = Path(model.source).expanduser() / "config.json"
+    path = Path(model.source) / "config.json"
     if not path.is_file():
         return None
     try:

@@ -11,7 +11,7 @@ class RunFiles:
     RESERVED = frozenset({"logs", "wandb", "ray_train"})  # names of folders that no stage may have
 
     def __init__(self, run_dir: Path) -> None:
-        self._given = run_dir.expanduser()
+        self._given = run_dir
         self.folder = self._given.absolute()  # an actor's working directory is not the driver's
         self.config = self.folder / "config.yaml"  # as it was resolved
         self.records = self.folder / "stages.json"

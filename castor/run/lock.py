@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from castor.io.errors import CastorError
+from castor.io.files import make_folder, refusals_named
 from castor.run.files import RunFiles
 
 
@@ -17,17 +18,20 @@ def exclusive(files: RunFiles) -> Iterator[None]:
 
     Raises CastorError while another process has it. The system lets go of it however this process ends.
     """
-    files.folder.mkdir(parents=True, exist_ok=True)
-    with open(files.lock, "a+", encoding="utf-8") as file:
+    make_folder(files.folder)
+    with refusals_named(files.folder):
+        lock = os.open(files.lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             raise CastorError(
-                f"another castor (process {file.read().strip() or 'unknown'}) is at work in {files.folder}: "
+                f"another castor (process {os.read(lock, 20).decode() or 'unknown'}) is at work in {files.folder}: "
                 "wait for it, end it, or give another run_dir"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with refusals_named(files.folder):
+            os.ftruncate(lock, 0)
+            os.write(lock, str(os.getpid()).encode())
         yield
+    finally:
+        os.close(lock)

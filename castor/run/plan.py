@@ -78,7 +78,7 @@ class Plan:
         source = source_of(option)
         name = stage_of(source)
         if name is None:
-            path = Path(source).expanduser()
+            path = Path(source)
             revision = option.revision if isinstance(option, Model) else None
             return ModelReference(str(path.absolute()) if path.is_dir() else source, revision, self.trusts(option))
         folder = self.model_folder(name)

@@ -1,11 +1,20 @@
-"""Weights & Biases: online with an account, kept offline beside the run without one."""
+"""Weights & Biases: where a run is tracked, and its series of scalars."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from castor.config.wandb import WandB
+from castor.io.errors import CastorError
+from castor.io.files import make_folder
+
+Mode = Literal["online", "offline", "shared", "disabled"]
+_MODES: dict[str, Mode] = {  # wandb's own names, old ones included
+    "online": "online", "offline": "offline", "disabled": "disabled", "shared": "shared", "run": "online",
+    "dryrun": "offline",
+}  # fmt: skip
 
 
 class Tracker:
@@ -20,7 +29,7 @@ class Tracker:
 
     def declare(self, series: str) -> None:
         """Let the charts of `series` use its own steps."""
-        if self._run is None and self._config.mode != "disabled":
+        if self._run is None:
             self._run = self._open()
         if self._run is not None:
             self._run.define_metric(f"{series}/step", hidden=True)
@@ -37,12 +46,12 @@ class Tracker:
             self._run.finish()
 
     def _open(self) -> Any:
+        mode = tracking_mode(self._config)
+        if mode == "disabled":
+            return None
         import wandb
 
-        mode = self._config.mode
-        if mode == "auto":
-            mode = "online" if wandb.api.api_key else "offline"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         return wandb.init(
             project=self._config.project,
             entity=self._config.entity,
@@ -52,3 +61,29 @@ class Tracker:
             config=self._settings,
             settings=wandb.Settings(silent=True, console="off"),
         )
+
+
+def tracking_mode(config: WandB) -> Mode:
+    """How a run is tracked: as `wandb.mode` of the config says, or, where that is auto, as the environment does.
+
+    The environment is WANDB_DISABLED, then WANDB_MODE, then wandb's own settings files, which `wandb offline` writes.
+    Where none of them says anything, online with an API key and offline without one. Raises CastorError for a
+    WANDB_MODE that wandb does not know, and for online without a key: wandb would ask for one, unseen, in the log.
+    """
+    environment = os.environ.get("WANDB_MODE") or None
+    if config.mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
+    if config.mode != "disabled" and environment is not None and environment not in _MODES:
+        raise CastorError(f"WANDB_MODE is {environment!r}: set it to one of {', '.join(_MODES)}")
+    named = environment if config.mode == "auto" else config.mode
+    if named is not None and _MODES[named] in ("offline", "disabled"):
+        return _MODES[named]
+    import wandb
+
+    mode = _MODES[named or wandb.setup().settings.mode]
+    if mode in ("offline", "disabled") or wandb.api.api_key:
+        return mode
+    if named is None:
+        return "offline"
+    where = "WANDB_MODE" if config.mode == "auto" else "wandb.mode"
+    raise CastorError(f"{where} is {named}, but no API key is configured: run `wandb login`, or set wandb.mode=offline")

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from castor.config.load import dump_config, load_config
+from castor.config.assess import Assess
+from castor.config.load import dump_config, load_config, load_section
 from castor.config.model import Model
 from castor.config.pipeline import Config
+from castor.config.serve import Serve
 from castor.io.errors import CastorError
 from castor.io.files import write_json
 from castor.run.files import RunFiles
@@ -179,7 +181,8 @@ def test_overrides_of_other_types(path):
     config = load_config(
         path,
         ["sft=null", "run_dir=runs/true story", "rlhf.ppo.rollout.workers=3", "sft.data.source=x", "wandb.entity=none",
-         "rlhf.ppo.rollout.resources={custom: {fast: 1}}", "rlhf.ppo.policy.model={source: x/y, trust_remote_code: true}"],
+         "rlhf.ppo.rollout.resources={custom: {fast: 1}}",
+         "rlhf.ppo.policy.model={source: x/y, trust_remote_code: true}"],
     )  # fmt: skip
     assert config.sft is not None
     assert config.sft.data[0].source == "x"  # a later override starts the section anew
@@ -222,7 +225,11 @@ def test_a_folder_named_by_a_date_is_text(path, name):
 
 
 def test_the_resolved_config_reads_back_to_the_same(path, tmp_path):
-    config = load_config(path, ["rlhf.ppo_lag.learner.engine.optimizer.lr=1e-9", "model={}", "run_dir=läufe/a"])
+    config = load_config(
+        path,
+        ["rlhf.ppo_lag.learner.engine.optimizer.lr=1e-9", "model={}", "run_dir=läufe/a", "wandb.entity=on",
+         "wandb.project=1e5", "sft.data={source: org/rows, revision: 0012, name: '~'}"],
+    )  # fmt: skip
     copy = tmp_path / "resolved.yaml"
     copy.write_text(dump_config(config), encoding="utf-8")
     assert load_config(copy) == config
@@ -261,3 +268,30 @@ def test_a_stage_is_recorded_once_it_has_finished(tmp_path):
     write_json(tmp_path / "stages.json", {"sft": {"key": "one", "seconds": 1.0}})  # as format 1 had it
     with pytest.raises(CastorError, match="made by another version of Castor"):
         records.of("sft")
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path.parent)
+    (tmp_path / "base.yaml").write_text(BASE + "run_dir: ~/runs/a\n")
+    (tmp_path / "child.yaml").write_text("extends: ~/base.yaml\n")
+    (tmp_path / "over.yaml").write_text("seed: 7\n")
+    config = load_config(Path("~/child.yaml"), ["~/over.yaml"])
+    assert (config.run_dir, config.seed) == (tmp_path / "runs/a", 7)
+    assert load_config(Path("~/child.yaml"), ["run_dir=~/b"]).run_dir == tmp_path / "b"
+    assert load_section(Serve, {"run_dir": "~/runs/a"}, []).run_dir == tmp_path / "runs/a"
+    assess = load_section(Assess, {}, ["models.a=~/cost", "models.b=org/cost", "data=~/rows.jsonl", "out=~/out"])
+    assert assess.models == {"a": str(tmp_path / "cost"), "b": "org/cost"}
+    assert assess.out == tmp_path / "out"
+
+
+def test_a_home_folder_that_is_not_known_is_said(path):
+    with pytest.raises(CastorError, match="run_dir: ~nobody-here/x: no home folder is known for ~nobody-here"):
+        load_config(path, ["run_dir=~nobody-here/x"])
+    with pytest.raises(CastorError, match=r"~nobody-here/x\.yaml: no home folder is known"):
+        load_config(Path("~nobody-here/x.yaml"))
+
+
+def test_a_config_file_below_a_file_is_said(path):
+    with pytest.raises(CastorError, match=r"cannot be read \(Not a directory\)"):
+        load_config(path / "x.yaml")

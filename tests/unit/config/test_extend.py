@@ -76,9 +76,12 @@ def test_overrides_may_be_files_and_remove_runs(write):
         ("extends: base.yaml\nrlhf: {mine: {extends: lg}}", r"rlhf\.mine extends 'lg', which is none .*: lag, other"),
         ("extends: base.yaml\nrlhf: {'*': 3}", r"needs keys of its own: 3"),
         ("rlhf: {mine: {extends: lag}}", "there are none"),
+        ("extends: number.yaml\nrlhf: {mine: {extends: lag}}", "there are none"),
+        ("extends: base.yaml\nrlhf: {mine: {extends: [lag]}}", "which is none of the entries"),
     ],
 )
 def test_what_names_nothing_is_said(write, text, message):
+    write("number.yaml", "rlhf: 3")
     with pytest.raises(CastorError, match=message):
         load_config(write("a.yaml", text))
 

@@ -1,5 +1,4 @@
 import os
-import subprocess
 import threading
 
 import pytest
@@ -118,19 +117,6 @@ def test_a_damaged_file_is_named(tmp_path, damage):
 def test_a_folder_without_a_manifest_is_named(tmp_path):
     with pytest.raises(CastorError, match=f"has no {MANIFEST}"):
         verify_folder(tmp_path)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting is not permitted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)  # a failed torch.save keeps its file open for a while
 
 
 def write_safetensors(folder):

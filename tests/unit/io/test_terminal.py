@@ -1,6 +1,7 @@
 """What reaches the person and what reaches the log."""
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,9 @@ def test_all_output_of_the_process_and_its_children_goes_to_the_log(tmp_path):
     assert done.stdout.splitlines() == ["before", "to the person: λ", "  sft: 4 of 4  ", "after"]
     assert done.stderr == ""
     logged = ["python stdout", "python stderr", "descriptor 1", "descriptor 2", "child", "child error"]
-    assert sorted(log.read_text().splitlines()) == sorted(logged)
+    command, *lines = log.read_text().splitlines()
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d  -c {log}", command)
+    assert sorted(lines) == sorted(logged)
 
 
 def test_the_log_is_appended_to_and_the_streams_come_back_after_a_failure(tmp_path):
@@ -100,7 +103,8 @@ def test_the_log_is_appended_to_and_the_streams_come_back_after_a_failure(tmp_pa
     assert done.stderr == "failed\n"
     lines = log.read_text().splitlines()
     assert lines[0] == "the run before"
-    assert len(lines) == 7
+    assert lines[1].endswith(f"-c {log} fail")
+    assert len(lines) == 8
 
 
 def test_no_descriptor_is_left_open(tmp_path):
