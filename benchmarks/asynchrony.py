@@ -13,13 +13,14 @@ from pathlib import Path
 
 from actors.cluster import cluster
 from actors.group import get
-from actors.scorer import PolicyText
 from actors.signal import SignalModels
 from castor.config.load import load_config
 from castor.config.rlhf import RLHF
 from castor.data.rows.load import load_prompts
 from castor.data.sources.report import RowReport
-from castor.data.tokens.prompt_stream import PromptStream
+from castor.data.tokens.prompt_stream import Prompt, PromptStream
+from castor.data.tokens.template import PromptTemplate, load_tokenizer
+from castor.models.reference import ModelReference
 from castor.run.folder import RunFolder
 from engines.weights import FolderWeights
 from trainers.rlhf.groups import Groups
@@ -27,7 +28,7 @@ from trainers.rlhf.loop import train
 
 
 def seconds_per_step(
-    groups: Groups, config: RLHF, policy: str, signals: dict[str, SignalModels], prompts: list[str]
+    groups: Groups, config: RLHF, policy: str, signals: dict[str, SignalModels], prompts: list[Prompt]
 ) -> tuple[float, ...]:
     """Mean seconds of a step after the first: whole, the learner waited, the rollout waited."""
     loading = groups.learner.call("load", policy, config, 0, "auto", None)
@@ -70,10 +71,11 @@ def main() -> None:
     config = section.model_copy(update=fewer)
     folder = RunFolder(whole.model_copy(update={"run_dir": args.run}))
     policy = folder.model_path(section.policy.model)
-    text = PolicyText(policy, whole.template, section.policy.trust_remote_code)
+    tokens_of = ModelReference(policy, trust_remote_code=section.policy.trust_remote_code)
     models = {name: folder.model_path(signal.model) for name, signal in objectives.items() if signal.model}
-    signals = {name: SignalModels(model, model, text) for name, model in models.items()}
-    prompts = load_prompts(section.prompts, RowReport(), args.run)
+    signals = {name: SignalModels(model, model, tokens_of) for name, model in models.items()}
+    template = PromptTemplate(load_tokenizer(policy, section.policy.trust_remote_code), whole.template)
+    prompts = [template.tokenised(prompt) for prompt in load_prompts(section.prompts, RowReport(), args.run)]
     modes = {k: with_staleness(config, k) for k in (0, 1)}
     measured: dict[int, list[tuple[float, ...]]] = {k: [] for k in modes}
     with (

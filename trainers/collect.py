@@ -76,23 +76,23 @@ def _unlabelled(context: Context, name: str, stage: Collect, sampled: Responses)
 
 
 def _sample(context: Context, name: str, stage: Collect) -> Responses:
-    config, seed = context.config, context.seed(name)
+    seed = context.seed(name)
     prompts = context.load_rows(name, [stage.prompts], load_prompts)[stage.skip :]
     if not prompts:
         raise CastorError(f"{name}: the first {stage.skip} prompts, all there are, are passed over: give more prompts")
     if stage.annotator == "simulated":
         _require_synthetic(name, prompts)
     policy = context.folder.model_path(stage.policy)
-    prompts = fitting_prompts(context, name, prompts, policy, stage.rollout.max_prompt_tokens)
+    fitting = fitting_prompts(context, name, prompts, policy, stage.rollout.max_prompt_tokens)
     count = stage.samples_per_prompt
     requests = [
         PromptRequest(i * count + k, prompt, request_seed(seed, "collect", i, k))
-        for i, prompt in enumerate(prompts)
+        for i, prompt in enumerate(fitting)
         for k in range(count)
     ]
     answers: dict[int, str] = {}
     with context.terminal.bar(name) as bar:
-        pool = RolloutPool(policy, stage.rollout, config.template)
+        pool = RolloutPool(policy, stage.rollout)
         try:
             pool.wait_ready()
             for chunk in pool.generate(requests, decode=True):
@@ -101,7 +101,7 @@ def _sample(context: Context, name: str, stage: Collect) -> Responses:
                 bar.update(len(answers), len(requests), "responses")
         finally:
             pool.stop()
-    return [(prompt, [answers[i * count + k] for k in range(count)]) for i, prompt in enumerate(prompts)]
+    return [(prompt.text, [answers[i * count + k] for k in range(count)]) for i, prompt in enumerate(fitting)]
 
 
 def _require_synthetic(name: str, prompts: list[str]) -> None:

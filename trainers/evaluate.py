@@ -10,14 +10,16 @@ import ray
 from actors.group import START_TIMEOUT_S, actor_options, get
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, RolloutPool, request_seed
-from actors.scorer import PolicyText, ScoreWorker
+from actors.scorer import ScoreWorker
 from castor.config.evaluate import Evaluate
 from castor.config.training import Engine
 from castor.data.rows.load import load_prompts
+from castor.data.tokens.prompt_stream import Prompt
 from castor.evaluation.records import JudgedResponse, write_responses
 from castor.io.terminal import Bar
 from castor.models.classifier_cost import check_classifier
 from castor.models.moderation import read_moderation_info
+from castor.models.reference import ModelReference
 from castor.run.check import evaluated
 from castor.synthetic.judge import judge
 from castor.synthetic.prompts import find_prompt
@@ -38,8 +40,8 @@ def run_evaluate(context: Context, name: str, stage: Evaluate) -> str:
     if stage.cost_classifier is not None:
         judge_of_harm = folder.model_path(stage.cost)
         check_classifier(read_moderation_info(judge_of_harm), stage.cost_classifier, f"{name}.cost: {judge_of_harm}")
-    prompts = context.load_rows(name, [stage.prompts], load_prompts)
-    prompts = fitting_prompts(context, name, prompts, first, stage.rollout.max_prompt_tokens)
+    loaded = context.load_rows(name, [stage.prompts], load_prompts)
+    prompts = fitting_prompts(context, name, loaded, first, stage.rollout.max_prompt_tokens)
     with context.terminal.bar(name) as bar:
         rows = evaluate(context, stage, policies, prompts, bar)
     for policy, judged in rows.items():
@@ -48,13 +50,13 @@ def run_evaluate(context: Context, name: str, stage: Evaluate) -> str:
 
 
 def evaluate(
-    context: Context, stage: Evaluate, policies: dict[str, str], prompts: list[str], bar: Bar
+    context: Context, stage: Evaluate, policies: dict[str, str], prompts: list[Prompt], bar: Bar
 ) -> dict[str, list[JudgedResponse]]:
     """One response per prompt from each policy, with the same seeds for all, scored by the reward and cost model."""
     seed, total = context.config.seed, len(policies) * len(prompts)
     requests = [PromptRequest(i, prompt, request_seed(seed, "evaluate", i)) for i, prompt in enumerate(prompts)]
-    first, template = next(iter(policies.values())), context.config.template
-    pool = RolloutPool(first, stage.rollout, template)
+    first = next(iter(policies.values()))
+    pool = RolloutPool(first, stage.rollout)
     models = {kind: context.folder.model_path(getattr(stage, kind)) for kind in ("reward", "cost")}
     scorers = {
         kind: cast(Any, ScoreWorker)
@@ -63,7 +65,7 @@ def evaluate(
             model,
             Engine(pack_length=128),
             stage.resources.threads,
-            PolicyText(first, template),
+            ModelReference(first),
             stage.cost_classifier if kind == "cost" else None,
         )
         for kind, model in models.items()
@@ -87,7 +89,7 @@ def evaluate(
     return rows
 
 
-def _judged(prompts: list[str], pending: list[tuple[Chunk, dict[str, Any]]]) -> list[JudgedResponse]:
+def _judged(prompts: list[Prompt], pending: list[tuple[Chunk, dict[str, Any]]]) -> list[JudgedResponse]:
     """Scores and gold verdicts, in the order of the prompts."""
     found: dict[int, JudgedResponse] = {}
     for chunk, refs in pending:
@@ -96,7 +98,7 @@ def _judged(prompts: list[str], pending: list[tuple[Chunk, dict[str, Any]]]) -> 
         assert chunk.info.texts is not None
         for i, uid in enumerate(chunk.info.uids):
             found[uid] = judged_response(
-                prompts[uid], chunk.info.texts[i], float(scores["reward"][i]), float(scores["cost"][i]),
+                prompts[uid].text, chunk.info.texts[i], float(scores["reward"][i]), float(scores["cost"][i]),
                 int(experience.response_lengths[i]),
             )  # fmt: skip
     return [found[uid] for uid in np.arange(len(prompts)).tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from castor.data.tokens.prompt_stream import Prompt
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
 from castor.io.files import write_jsonl
@@ -9,15 +10,17 @@ from castor.models.policy import context_length
 from trainers.context import Context
 
 
-def fitting_prompts(context: Context, stage: str, prompts: list[str], model: str, max_prompt_tokens: int) -> list[str]:
-    """The prompts of at most `max_prompt_tokens` tokens; longer ones are dropped, counted and listed.
+def fitting_prompts(
+    context: Context, stage: str, prompts: list[str], model: str, max_prompt_tokens: int
+) -> list[Prompt]:
+    """The prompts of at most `max_prompt_tokens` tokens, with their ids; longer ones are dropped, counted and listed.
 
     Raises CastorError when none is left.
     """
     template = PromptTemplate(load_tokenizer(model), context.config.template)
-    lengths = [len(template.encode_prompt(prompt)) for prompt in prompts]
-    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_prompt_tokens]
-    long = [(p, n) for p, n in zip(prompts, lengths, strict=True) if n > max_prompt_tokens]
+    tokenised = [template.tokenised(prompt) for prompt in prompts]
+    kept = [prompt for prompt in tokenised if len(prompt.ids) <= max_prompt_tokens]
+    long = [(prompt.text, len(prompt.ids)) for prompt in tokenised if len(prompt.ids) > max_prompt_tokens]
     if long:
         path = context.folder.path / f"{stage}.long_prompts.jsonl"
         write_jsonl(path, ({"reason": "prompt too long", "tokens": n, "prompt": p} for p, n in long))
@@ -25,7 +28,7 @@ def fitting_prompts(context: Context, stage: str, prompts: list[str], model: str
     if not kept:
         raise CastorError(
             f"{stage}: every prompt is longer than max_prompt_tokens {max_prompt_tokens} "
-            f"(the shortest has {min(lengths)}): raise it, within the model's context"
+            f"(the shortest has {min(len(prompt.ids) for prompt in tokenised)}): raise it, within the model's context"
         )
     return kept
 

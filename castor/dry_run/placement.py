@@ -163,7 +163,7 @@ def _rlhf(run: RLHF, sizes: Sizes) -> list[Actors]:
 
 
 def _signal(run: RLHF, name: str, sizes: Sizes) -> Actors:
-    signal, engine = run.signals[name], run.signals[name].engine
+    signal, engine = run.signals[name], run.signals[name].scoring
     resources, ranks = signal.resources, signal.ranks
     kind = "function" if signal.function else "remote scorer" if signal.http else "frozen"
     judge = NO_MODEL if signal.model is None else sizes(signal.model)

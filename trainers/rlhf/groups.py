@@ -48,7 +48,7 @@ class Groups:
 
         """
         trust = config.policy.trust_remote_code
-        self.rollout = RolloutPool(policy, config.rollout, template, trust)
+        self.rollout = RolloutPool(policy, config.rollout, trust)
         self.config = config
         self.reference = None if config.policy.lora else _start_reference(policy, config)
         learner = config.learner

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from actors.group import get
-from actors.scorer import PolicyText
 from actors.signal import SignalModels
 from castor.config.rlhf import RLHF
 from castor.config.signal import Signal
@@ -22,6 +21,7 @@ from castor.io.user_function import load_function
 from castor.models.classifier_cost import check_classifier
 from castor.models.load import read_score_info
 from castor.models.moderation import read_moderation_info
+from castor.models.reference import ModelReference
 from trainers.context import Context
 from trainers.prompts import check_context, fitting_prompts
 from trainers.results import run_file
@@ -37,8 +37,8 @@ def run_rlhf(context: Context, name: str, stage: RLHF) -> str:
     signals = {key: _signal_models(context, name, config, key, policy) for key in config.signals}
     check_context(name, policy, config.rollout.max_prompt_tokens, config.rollout.max_new_tokens)
     limits = {key: limit(signal, signals[key].judge) for key, signal in config.constraints.items()}
-    prompts = context.load_rows(name, [config.prompts], load_prompts)
-    prompts = fitting_prompts(context, name, prompts, policy, config.rollout.max_prompt_tokens)
+    loaded = context.load_rows(name, [config.prompts], load_prompts)
+    prompts = fitting_prompts(context, name, loaded, policy, config.rollout.max_prompt_tokens)
     stream = PromptStream(prompts, config.prompts_per_step, seed)
     ptx = config.learner.ptx
     (out / "multipliers.json").unlink(missing_ok=True)
@@ -82,8 +82,8 @@ def _signal_models(context: Context, name: str, config: RLHF, key: str, policy: 
         assert signal.critic_start is not None  # `RLHF` has checked it
         critic = context.folder.model_path(signal.critic_start)
         require_same_tokenizer(policy, critic, f"{name}: the critic of signal {key!r}")
-    text = PolicyText(policy, context.config.template, config.policy.trust_remote_code)
-    return SignalModels(judge, critic, text, Path.cwd())
+    tokens_of = ModelReference(policy, trust_remote_code=config.policy.trust_remote_code)
+    return SignalModels(judge, critic, tokens_of, Path.cwd())
 
 
 def limit(signal: Signal, model: str | None) -> float:

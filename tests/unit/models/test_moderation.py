@@ -52,7 +52,7 @@ from castor.run.check import check
 from castor.scoring.moderator import Moderator, predict, verdicts
 from castor.synthetic.corpus import qa_rows
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
-from serve.scorer import Scorer
+from serve.scorer import load_scorer
 from trainers.supervised.tasks import make_task
 
 DATA = {"source": "synthetic"}
@@ -498,8 +498,8 @@ def test_a_served_cost_is_the_same(backbone, tmp_path):
     folder = made(backbone, tmp_path / "m", thresholds=Thresholds((0.5,) * 19, 0.8, 0.4, 0.45, 1.2))
     for classifier in (Classifier(), Classifier(reduce="expected_severity", margin="logit")):
         expected, _ = costs(folder, **classifier.model_dump())
-        served = Scorer.load("cost", folder, Serve(run_dir=tmp_path, cost="m", cost_classifier=classifier))
-        found = served.score([served.encode(*pair) for pair in PAIRS])
+        served = load_scorer("cost", folder, Serve(run_dir=tmp_path, cost="m", cost_classifier=classifier))
+        found = served.outputs([Exchange(*pair) for pair in PAIRS])
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

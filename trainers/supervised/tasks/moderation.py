@@ -20,7 +20,7 @@ from castor.data.rows.schemas import Exchange, QARow
 from castor.data.tokens.samples import PackedSamples, Samples
 from castor.io.errors import CastorError
 from castor.models.moderation import ModerationInfo, ModerationModel, save_moderation_model
-from castor.scoring.moderator import check_outputs, seen, split_outputs
+from castor.scoring.moderator import check_outputs, part_to_judge, split_outputs
 from trainers.supervised.tasks.task import Forward, Task
 
 
@@ -44,7 +44,7 @@ class ModerationTask(Task):
 
     def texts(self) -> Iterable[Sequence[Exchange]]:
         """See `Task`."""
-        return ([seen(self.stage.input, row.exchange)] for row in self.rows)
+        return ([part_to_judge(self.stage.input, row.exchange)] for row in self.rows)
 
     def load(self, model: str, dtype: torch.dtype) -> nn.Module:
         """See `Task`."""

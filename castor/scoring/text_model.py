@@ -1,0 +1,78 @@
+"""A frozen model as a judge of texts: its tokenizer, its prompt format and its context around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from castor.data.rows.schemas import Exchange
+from castor.data.tokens.template import PromptTemplate, load_tokenizer
+from castor.io.errors import CastorError
+from castor.models.policy import context_length
+from castor.scoring.frozen import FrozenModel, Progress
+
+_SHOWN = 200  # characters of a text that a message repeats
+
+
+class TooLongError(CastorError):
+    """A text is longer than a model reads. The message is meant for whoever gave the text."""
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """From texts to token ids, formatted as in training, and from there to the model's outputs."""
+
+    frozen: FrozenModel
+    template: PromptTemplate
+    context: int | None  # tokens; None where the model's config does not say
+    one_piece: bool = False  # prompt and response are tokenised as one text
+
+    @classmethod
+    def around(cls, frozen: FrozenModel, model: str, template: str, *, one_piece: bool = False) -> TextModel:
+        """With the tokenizer and the context of the folder or hub id that `frozen` was loaded from."""
+        return cls(frozen, PromptTemplate(load_tokenizer(model), template), context_length(model), one_piece)
+
+    def encode(self, text: Exchange) -> NDArray[np.int64]:
+        """Token ids [length] of the whole conversation. Raises TooLongError when they exceed the model's context."""
+        template = self.template
+        if self.one_piece:
+            tokens = template.encode_text(template.prompt_text(text.prompt, text.history) + text.response)
+            end = template.tokenizer.eos_token_id
+            tokens = tokens if tokens[-1:] == [end] else [*tokens, end]
+        else:
+            tokens = [*template.encode_prompt(text.prompt, text.history), *template.encode_response(text.response)]
+        if self.context is not None and len(tokens) > self.context:
+            raise TooLongError(
+                f"prompt and response have {len(tokens)} tokens, more than the context of {self.context} of "
+                f"{self.frozen.name} (prompt {text.prompt[:_SHOWN]!r}): shorten them"
+            )
+        return np.array(tokens, dtype=np.int64)
+
+    def outputs(self, texts: Sequence[Exchange]) -> NDArray[np.float32]:
+        """[N] scores, or [N, K] logits of a moderation model, at the end-of-text tokens.
+
+        Raises TooLongError for a text, and CastorError for an output that is not finite.
+        """
+        return self.frozen.finite_outputs([self.encode(text) for text in texts], lambda i: texts[i].prompt)
+
+    def outputs_of_fitting(
+        self, texts: Sequence[Exchange], max_length: int, on: Progress | None = None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Which of N texts [N] have at most `max_length` tokens and fit the context, and outputs of those, in order.
+
+        Raises CastorError for an output that is not finite.
+        """
+        kept, sequences = np.zeros(len(texts), dtype=bool), []
+        for number, text in enumerate(texts):
+            try:
+                tokens = self.encode(text)
+            except TooLongError:
+                continue
+            if len(tokens) <= max_length:
+                kept[number] = True
+                sequences.append(tokens)
+        where = np.flatnonzero(kept)
+        return kept, self.frozen.finite_outputs(sequences, lambda i: texts[where[i]].prompt, on)
