@@ -46,8 +46,8 @@ class TextModel:
             tokens = [*template.encode_prompt(text.prompt, text.history), *template.encode_response(text.response)]
         if self.context is not None and len(tokens) > self.context:
             raise TooLongError(
-                f"prompt and response have {len(tokens)} tokens, more than the context of {self.context} of "
-                f"{self.frozen.name} (prompt {text.prompt[:_SHOWN]!r}): shorten them"
+                f"prompt and response have {len(tokens)} tokens, more than {self.frozen.name}'s context of "
+                f"{self.context} (prompt {text.prompt[:_SHOWN]!r}): shorten them"
             )
         return np.array(tokens, dtype=np.int64)
 

@@ -442,13 +442,13 @@ def test_a_wrong_head_is_refused(graded, tmp_path):
 
 
 def test_it_fails_closed(graded, tmp_path):
-    with pytest.raises(CastorError, match="more than the moderation model's context of 160"):
+    with pytest.raises(CastorError, match=r"more than the moderation model .*'s context of 160"):
         predict(graded, [PAIRS[0], ("why " * 200, "because")])
     folder = shutil.copytree(graded, tmp_path / "m")
     heads = load_file(folder / HEAD_FILE)
     heads["label_head.weight"][3, 0] = float("nan")
     save_file(heads, folder / HEAD_FILE)
-    with pytest.raises(CastorError, match="output for row 0 is not finite"):
+    with pytest.raises(CastorError, match="gives 7 of 7 texts a number that is not finite"):
         predict(folder, PAIRS)
     info = read_moderation_info(graded)
     with pytest.raises(CastorError, match=r"outputs of shape \(2, 19\) are not those"):

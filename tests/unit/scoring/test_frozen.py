@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_an_error_or_left_out(tiny_models):
         Exchange("who ?", "me", (("a " * 90, "b " * 80),)),  # longer than the context by its history alone
         Exchange("a b c d e f g h", "me"),
     ]
-    with pytest.raises(TooLongError, match=rf"more than the context of {model.context} of {tiny_models.cost}"):
+    with pytest.raises(TooLongError, match=rf"more than {tiny_models.cost}'s context of {model.context}"):
         model.outputs(texts)
     kept, scores = model.outputs_of_fitting(texts, max_length=8)
     assert kept.tolist() == [True, False, False]

@@ -109,7 +109,7 @@ def test_a_text_too_long_for_the_other_tokenizer_is_an_error(tiny_models, bpe_re
     word = next(word for word in ("the", "a", "how") if word in template.tokenizer.get_vocab())
     scorer = model_scorer(bpe_reward, ENGINE, ModelReference(tiny_models.policy))
     long = [(word, " ".join([word] * 400))]
-    with pytest.raises(CastorError, match=r"tokens, more than the context of 300 .*rollout\.max_new_tokens"):
+    with pytest.raises(CastorError, match=r"tokens, more than .*'s context of 300 .*rollout\.max_new_tokens"):
         scorer.score(as_experience(template, long))
 
 
