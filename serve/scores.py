@@ -166,7 +166,7 @@ class ScoreServer:
         """Items of all requests that wait, as token ids per score model -> scores per score model."""
         per_model = await asyncio.to_thread(
             lambda: [
-                model.frozen.outputs([item[i] for item in encoded]).tolist()
+                model.frozen.unchecked_outputs([item[i] for item in encoded]).tolist()
                 for i, model in enumerate(self.models.values())
             ]
         )

@@ -82,7 +82,7 @@ class TokenScorer:
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores at the last token of each response. Raises CastorError for one that is not finite."""
         sequences = np.split(experience.tokens, np.cumsum(experience.lengths)[:-1])
-        return self.frozen.finite_outputs(sequences[: len(experience)], lambda i: experience.prompts[i])
+        return self.frozen.outputs(sequences[: len(experience)], lambda i: experience.prompts[i])
 
 
 class TextScorer:

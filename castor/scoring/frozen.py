@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import, which those who only 
     from castor.models.score import ScoreInfo, ScoreModel
 
 Progress = Callable[[int, int], None]  # sequences done, sequences in all
-_SHOWN = 200  # characters of a text that a message repeats
+SHOWN = 200  # characters of a text that a message repeats
 
 
 @torch.no_grad()
@@ -64,13 +64,13 @@ def in_micro_batches(
 
 
 def require_finite(values: NDArray[np.floating], model: str, text: Callable[[int], str]) -> None:
-    """Raise CastorError, naming model and text, unless all outputs [N, ...] are finite; `text(i)` tells of output i."""
+    """Raise CastorError, naming model and text, unless all outputs [N, ...] are finite; output i is of `text(i)`."""
     finite = np.isfinite(values).all(tuple(range(1, values.ndim)))
     if not finite.all():
         first = int(np.argmin(finite))
         raise CastorError(
             f"{model} gives {int((~finite).sum())} of {len(values)} texts a number that is not finite (first: prompt "
-            f"{text(first)[:_SHOWN]!r}): its weights are damaged, or bfloat16 overflows; train it again, or set dtype: "
+            f"{text(first)[:SHOWN]!r}): its weights are damaged, or bfloat16 overflows; train it again, or set dtype: "
             "float32"
         )
 
@@ -123,8 +123,10 @@ class FrozenModel:
         self.model.eval().requires_grad_(False).to(self.device)
         return self
 
-    def outputs(self, sequences: Sequence[NDArray[np.integer]], on: Progress | None = None) -> NDArray[np.float32]:
-        """[N] scores, or [N, K] logits of a moderation model, of token sequences. `require_finite` is still to come."""
+    def unchecked_outputs(
+        self, sequences: Sequence[NDArray[np.integer]], on: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """[N] scores, or [N, K] logits of a moderation model, of token sequences; some may not be finite."""
         lengths = np.array([len(tokens) for tokens in sequences], dtype=np.int64)
 
         def forward(chosen: NDArray[np.int64]) -> Tensor:
@@ -136,10 +138,10 @@ class FrozenModel:
 
         return in_micro_batches(lengths, self.batch_tokens, forward, on=on)
 
-    def finite_outputs(
+    def outputs(
         self, sequences: Sequence[NDArray[np.integer]], text: Callable[[int], str], on: Progress | None = None
     ) -> NDArray[np.float32]:
-        """`outputs`, all finite. Raises CastorError with the model and, by `text(i)`, the prompt of sequence i."""
-        values = self.outputs(sequences, on)
+        """`unchecked_outputs`, all finite. Raises CastorError as `require_finite`: sequence i is of prompt `text(i)`."""
+        values = self.unchecked_outputs(sequences, on)
         require_finite(values, self.name, text)
         return values

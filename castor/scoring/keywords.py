@@ -1,5 +1,5 @@
-"""The keyword baseline: word lists by harm category, of the kind that filters use. They need no training and see no
-context, which is what models are measured against.
+"""The keyword baseline: word lists by harm category, of the kind that filters use. They need no training and
+take a word alike wherever it stands; models are measured against them.
 
 An entry matches as a whole word, whatever its case, with or without a plain ending (`steal`: "Steals", "stealing"); one
 that ends in * matches every word that begins so. The lists were written from the category names and definitions of

@@ -17,7 +17,7 @@ from castor.config.moderation import InputKind
 from castor.data.rows.fields import History
 from castor.data.rows.schemas import Exchange
 from castor.io.errors import CastorError
-from castor.models.moderation import ModerationInfo, ModerationModel, is_moderation_model
+from castor.models.moderation import ModerationInfo, ModerationModel
 from castor.scoring.frozen import FrozenModel, Progress
 from castor.scoring.text_model import TextModel
 
@@ -54,8 +54,7 @@ class Moderator:
         name, loaded = str(model), ModerationModel.load(model, dtype)
         self.model, self.info = loaded, loaded.info
         frozen = FrozenModel(f"the moderation model {name}", loaded, torch.device(device), batch_tokens).placed()
-        # published classifiers were trained on texts tokenised in one piece
-        self.text_model = TextModel.around(frozen, name, template, one_piece=not is_moderation_model(model))
+        self.text_model = TextModel.around(frozen, name, template)
 
     def encode(self, question: str, answer: str, history: History = ()) -> NDArray[np.int64]:
         """Token ids [length] of what the model reads of a row. Raises TooLongError when they exceed its context."""

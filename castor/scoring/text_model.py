@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from castor.data.rows.schemas import Exchange
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
+from castor.models.moderation import is_moderation_model
 from castor.models.policy import context_length
-from castor.scoring.frozen import FrozenModel, Progress
-
-_SHOWN = 200  # characters of a text that a message repeats
+from castor.models.score import ScoreModel
+from castor.scoring.frozen import SHOWN, FrozenModel, Progress
 
 
 class TooLongError(CastorError):
@@ -31,8 +31,10 @@ class TextModel:
     one_piece: bool = False  # prompt and response are tokenised as one text
 
     @classmethod
-    def around(cls, frozen: FrozenModel, model: str, template: str, *, one_piece: bool = False) -> TextModel:
+    def around(cls, frozen: FrozenModel, model: str, template: str) -> TextModel:
         """With the tokenizer and the context of the folder or hub id that `frozen` was loaded from."""
+        # published moderation classifiers were trained on texts tokenised in one piece
+        one_piece = not isinstance(frozen.model, ScoreModel) and not is_moderation_model(model)
         return cls(frozen, PromptTemplate(load_tokenizer(model), template), context_length(model), one_piece)
 
     def encode(self, text: Exchange) -> NDArray[np.int64]:
@@ -47,7 +49,7 @@ class TextModel:
         if self.context is not None and len(tokens) > self.context:
             raise TooLongError(
                 f"prompt and response have {len(tokens)} tokens, more than {self.frozen.name}'s context of "
-                f"{self.context} (prompt {text.prompt[:_SHOWN]!r}): shorten them"
+                f"{self.context} (prompt {text.prompt[:SHOWN]!r}): shorten them"
             )
         return np.array(tokens, dtype=np.int64)
 
@@ -56,7 +58,7 @@ class TextModel:
 
         Raises TooLongError for a text, and CastorError for an output that is not finite.
         """
-        return self.frozen.finite_outputs([self.encode(text) for text in texts], lambda i: texts[i].prompt)
+        return self.frozen.outputs([self.encode(text) for text in texts], lambda i: texts[i].prompt)
 
     def outputs_of_fitting(
         self, texts: Sequence[Exchange], max_length: int, on: Progress | None = None
@@ -75,4 +77,4 @@ class TextModel:
                 kept[number] = True
                 sequences.append(tokens)
         where = np.flatnonzero(kept)
-        return kept, self.frozen.finite_outputs(sequences, lambda i: texts[where[i]].prompt, on)
+        return kept, self.frozen.outputs(sequences, lambda i: texts[where[i]].prompt, on)

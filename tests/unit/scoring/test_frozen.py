@@ -6,16 +6,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from castor.config.signal import Classifier
 from castor.config.training import Engine
 from castor.data.rows.schemas import Exchange
 from castor.experience import Experience
 from castor.io.errors import CastorError
 from castor.models.load import load_score_model
+from castor.models.moderation import ModerationInfo, ModerationModel, export_classifier, save_moderation_model
 from castor.models.reference import ModelReference
 from castor.models.score import save_score_model
 from castor.packing import pack_rows
 from castor.scoring.experience_scorer import model_scorer
 from castor.scoring.frozen import FrozenModel, in_micro_batches
+from castor.scoring.moderator import Moderator
 from castor.scoring.text_model import TextModel, TooLongError
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=0, max_size=20)
@@ -48,8 +51,8 @@ def test_scores_are_those_of_each_sequence_alone(tiny_models):
     ]
     for budget, width in ((1, None), (64, None), (10_000, 64), (10_000, 8)):
         frozen = FrozenModel.load_scores(tiny_models.reward, "float32", budget, width)
-        np.testing.assert_allclose(frozen.outputs(sequences), alone, atol=1e-5)
-    assert frozen.outputs([]).shape == (0,)
+        np.testing.assert_allclose(frozen.unchecked_outputs(sequences), alone, atol=1e-5)
+    assert frozen.unchecked_outputs([]).shape == (0,)
     assert not any(parameter.requires_grad for parameter in frozen.model.parameters())
 
 
@@ -100,3 +103,17 @@ def test_what_does_not_fit_is_an_error_or_left_out(tiny_models):
     np.testing.assert_allclose(scores, model.outputs(texts[:1]), atol=1e-6)
     kept, scores = model.outputs_of_fitting(texts, max_length=1)
     assert (kept.any(), scores.shape) == (False, (0,))
+
+
+def test_a_published_classifier_reads_prompt_and_response_in_one_piece(tiny_models, tmp_path):
+    """It was trained so; a moderation model of ours was not. As a judge of verdicts and as a cost."""
+    info = ModerationInfo.fresh("pku", "pair", severity=False)
+    model = ModerationModel.from_backbone(tiny_models.policy, info, torch.float32)
+    weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    save_moderation_model(tmp_path / "ours", model.backbone, weights, info, tiny_models.policy)
+    export_classifier(tmp_path / "ours", tmp_path / "published")
+    for name, one_piece in (("ours", False), ("published", True)):
+        folder = str(tmp_path / name)
+        cost = FrozenModel.load_scores(folder, "float32", 100, classifier=Classifier())
+        assert TextModel.around(cost, folder, "pku").one_piece is one_piece
+        assert Moderator(folder, "pku").text_model.one_piece is one_piece
