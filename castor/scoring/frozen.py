@@ -141,7 +141,7 @@ class FrozenModel:
     def outputs(
         self, sequences: Sequence[NDArray[np.integer]], text: Callable[[int], str], on: Progress | None = None
     ) -> NDArray[np.float32]:
-        """`unchecked_outputs`, all finite. Raises CastorError as `require_finite`: sequence i is of prompt `text(i)`."""
+        """`unchecked_outputs`, all finite. Raises CastorError as `require_finite`; sequence i answers `text(i)`."""
         values = self.unchecked_outputs(sequences, on)
         require_finite(values, self.name, text)
         return values

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -69,6 +70,10 @@ def check_transfer(pool, source, folder, version, wanted, temperature=1.0):
 def test_every_prompt_once_with_the_engines_own_logprobs(pool, tiny_models, tokenised_prompts):
     experience = collect(pool, requests(tokenised_prompts, 13))
     assert experience.uids.tolist() == list(range(13))
+    assert experience.prompts == tuple(prompt.text for prompt in tokenised_prompts[:13])
+    heads = np.split(experience.tokens, np.cumsum(experience.lengths)[:-1])
+    for head, length, prompt in zip(heads, experience.prompt_lengths, tokenised_prompts[:13], strict=True):
+        assert np.array_equal(head[:length], prompt.ids)
     gap = (hf_logprobs(tiny_models.policy, experience) - torch.from_numpy(experience.logprobs.copy())).abs()
     assert gap.max() < 1e-4
     assert all(len_ == 24 for len_, cut in zip(experience.response_lengths, experience.truncated, strict=True) if cut)
