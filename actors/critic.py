@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 from castor.config.rlhf import RLHF
 from castor.config.training import Engine
 from castor.experience import Experience
+from castor.model_reference import ModelLike
 from engines.batch import forward_shared, make_micro_batch, plan_mini_batches, sum_over_ranks
 
 
 class Critic:
     """One rank of a critic. All methods are collective."""
 
-    def __init__(self, name: str, model: str, config: RLHF, engine: Engine, seed: int, rank: int, world: int) -> None:
+    def __init__(
+        self, name: str, model: ModelLike, config: RLHF, engine: Engine, seed: int, rank: int, world: int
+    ) -> None:
         """From the weights of the score model; that of a classifier's cost, and one with a `critic_model`, is the
         backbone of `model` with a fresh scalar head, the same one on every rank.
         """

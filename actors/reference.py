@@ -22,7 +22,7 @@ class ReferenceWorker:
         from castor.models.device import device, resolve_dtype
         from castor.models.policy import PolicyModel
 
-        self.engine, self.temperature, self.device = engine, temperature, device()
+        self.name, self.engine, self.temperature, self.device = model, engine, temperature, device()
         policy = PolicyModel.load(ModelReference(model, None, trust_remote_code), resolve_dtype(engine.dtype))
         self.policy = policy.eval().requires_grad_(False).to(self.device)
 
@@ -30,7 +30,10 @@ class ReferenceWorker:
         """Answers once the model is loaded."""
 
     def logprobs(self, experience: Experience) -> NDArray[np.float32]:
-        """[R] float32 log-probabilities of the response tokens, in the experience's order."""
+        """[R] float32 log-probabilities of the response tokens, in the experience's order.
+
+        Raises CastorError for one that is not finite.
+        """
         from engines.batch import forward_by_budget
 
         return forward_by_budget(
@@ -39,4 +42,5 @@ class ReferenceWorker:
             lengths=experience.response_lengths,
             engine=self.engine,
             device=self.device,
+            name=f"the reference policy {self.name}",
         )

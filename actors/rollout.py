@@ -11,6 +11,7 @@ import ray
 
 from actors.group import node_id
 from castor.config.rlhf import Rollout
+from castor.data.tokens.prompt_stream import Prompt
 from castor.experience import Experience
 from castor.model_reference import ModelReference
 from engines.weights import HeldWeights, WeightUpdate
@@ -32,7 +33,7 @@ class PromptRequest:
     """A prompt to answer once. `uid` identifies the answer within its step; `seed` makes it reproducible."""
 
     uid: int
-    prompt: str
+    prompt: Prompt
     seed: int
 
 
@@ -52,17 +53,17 @@ class RolloutWorker:
     generation. As `ContinuingWorker` it takes weights in between, where they are sent to the group `WEIGHTS`.
     """
 
-    def __init__(self, model: str, config: Rollout, template: str, threads: int, trust_remote_code: bool) -> None:
+    def __init__(self, model: str, config: Rollout, threads: int, trust_remote_code: bool) -> None:
         import torch
 
         torch.set_num_threads(threads)  # vLLM turns later calls into no-ops
-        from castor.data.tokens.template import PromptTemplate, load_tokenizer
+        from castor.data.tokens.template import load_tokenizer
         from castor.models.policy import context_length
         from engines.vllm_engine import make_engine
 
         self.config = config
         source = ModelReference(model, None, trust_remote_code)
-        self.template = PromptTemplate(load_tokenizer(source), template)
+        self.tokenizer = load_tokenizer(source)
         limit = config.max_prompt_tokens + config.max_new_tokens
         context = context_length(source)
         self.engine = make_engine(str(source.local()), config, min(limit, context or limit), trust_remote_code)
@@ -88,9 +89,11 @@ class RolloutWorker:
 
         A prompt longer than max_prompt_tokens has been dropped by the driver's prompt filter; here it is an error.
         """
+        from castor.data.tokens.template import decode_response
         from engines.vllm_engine import Request
 
-        encoded = [Request(r.uid, self.template.encode_prompt(r.prompt), r.seed) for r in requests]
+        encoded = [Request(r.uid, r.prompt.ids.tolist(), r.seed) for r in requests]
+        prompts = {r.uid: r.prompt.text for r in requests}
         for request in encoded:
             if len(request.prompt) > self.config.max_prompt_tokens:
                 raise ValueError(f"prompt {request.uid} has {len(request.prompt)} tokens: over max_prompt_tokens")
@@ -98,9 +101,9 @@ class RolloutWorker:
         for number, response in enumerate(self.engine.generate(encoded), start=1):
             chunk.append(response)
             if len(chunk) == self.config.chunk_size or number == len(encoded):
-                experience = pack_experience(chunk)
+                experience = pack_experience(chunk, [prompts[r.uid] for r in chunk])
                 yield experience
-                texts = tuple(self.template.decode_response(r.tokens) for r in chunk) if decode else None
+                texts = tuple(decode_response(self.tokenizer, r.tokens) for r in chunk) if decode else None
                 yield ChunkInfo(
                     uids=tuple(r.uid for r in chunk),
                     response_tokens=int(experience.response_lengths.sum()),
@@ -116,11 +119,12 @@ FinishingWorker = ray.remote(RolloutWorker)
 ContinuingWorker = cast(Any, ray.remote)(concurrency_groups={WEIGHTS: 1})(RolloutWorker)
 
 
-def pack_experience(responses: Sequence[Response]) -> Experience:
-    """Finished responses as experience."""
+def pack_experience(responses: Sequence[Response], prompts: Sequence[str]) -> Experience:
+    """Finished responses, each with the text of its prompt, as experience."""
     lengths = np.array([len(r.tokens) for r in responses], dtype=np.int32)
     return Experience(
         uids=np.array([r.uid for r in responses], dtype=np.int64),
+        prompts=tuple(prompts),
         tokens=np.concatenate([np.array([*r.prompt, *r.tokens], dtype=np.int32) for r in responses]),
         prompt_lengths=np.array([len(r.prompt) for r in responses], dtype=np.int32),
         response_lengths=lengths,

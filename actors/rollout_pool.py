@@ -64,10 +64,10 @@ class RolloutPool:
     is sampled with them. Where they continue on the new ones, weights overtake, and count once all have proven them.
     """
 
-    def __init__(self, model: str, config: Rollout, template: str, trust_remote_code: bool = False) -> None:
+    def __init__(self, model: str, config: Rollout, trust_remote_code: bool = False) -> None:
         """Start the workers without waiting for them; `wait_ready` does."""
         self.config = config
-        self.args = (model, config, template, config.resources.threads, trust_remote_code)
+        self.args = (model, config, config.resources.threads, trust_remote_code)
         self.restarts = 0
         self.update: WeightUpdate | None = None  # what the workers were sent; None: the weights of the model's folder
         self.version = 0  # a job dealt now is sampled with this version or a later one

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from actors.group import SpmdActor
 from actors.multipliers import Prices, effective_kl_coeff
-from actors.scorer import PolicyText, signal_scorer
 from castor.config.rlhf import RLHF
 from castor.experience import Experience
+from castor.model_reference import ModelLike, ModelReference
 from engines.batch import StepBatch, read
 
 
@@ -22,9 +22,9 @@ from engines.batch import StepBatch, read
 class SignalModels:
     """Where a signal's judge and critic come from: folders or hub ids, no `stage:` references."""
 
-    judge: str | None  # the score or moderation model; None: a function or a remote scorer
-    critic: str | None  # what the critic, where there is one, starts from
-    policy: PolicyText
+    judge: ModelLike | None  # the score or moderation model; None: a function or a remote scorer
+    critic: ModelLike | None  # what the critic, where there is one, starts from
+    policy: ModelReference  # whose tokens the experience holds
     directory: Path | None = None  # where the module of a function is looked for, too
 
 
@@ -40,13 +40,16 @@ class SignalWorker(SpmdActor):
         self.name, self.config, self.limit = name, config, limit
         self.signal = config.signals[name]
         torch.set_num_threads(self.signal.resources.threads)
+        from castor.scoring.experience_scorer import signal_scorer
+
         self.scorer = signal_scorer(self.signal, models.judge, models.policy, models.directory)
         self.critic = None
         if config.has_critic(name):
             from actors.critic import Critic
 
-            assert models.critic is not None  # `RLHF` has checked it
-            self.critic = Critic(name, models.critic, config, self.signal.engine, seed, self.rank, self.world_size)
+            assert models.critic is not None  # `RLHF` has checked it, and that `critic` is given
+            assert self.signal.critic is not None
+            self.critic = Critic(name, models.critic, config, self.signal.critic, seed, self.rank, self.world_size)
 
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores of the responses."""

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from actors.cluster import cluster
 from actors.group import get
-from actors.scorer import PolicyText
 from actors.signal import SignalModels
 from castor.config.load import load_config
 from castor.config.rlhf import RLHF
 from castor.data.rows.load import load_prompts
 from castor.data.sources.report import RowReport
-from castor.data.tokens.prompt_stream import PromptStream
+from castor.data.tokens.prompt_stream import Prompt, PromptStream
+from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.model_reference import ModelReference
 from castor.run.plan import make_plan
 from castor.run.stages.rlhf import RLHFStage
@@ -29,7 +29,7 @@ from trainers.rlhf.loop import train
 
 
 def seconds_per_step(
-    groups: Groups, config: RLHF, policy: ModelReference, signals: dict[str, SignalModels], prompts: list[str]
+    groups: Groups, config: RLHF, policy: ModelReference, signals: dict[str, SignalModels], prompts: list[Prompt]
 ) -> tuple[float, ...]:
     """Mean seconds of a step after the first: whole, the learner waited, the rollout waited."""
     loading = groups.learner.call("load", policy, config, 0, "auto", None)
@@ -72,10 +72,10 @@ def main() -> None:
     config = section.model_copy(update=fewer)
     plan, stage = make_plan(whole.model_copy(update={"run_dir": args.run})), RLHFStage("bench", "rlhf.bench", config)
     policy = plan.model(section.policy.model)
-    text = PolicyText(policy.name, whole.template, policy.trust_remote_code)
     models = {name: plan.model(signal.model).name for name, signal in objectives.items() if signal.model}
-    signals = {name: SignalModels(model, model, text) for name, model in models.items()}
-    prompts = load_prompts(section.prompts, RowReport(), args.run)
+    signals = {name: SignalModels(model, model, policy) for name, model in models.items()}
+    template = PromptTemplate(load_tokenizer(policy), whole.template)
+    prompts = [template.tokenised(prompt) for prompt in load_prompts(section.prompts, RowReport(), args.run)]
     modes = {k: with_staleness(config, k) for k in (0, 1)}
     measured: dict[int, list[tuple[float, ...]]] = {k: [] for k in modes}
     with (

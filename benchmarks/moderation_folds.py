@@ -102,7 +102,7 @@ def tiny(train: list[QARow], test: list[QARow], seed: int) -> Prediction:
         config = Path(folder) / "config.yaml"
         config.write_text(yaml.safe_dump(tiny_config(data, Path(folder) / "run", seed)))
         subprocess.run([sys.executable, "-m", "castor", "pipeline", str(config)], cwd=ROOT, check=True)
-        said = Moderator(Path(folder) / "run" / "qa").predict([(row.prompt, row.response) for row in test])
+        said = Moderator(Path(folder) / "run" / "qa").predict([row.exchange for row in test])
     order = [said.info.categories.index(name) for name in BEAVERTAILS_CATEGORIES]
     return said.unsafe, said.labels[:, order]
 

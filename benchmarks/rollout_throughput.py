@@ -51,10 +51,10 @@ class Both:
         for response in self.engine.generate(requests):
             chunk.append(response)
             if len(chunk) == self.rollout.chunk_size:
-                tokens += int(pack_experience(chunk).response_lengths.sum())
+                tokens += int(pack_experience(chunk, [prompts[r.uid] for r in chunk]).response_lengths.sum())
                 chunk = []
         if chunk:
-            tokens += int(pack_experience(chunk).response_lengths.sum())
+            tokens += int(pack_experience(chunk, [prompts[r.uid] for r in chunk]).response_lengths.sum())
         return tokens / (time.perf_counter() - start)
 
     def bare(self, prompts: list[str]) -> float:

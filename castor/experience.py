@@ -19,6 +19,7 @@ class Experience:
     """
 
     uids: NDArray[np.int64]  # [N] which prompt and sample of the step this answers
+    prompts: tuple[str, ...]  # [N] texts of the prompts, for whoever judges texts
     tokens: NDArray[np.int32]  # [T] prompt then response, sequence after sequence
     prompt_lengths: NDArray[np.int32]  # [N]
     response_lengths: NDArray[np.int32]  # [N], the end-of-text token included
@@ -27,10 +28,11 @@ class Experience:
     truncated: NDArray[np.bool_]  # [N] cut at max_new_tokens, so without an end-of-text token
 
     def __post_init__(self) -> None:
-        per_sequence = (self.prompt_lengths, self.response_lengths, self.truncated)
-        if any(len(array) != len(self) for array in per_sequence):
+        per_sequence = (self.prompts, self.prompt_lengths, self.response_lengths, self.truncated)
+        if any(len(values) != len(self) for values in per_sequence):
             raise ValueError(
-                f"{len(self)} uids, but {', '.join(str(len(array)) for array in per_sequence)} lengths and flags"
+                f"{len(self)} uids, but {', '.join(str(len(values)) for values in per_sequence)} prompts, lengths and "
+                "flags"
             )
         responses = int(self.response_lengths.sum())
         if len(self.tokens) != int(self.prompt_lengths.sum()) + responses:
@@ -56,6 +58,7 @@ class Experience:
         tokens = ragged_take(self.tokens, self.lengths, picked)
         return Experience(
             uids=self.uids[picked],
+            prompts=tuple(self.prompts[row] for row in picked),
             tokens=tokens,
             prompt_lengths=self.prompt_lengths[picked],
             response_lengths=self.response_lengths[picked],
@@ -69,7 +72,11 @@ class Experience:
         """One experience of all parts, in order. Raises ValueError when there are none."""
         if not parts:
             raise ValueError("no experience to concatenate")
-        return Experience(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Experience)})
+        arrays = [field.name for field in fields(Experience) if field.name != "prompts"]
+        return Experience(
+            prompts=tuple(prompt for part in parts for prompt in part.prompts),
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
+        )
 
 
 def ragged_take(values: NDArray, lengths: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray:

@@ -75,7 +75,7 @@ class Adapter:
         """[R] float32 log-probabilities of the response tokens without the adapter.
 
         Up to ZeRO-2 each rank answers by itself. Under ZeRO-3 a forward pass is a collective: all ranks are asked,
-        work on a share each, and rank 0 answers. Raises FloatingPointError when one is not finite.
+        work on a share each, and rank 0 answers. Raises CastorError when one is not finite.
         """
 
         def forward(micro: MicroBatch) -> Tensor:

@@ -16,6 +16,7 @@ from castor.config.rlhf import Learner
 from castor.config.training import Engine
 from castor.experience import Experience, ragged_take
 from castor.packing import PackedRows, micro_batches, pack_rows, partition
+from castor.scoring.frozen import in_micro_batches, require_finite
 
 READ_TIMEOUT_S = 600.0
 
@@ -103,7 +104,6 @@ def make_micro_batch(
     )
 
 
-@torch.no_grad()
 def forward_by_budget(
     experience: Experience,
     forward: Callable[[MicroBatch], torch.Tensor],
@@ -111,22 +111,21 @@ def forward_by_budget(
     lengths: NDArray[np.integer],
     engine: Engine,
     device: torch.device,
+    name: str = "the model",
 ) -> NDArray[np.float32]:
     """Run `forward` over an experience in micro-batches of the engine's budget; results in the experience's order.
 
-    Sequence i contributes `lengths[i]` consecutive values to the flat float32 result. Raises FloatingPointError when
-    a value is not finite: nothing downstream may see a made-up number.
+    Sequence i contributes `lengths[i]` consecutive values to the flat float32 result. Raises CastorError, with the
+    model's `name`, when a value is not finite: nothing downstream may see a made-up number.
     """
-    everything = np.arange(len(experience))
-    (pieces,) = micro_batches(experience.lengths, [everything.tolist()], engine.micro_batch_tokens)
-    ends = np.cumsum(lengths)
-    result = np.empty(int(lengths.sum()), dtype=np.float32)
-    for piece in pieces:
-        sequences = np.asarray(piece, dtype=np.int64)
-        micro = make_micro_batch(experience, sequences, {}, engine.pack_length, device)
-        where = np.concatenate([np.arange(ends[i] - lengths[i], ends[i]) for i in sequences])
-        result[where] = forward(micro).float().cpu().numpy()
-    return _finite(result)
+    values = in_micro_batches(
+        experience.lengths,
+        engine.micro_batch_tokens,
+        lambda sequences: forward(make_micro_batch(experience, sequences, {}, engine.pack_length, device)),
+        counts=lengths,
+    )
+    _require_finite(values, lengths, experience, name)
+    return values
 
 
 @torch.no_grad()
@@ -138,11 +137,12 @@ def forward_shared(
     device: torch.device,
     rank: int,
     world_size: int,
+    name: str = "the model",
 ) -> NDArray[np.float32]:
     """[R] float32 values of the response tokens, on every rank, each of which works on its share. Collective.
 
-    All ranks run `forward` equally often, as ZeRO-3 asks for, if need be on an empty micro-batch. Raises
-    FloatingPointError as `forward_by_budget` does.
+    All ranks run `forward` equally often, as ZeRO-3 asks for, if need be on an empty micro-batch. Raises CastorError as
+    `forward_by_budget` does.
     """
     shares = partition(experience.lengths, world_size)
     mine = []
@@ -151,13 +151,17 @@ def forward_shared(
         values = forward(make_micro_batch(experience, sequences, {}, engine.pack_length, device))
         if piece:
             mine.append((sequences, values[None].float().cpu().numpy()))
-    return _finite(gather_tokens(mine, experience.response_lengths)[0])
-
-
-def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not np.isfinite(values).all():
-        raise FloatingPointError("a model that was only asked returned a value that is not finite")
+    values = gather_tokens(mine, experience.response_lengths)[0]
+    _require_finite(values, experience.response_lengths, experience, name)
     return values
+
+
+def _require_finite(
+    values: NDArray[np.float32], lengths: NDArray[np.integer], experience: Experience, name: str
+) -> None:
+    """`require_finite` of flat values, of which sequence i has `lengths[i]`."""
+    owners = np.repeat(np.arange(len(experience)), lengths)
+    require_finite(values, name, lambda i: experience.prompts[owners[i]])
 
 
 def gather_tokens(

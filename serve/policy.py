@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import serve
 from ray.serve import Application
@@ -13,9 +12,6 @@ from ray.serve import Application
 from castor.config.serve import Serve
 from castor.model_reference import ModelReference
 from serve.replicas import deployment_options
-
-if TYPE_CHECKING:  # the driver deploys without importing torch and transformers
-    from transformers import PreTrainedTokenizerBase
 
 ENGINE_STOP_S = 1.0  # no request is in flight any more when the engine's process is asked to end
 
@@ -34,11 +30,12 @@ class PolicyServer:
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Start the engine and return vLLM's FastAPI app around it. Called by Serve once, in the replica's loop."""
-        from castor.data.tokens.template import load_tokenizer
+        from castor.data.tokens.chat_template import chat_template
+        from castor.data.tokens.template import PromptTemplate, load_tokenizer
         from engines.openai_app import start_openai_app
 
         tokenizer = load_tokenizer(ModelReference(str(self.folder), None, self.config.trust_remote_code))
-        template = chat_template(tokenizer, self.config.template)
+        template = chat_template(PromptTemplate(tokenizer, self.config.template))
         self.engine, app = await start_openai_app(self._engine_kwargs(), template)
         return app
 
@@ -77,33 +74,3 @@ def policy_app(name: str, folder: Path, max_model_len: int, config: Serve) -> Ap
     options = deployment_options("policy", config.replicas, config.resources)
     deployment = serve.deployment(max_ongoing_requests=config.max_ongoing_requests, **options)
     return deployment(serve.ingress()(PolicyServer)).bind(name, folder, max_model_len, config)
-
-
-def chat_template(tokenizer: PreTrainedTokenizerBase, kind: str) -> str | None:
-    """The Jinja template of `/v1/chat/completions`: None for the tokenizer's own, else PKU's format or the config's.
-
-    It renders a conversation to the text the policy was trained on, as `PromptTemplate.prompt_text`: turns follow each
-    other, and an answer is closed by the end-of-text token.
-    """
-    from castor.config.template import PROMPT
-    from castor.data.tokens.template import PromptTemplate
-
-    template = PromptTemplate(tokenizer, kind)
-    if template.chat:
-        return None
-    opening, _, closing = template.turn.partition(PROMPT)
-    # what a template renders is tokenised without special tokens, so it writes the begin-of-text token itself
-    first = "".join(tokenizer.convert_ids_to_tokens(tokenizer("").input_ids[:1]))
-    return (
-        _literal(first + template.begin)
-        + "{% for message in messages %}"
-        + ("{% if message.role == 'user' %}" + _literal(opening) + "{{ message.content }}" + _literal(closing))
-        + "{% elif message.role == 'assistant' %}{{ message.content }}{{ eos_token }}"
-        + "{% else %}{{ raise_exception('this model knows user and assistant messages only') }}"
-        + "{% endif %}{% endfor %}"
-    )
-
-
-def _literal(text: str) -> str:
-    """Jinja that renders `text` as it stands, whatever braces it holds."""
-    return "{{ " + json.dumps(text) + " }}"

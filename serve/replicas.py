@@ -9,10 +9,6 @@ STOP_S = 3.0  # granted to requests in flight when the endpoint is stopped
 CONSTRUCTOR_RETRIES = 2
 
 
-class TooLongError(ValueError):
-    """A text is longer than a model's context. The message is meant for whoever sent it."""
-
-
 def deployment_options(name: str, replicas: int, resources: Resources) -> dict[str, Any]:
     """Arguments of a deployment's `.options()`: what to reserve, the environment, and patience."""
     return {

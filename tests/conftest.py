@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from castor.data.tokens.prompt_stream import Prompt
+
 settings.register_profile("castor", deadline=None)  # how long a machine takes proves nothing
 settings.load_profile("castor")
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -71,3 +73,12 @@ def prompts() -> list[str]:
     from castor.data.sources.report import RowReport
 
     return load_prompts(DataSource(limit=200), RowReport(), None)
+
+
+@pytest.fixture(scope="session")
+def tokenised_prompts(prompts: list[str], tiny_models: TinyModels) -> list[Prompt]:
+    """The synthetic prompts with the token ids of the tiny policy."""
+    from castor.data.tokens.template import PromptTemplate, load_tokenizer
+
+    template = PromptTemplate(load_tokenizer(tiny_models.policy))
+    return [template.tokenised(prompt) for prompt in prompts]

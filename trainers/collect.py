@@ -80,16 +80,16 @@ def _sample(run: StageRun, stage: Collect) -> Responses:
     if stage.annotator == "simulated":
         _require_synthetic(run.name, prompts)
     policy = run.models["policy"]
-    prompts = fitting_prompts(run, prompts, policy, stage.rollout)
+    fitting = fitting_prompts(run, prompts, policy, stage.rollout)
     count = stage.samples_per_prompt
     requests = [
         PromptRequest(i * count + k, prompt, request_seed(run.seed, "collect", i, k))
-        for i, prompt in enumerate(prompts)
+        for i, prompt in enumerate(fitting)
         for k in range(count)
     ]
     answers: dict[int, str] = {}
     with run.terminal.bar(run.name) as bar:
-        pool = RolloutPool(policy.name, stage.rollout, run.template, policy.trust_remote_code)
+        pool = RolloutPool(policy.name, stage.rollout, policy.trust_remote_code)
         try:
             pool.wait_ready()
             for chunk in pool.generate(requests, decode=True):
@@ -98,7 +98,7 @@ def _sample(run: StageRun, stage: Collect) -> Responses:
                 bar.update(len(answers), len(requests), "responses")
         finally:
             pool.stop()
-    return [(prompt, [answers[i * count + k] for k in range(count)]) for i, prompt in enumerate(prompts)]
+    return [(prompt.text, [answers[i * count + k] for k in range(count)]) for i, prompt in enumerate(fitting)]
 
 
 def _require_synthetic(name: str, prompts: list[str]) -> None:

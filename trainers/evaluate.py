@@ -11,10 +11,11 @@ import ray
 from actors.group import START_TIMEOUT_S, actor_options, get
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, RolloutPool, request_seed
-from actors.scorer import PolicyText, ScoreWorker
+from actors.scorer import ScoreWorker
 from castor.config.evaluate import Evaluate
 from castor.config.signal import Classifier
 from castor.data.rows.load import load_prompts
+from castor.data.tokens.prompt_stream import Prompt
 from castor.evaluation.records import JudgedResponse, write_responses
 from castor.io.terminal import Bar
 from castor.model_reference import ModelReference
@@ -35,12 +36,12 @@ def run_evaluate(run: StageRun) -> str:
     stage: Evaluate = run.section
     policies = {name: run.models[f"policies.{name}"] for name in stage.policies or {}}
     if stage.cost_classifier is not None:
-        judge_of_harm = run.models["cost"].name
+        judge_of_harm = run.models["cost"]
         check_classifier(
             read_moderation_info(judge_of_harm), stage.cost_classifier, f"{run.name}.cost: {judge_of_harm}"
         )
-    prompts = run.rows.load([stage.prompts], load_prompts)
-    prompts = fitting_prompts(run, prompts, next(iter(policies.values())), stage.rollout)
+    loaded = run.rows.load([stage.prompts], load_prompts)
+    prompts = fitting_prompts(run, loaded, next(iter(policies.values())), stage.rollout)
     with run.terminal.bar(run.name) as bar:
         rows = evaluate(run, stage, policies, prompts, bar)
     for name, judged in rows.items():
@@ -49,17 +50,16 @@ def run_evaluate(run: StageRun) -> str:
 
 
 def evaluate(
-    run: StageRun, stage: Evaluate, policies: Mapping[str, ModelReference], prompts: list[str], bar: Bar
+    run: StageRun, stage: Evaluate, policies: Mapping[str, ModelReference], prompts: list[Prompt], bar: Bar
 ) -> dict[str, list[JudgedResponse]]:
     """One response per prompt from each policy, with the same seeds for all, scored by the reward and cost model."""
     seed, total = run.seed, len(policies) * len(prompts)
     requests = [PromptRequest(i, prompt, request_seed(seed, "evaluate", i)) for i, prompt in enumerate(prompts)]
     first = next(iter(policies.values()))
-    pool = RolloutPool(first.name, stage.rollout, run.template, first.trust_remote_code)
-    text = PolicyText(first.name, run.template, first.trust_remote_code)
+    pool = RolloutPool(first.name, stage.rollout, first.trust_remote_code)
     scorers = {
-        "reward": _scorer(run, "reward", text, None),
-        "cost": _scorer(run, "cost", text, stage.cost_classifier),
+        "reward": _scorer(run, "reward", first, None),
+        "cost": _scorer(run, "cost", first, stage.cost_classifier),
     }
     source = cast(Any, FolderWeights).remote()
     rows: dict[str, list[JudgedResponse]] = {}
@@ -80,7 +80,7 @@ def evaluate(
     return rows
 
 
-def _scorer(run: StageRun, kind: str, text: PolicyText, classifier: Classifier | None) -> Any:
+def _scorer(run: StageRun, kind: str, policy: ModelReference, classifier: Classifier | None) -> Any:
     """The actor that the stage starts to score with its reward or its cost model."""
     asked = run.stage.actor(f"{kind}-scorer")
     (held,) = asked.holds
@@ -88,10 +88,10 @@ def _scorer(run: StageRun, kind: str, text: PolicyText, classifier: Classifier |
     assert asked.resources is not None
     options = actor_options(asked.resources, asked.name)
     worker = cast(Any, ScoreWorker).options(**options)
-    return worker.remote(run.models[kind].name, held.engine, asked.resources.threads, text, classifier)
+    return worker.remote(run.models[kind], held.engine, asked.resources.threads, policy, classifier)
 
 
-def _judged(prompts: list[str], pending: list[tuple[Chunk, dict[str, Any]]]) -> list[JudgedResponse]:
+def _judged(prompts: list[Prompt], pending: list[tuple[Chunk, dict[str, Any]]]) -> list[JudgedResponse]:
     """Scores and gold verdicts, in the order of the prompts."""
     found: dict[int, JudgedResponse] = {}
     for chunk, refs in pending:
@@ -100,7 +100,7 @@ def _judged(prompts: list[str], pending: list[tuple[Chunk, dict[str, Any]]]) -> 
         assert chunk.info.texts is not None
         for i, uid in enumerate(chunk.info.uids):
             found[uid] = judged_response(
-                prompts[uid], chunk.info.texts[i], float(scores["reward"][i]), float(scores["cost"][i]),
+                prompts[uid].text, chunk.info.texts[i], float(scores["reward"][i]), float(scores["cost"][i]),
                 int(experience.response_lengths[i]),
             )  # fmt: skip
     return [found[uid] for uid in np.arange(len(prompts)).tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from castor.config.rlhf import Rollout
+from castor.data.tokens.prompt_stream import Prompt
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
 from castor.io.files import write_jsonl
@@ -11,17 +12,16 @@ from castor.models.policy import context_length
 from trainers.stage_run import StageRun
 
 
-def fitting_prompts(run: StageRun, prompts: list[str], policy: ModelReference, rollout: Rollout) -> list[str]:
-    """The prompts of at most `max_prompt_tokens` tokens; longer ones are dropped, counted and listed.
+def fitting_prompts(run: StageRun, prompts: list[str], policy: ModelReference, rollout: Rollout) -> list[Prompt]:
+    """The prompts of at most `max_prompt_tokens` tokens, with their ids; longer ones are dropped, counted and listed.
 
     Raises CastorError when none is left, and when prompt and response together do not fit the policy's context.
     """
     _check_context(run.name, policy, rollout)
-    longest = rollout.max_prompt_tokens
-    template = PromptTemplate(load_tokenizer(policy), run.template)
-    lengths = [len(template.encode_prompt(prompt)) for prompt in prompts]
-    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= longest]
-    long = [(p, n) for p, n in zip(prompts, lengths, strict=True) if n > longest]
+    longest, template = rollout.max_prompt_tokens, PromptTemplate(load_tokenizer(policy), run.template)
+    tokenised = [template.tokenised(prompt) for prompt in prompts]
+    kept = [prompt for prompt in tokenised if len(prompt.ids) <= longest]
+    long = [(prompt.text, len(prompt.ids)) for prompt in tokenised if len(prompt.ids) > longest]
     if long:
         path = run.files.long_prompts
         write_jsonl(path, ({"reason": "prompt too long", "tokens": n, "prompt": p} for p, n in long))
@@ -29,7 +29,7 @@ def fitting_prompts(run: StageRun, prompts: list[str], policy: ModelReference, r
     if not kept:
         raise CastorError(
             f"{run.name}: every prompt is longer than max_prompt_tokens {longest} "
-            f"(the shortest has {min(lengths)}): raise it, within the model's context"
+            f"(the shortest has {min(len(prompt.ids) for prompt in tokenised)}): raise it, within the model's context"
         )
     return kept
 

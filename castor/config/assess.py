@@ -11,7 +11,7 @@ from castor.config.template import PromptFormat
 
 
 class KeywordJudge(Section):
-    """Calls a text unsafe when a word of a fixed list (castor/evaluation/keywords.py) occurs in it."""
+    """Calls a text unsafe when a word of a fixed list (castor/scoring/keywords.py) occurs in it."""
 
     kind: Literal["keywords"]
     reads: Literal["pair", "answer", "question"] = Field(

@@ -177,8 +177,8 @@ class Signal(Section):
         return self
 
     @property
-    def engine(self) -> Engine:
-        """How the frozen model is run: as its critic is, or would be."""
+    def scoring(self) -> Engine:
+        """How the frozen model is asked: with the type and batch sizes under `critic`, or else the defaults."""
         return self.critic or Engine()
 
     @property

@@ -169,7 +169,7 @@ def _preferred_by_data(scored: Scored, question: Question) -> dict[str, Verdicts
 
 
 def _keywords(judge: KeywordJudge, data: LabelledSet) -> Verdicts:
-    said = np.array(keyword_verdicts([(text.prompt, text.response) for text in data.texts], judge.reads), dtype=bool)
+    said = np.array(keyword_verdicts(data.texts, judge.reads), dtype=bool)
     return Verdicts(said[data.row_texts], np.ones(len(data.rows), dtype=bool))
 
 
@@ -177,10 +177,10 @@ def _language_model(judge: LLMJudge, data: LabelledSet, question: Question, seed
     """Its verdicts on rows, or on pairs. A text is asked once, however many rows have it."""
     if question == "unsafe":
         asked = _drawn(np.unique(data.row_texts), judge.limit, seed)
-        said = judge_safety(judge, [(text.prompt, text.response) for text in data.texts], asked, on)
+        said = judge_safety(judge, data.texts, asked, on)
         return Verdicts(said.said[data.row_texts], said.given[data.row_texts], said.failures)
-    texts = [(row.prompt, row.response_0, row.response_1) for row in data.pairs]
-    return judge_pairs(judge, texts, question, _drawn(np.arange(len(texts)), judge.limit, seed), on)
+    pairs = [row.exchanges for row in data.pairs]
+    return judge_pairs(judge, pairs, question, _drawn(np.arange(len(pairs)), judge.limit, seed), on)
 
 
 def _drawn(items: NDArray[np.int64], limit: int | None, seed: int) -> NDArray[np.int64]:

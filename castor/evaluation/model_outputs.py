@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from castor.config.assess import Assess
 from castor.data.rows.schemas import Exchange
-from castor.data.tokens.samples import Samples
-from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.evaluation.assessment import ModelKind
 from castor.io.errors import CastorError
 from castor.models.backbone import load_config
-from castor.models.load import load_score_model, read_score_info
+from castor.models.device import device, resolve_dtype
+from castor.models.load import read_score_info
 from castor.models.moderation import MODERATION_FILE
-from castor.models.policy import context_length
-from castor.packing import micro_batches
+from castor.scoring.frozen import FrozenModel, Progress
 from castor.scoring.moderator import Moderator
-
-Progress = Callable[[int, int], None]  # texts done, texts in all
-CHUNK = 512  # texts between two signs of life of a moderation model
+from castor.scoring.text_model import TextModel
 
 
 @dataclass(frozen=True)
@@ -70,67 +66,41 @@ def run_model(
     return outputs
 
 
-@torch.inference_mode()
 def _score(name: str, folder: str, texts: Sequence[Exchange], config: Assess, on: Progress) -> Outputs:
-    device, dtype = _hardware(config)
-    model = load_score_model(folder, dtype).eval().requires_grad_(False).to(device)
-    limit = min(config.max_length, context_length(folder) or config.max_length)
-    template = PromptTemplate(load_tokenizer(folder), config.template)
-    samples = Samples(template, ([text] for text in texts), limit)
-    found = np.zeros(len(samples))
-    lengths = samples.lengths()
-    (pieces,) = micro_batches(lengths, [range(len(samples))], config.batch_tokens)
-    done = 0
-    for piece in pieces:
-        chosen = np.asarray(piece, dtype=np.int64)
-        packed = samples.pack(chosen, int(lengths[chosen].max())).to(device)
-        found[chosen] = model(packed.rows, packed.last_positions()).double().cpu().numpy()
-        done += len(chosen)
-        on(done, len(samples))
-    if not np.isfinite(found).all():
-        text = texts[samples.kept[int(np.flatnonzero(~np.isfinite(found))[0])]]
-        raise CastorError(
-            f"model {name!r} scores {int((~np.isfinite(found)).sum())} of {len(found)} texts with a number that is not "
-            f"finite (first: prompt {text.prompt[:60]!r}): its weights are damaged, or {config.dtype} overflows; "
-            "train it again or set dtype: float32"
-        )
-    scores, kept = np.zeros(len(texts)), np.zeros(len(texts), dtype=bool)
-    kept[samples.kept], scores[samples.kept] = True, found
-    if model.info.score_type == "reward":
+    frozen = FrozenModel.load_scores(folder, config.dtype, config.batch_tokens, name=f"model {name!r}")
+    model = TextModel.around(frozen, folder, config.template)
+    kept, found = model.outputs_of_fitting(texts, config.max_length, on)
+    info = frozen.score_info
+    scores = np.zeros(len(texts))
+    scores[kept] = found
+    if info.score_type == "reward":
         return Outputs("reward", kept, scores)
     with np.errstate(over="ignore"):
-        probability = 1 / (1 + np.exp(-scores * model.info.std))
+        probability = 1 / (1 + np.exp(-scores * info.std))
     return Outputs("cost", kept, scores, probability, scores > 0)
 
 
 def _moderate(folder: str, texts: Sequence[Exchange], config: Assess, on: Progress) -> Outputs:
-    device, dtype = _hardware(config)
-    moderator = Moderator(folder, config.template, dtype, device, config.batch_tokens)
-    kept = np.array([_fits(moderator, text, config.max_length) for text in texts], dtype=bool)
-    chosen = np.flatnonzero(kept)
-    chosen = chosen[np.argsort([len(texts[i].prompt) + len(texts[i].response) for i in chosen], kind="stable")]
-    probability, unsafe = np.zeros(len(texts)), np.zeros(len(texts), dtype=bool)
-    labels = np.zeros((len(texts), len(moderator.info.categories)), dtype=bool)
-    severity = np.zeros(len(texts), dtype=np.int64) if moderator.info.severity else None
-    for start in range(0, len(chosen), CHUNK):
-        piece = chosen[start : start + CHUNK]
-        said = moderator.predict([(texts[i].prompt, texts[i].response) for i in piece])
-        unsafe[piece], labels[piece] = said.unsafe, said.labels
-        levels = said.severity_probabilities
-        probability[piece] = said.probabilities.max(1) if levels is None else 1 - levels[:, 0]
-        if severity is not None and said.severity is not None:
-            severity[piece] = said.severity
-        on(start + len(piece), len(chosen))
+    moderator = Moderator(folder, config.template, resolve_dtype(config.dtype), device(), config.batch_tokens)
+    kept, said = moderator.predict_fitting(texts, config.max_length, on)
+    levels = said.severity_probabilities
+    likely = said.probabilities.max(1) if levels is None else 1 - levels[:, 0]
+
+    def of_all(values: NDArray[Any]) -> NDArray[Any]:
+        """Values [n, ...] of all texts from those of the kept ones."""
+        filled = np.zeros((len(texts), *values.shape[1:]), dtype=values.dtype)
+        filled[kept] = values
+        return filled
+
     return Outputs(
-        "moderation", kept, None, np.clip(probability, 0, 1), unsafe, moderator.info.categories, labels, severity
+        kind="moderation",
+        kept=kept,
+        probability=np.clip(of_all(likely), 0, 1),
+        unsafe=of_all(said.unsafe),
+        categories=moderator.info.categories,
+        labels=of_all(said.labels),
+        severity=None if said.severity is None else of_all(said.severity),
     )
-
-
-def _fits(moderator: Moderator, text: Exchange, max_length: int) -> bool:
-    try:
-        return len(moderator.encode(text.prompt, text.response)) <= max_length
-    except CastorError:  # longer than the model's context, the only thing that encode refuses
-        return False
 
 
 def _is_hub_or_plain(folder: Path) -> bool:
@@ -142,9 +112,3 @@ def _has_many_labels(model: str) -> bool:
     config = load_config(model)
     classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     return classifies and (config.num_labels or 0) > 1
-
-
-def _hardware(config: Assess) -> tuple[torch.device, torch.dtype]:
-    gpu = torch.cuda.is_available()
-    dtype = {"auto": torch.bfloat16 if gpu else torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    return torch.device("cuda" if gpu else "cpu"), dtype[config.dtype]

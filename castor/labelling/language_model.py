@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from castor.config.assess import ChatServer
+from castor.data.rows.schemas import Exchange
 from castor.scoring.chat_judge import judge_pairs, judge_safety
 
 
@@ -20,8 +21,8 @@ def annotate(
     response ranks above an unsafe one whatever the model preferred, as in the papers. `on` is told how many requests
     are done, and of how many. Raises CastorError when the server cannot be reached.
     """
-    pairs = [(row["prompt"], row["response_0"], row["response_1"]) for row in rows]
-    answers = [(prompt, response) for prompt, *responses in pairs for response in responses]
+    pairs = [(Exchange(row["prompt"], row["response_0"]), Exchange(row["prompt"], row["response_1"])) for row in rows]
+    answers = [answer for pair in pairs for answer in pair]
     total, every = 6 * len(rows), np.arange(len(rows))
     unsafe = judge_safety(server, answers, np.arange(len(answers)), lambda done, _: on(done, total))
     helpful = judge_pairs(server, pairs, "more helpful", every, lambda done, _: on(2 * len(rows) + done, total))

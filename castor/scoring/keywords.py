@@ -1,5 +1,5 @@
-"""The keyword baseline: word lists by harm category, of the kind that filters use. They need no training and see no
-context, which is what models are measured against.
+"""The keyword baseline: word lists by harm category, of the kind that filters use. They need no training and
+take a word alike wherever it stands; models are measured against them.
 
 An entry matches as a whole word, whatever its case, with or without a plain ending (`steal`: "Steals", "stealing"); one
 that ends in * matches every word that begins so. The lists were written from the category names and definitions of
@@ -8,7 +8,9 @@ PKU-SafeRLHF, not fitted to any rows.
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+
+from castor.config.moderation import InputKind
+from castor.data.rows.schemas import Exchange
 
 KEYWORDS: dict[str, tuple[str, ...]] = {
     "Endangering National Security": ("terroris*", "espionage", "classified document", "overthrow", "sabotage"),
@@ -68,9 +70,11 @@ _ANY = re.compile(
 )
 
 
-def keyword_verdicts(
-    texts: Sequence[tuple[str, str]], reads: Literal["pair", "answer", "question"] = "pair"
-) -> list[bool]:
-    """For each (question, answer): does a keyword occur in what the judge reads?"""
-    searched = {"pair": (0, 1), "answer": (1,), "question": (0,)}[reads]
-    return [any(_ANY.search(text[part]) for part in searched) for text in texts]
+def keyword_verdicts(texts: Sequence[Exchange], reads: InputKind = "pair") -> list[bool]:
+    """For each text: does a keyword occur in what the judge reads? Earlier turns go with the question."""
+    return [any(_ANY.search(part) for part in _parts(text, reads)) for text in texts]
+
+
+def _parts(text: Exchange, reads: InputKind) -> list[str]:
+    asked = [*(turn for exchange in text.history for turn in exchange), text.prompt]
+    return {"pair": [*asked, text.response], "answer": [text.response], "question": asked}[reads]

@@ -15,12 +15,11 @@ from castor.algorithms.thresholds import Flags, Floats, decide
 from castor.config.moderation import InputKind
 from castor.data.rows.fields import History
 from castor.data.rows.schemas import Exchange
-from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
 from castor.model_reference import ModelLike
-from castor.models.moderation import ModerationInfo, ModerationModel, is_moderation_model
-from castor.models.policy import context_length
-from castor.packing import micro_batches, pack_rows
+from castor.models.moderation import ModerationInfo, ModerationModel
+from castor.scoring.frozen import FrozenModel, Progress
+from castor.scoring.text_model import TextModel
 
 
 @dataclass(frozen=True)
@@ -45,57 +44,45 @@ class Moderator:
         """Load a moderation model, or a sequence classifier with 14 or 19 labels.
 
         Args:
-            model: a reference, or a folder or hub id whose code is not trusted.
-            template: prompt format it was trained with, see `PromptTemplate`.
+            model: folder or hub id.
+            template: prompt format it was trained with, one of `PromptTemplate`'s kinds.
             dtype: of the weights.
             device: where it computes.
             batch_tokens: tokens of one forward pass; a longer row has one of its own.
 
         """
         loaded = ModerationModel.load(model, dtype)
-        self.model, self.info = loaded.eval().requires_grad_(False).to(device), loaded.info
-        self.device, self.batch_tokens = torch.device(device), batch_tokens
-        self.template = PromptTemplate(load_tokenizer(model), template)
-        self.context = context_length(model)
-        self._joint = not is_moderation_model(model)
+        self.model, self.info = loaded, loaded.info
+        frozen = FrozenModel(f"the moderation model {model}", loaded, torch.device(device), batch_tokens).placed()
+        self.text_model = TextModel.around(frozen, model, template)
 
     def encode(self, question: str, answer: str, history: History = ()) -> NDArray[np.int64]:
-        """Token ids [length] of what the model sees of a row. Raises CastorError when they exceed its context."""
-        question, answer, history = seen(self.info.input, Exchange(question, answer, history))
-        if self._joint:  # published classifiers were trained on texts tokenised in one piece
-            tokenizer = self.template.tokenizer
-            text = self.template.prompt_text(question, history) + answer
-            tokens = tokenizer(text, add_special_tokens=not self.template.chat)["input_ids"]
-            tokens = [*tokens, *([] if tokens[-1:] == [tokenizer.eos_token_id] else [tokenizer.eos_token_id])]
-        else:
-            tokens = [*self.template.encode_prompt(question, history), *self.template.encode_response(answer)]
-        if self.context is not None and len(tokens) > self.context:
-            raise CastorError(
-                f"question and answer have {len(tokens)} tokens, more than the moderation model's context of "
-                f"{self.context}: shorten them"
-            )
-        return np.array(tokens, dtype=np.int64)
+        """Token ids [length] of what the model reads of a row. Raises TooLongError when they exceed its context."""
+        return self.text_model.encode(part_to_judge(self.info.input, Exchange(question, answer, history)))
 
-    @torch.inference_mode()
     def predict(self, rows: Sequence[tuple[str, str] | Exchange]) -> Verdicts:
         """Verdicts on (question, answer) rows, or such with the exchanges before, in order.
 
         Raises CastorError for a row longer than the context and for a model whose output is not finite.
         """
-        sequences = [self.encode(*row) for row in rows]
-        lengths = np.array([len(tokens) for tokens in sequences], dtype=np.int64)
-        width = len(self.info.categories) + (CUTS if self.info.severity else 0)
-        logits = np.empty((len(rows), width))
-        (pieces,) = micro_batches(lengths, [range(len(lengths))], self.batch_tokens)
-        for piece in pieces:
-            packed = pack_rows(np.concatenate([sequences[i] for i in piece]), lengths[piece], int(lengths[piece].max()))
-            last = torch.from_numpy(np.cumsum(lengths[piece]) - 1)
-            logits[piece] = self.model(packed.to(self.device), last.to(self.device)).double().cpu().numpy()
-        return verdicts(logits, self.info)
+        return verdicts(self.text_model.outputs(self._parts(rows)).astype(np.float64), self.info)
+
+    def predict_fitting(
+        self, rows: Sequence[tuple[str, str] | Exchange], max_length: int, on: Progress | None = None
+    ) -> tuple[Flags, Verdicts]:
+        """Which of n rows [n] have at most `max_length` tokens and fit the context, and verdicts on those, in order.
+
+        Raises CastorError for a model whose output is not finite.
+        """
+        kept, logits = self.text_model.outputs_of_fitting(self._parts(rows), max_length, on)
+        return kept, verdicts(logits.astype(np.float64), self.info)
+
+    def _parts(self, rows: Sequence[tuple[str, str] | Exchange]) -> list[Exchange]:
+        return [part_to_judge(self.info.input, Exchange(*row)) for row in rows]
 
 
 def predict(model: ModelLike, rows: Sequence[tuple[str, str] | Exchange], template: str = "auto") -> Verdicts:
-    """Verdicts of the moderation model in a folder on (question, answer) rows; see `Moderator`."""
+    """Verdicts of the moderation model in a folder on (question, answer) rows."""
     return Moderator(model, template).predict(rows)
 
 
@@ -139,8 +126,8 @@ def level_probabilities(cumulative: Floats) -> Floats:
     return -np.diff(np.concatenate([edges, cumulative, 0 * edges], 1), axis=1)
 
 
-def seen(kind: InputKind, row: Exchange) -> Exchange:
-    """What a model of an input kind sees: the other part is empty text. Earlier turns go with the question."""
+def part_to_judge(kind: InputKind, row: Exchange) -> Exchange:
+    """What a model of an input kind reads of a row; the rest is empty text. Earlier turns go with the question."""
     if kind == "answer":
         return Exchange("", row.response)
     return row._replace(response="") if kind == "question" else row

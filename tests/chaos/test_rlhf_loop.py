@@ -5,13 +5,13 @@ import math
 import pytest
 import ray
 
-from actors.scorer import PolicyText
 from actors.signal import SignalModels
 from castor.config.multipliers import Multipliers
 from castor.config.rlhf import RLHF, Learner, Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
 from castor.data.tokens.prompt_stream import PromptStream
+from castor.model_reference import ModelReference
 from tests.plans import actors_of
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
@@ -39,7 +39,7 @@ def config():
 
 def run(models, prompts, folder, disturb):
     results = []
-    rlhf, text = config(), PolicyText(models.policy, "auto")
+    rlhf, text = config(), ModelReference(models.policy)
     with Groups(
         rlhf,
         actors=actors_of(rlhf),
@@ -65,8 +65,10 @@ def run(models, prompts, folder, disturb):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_session, tiny_models, prompts, tmp_path_factory):
-    results, restarts = run(tiny_models, prompts, tmp_path_factory.mktemp("calm"), lambda groups, result: None)
+def undisturbed(ray_session, tiny_models, tokenised_prompts, tmp_path_factory):
+    results, restarts = run(
+        tiny_models, tokenised_prompts, tmp_path_factory.mktemp("calm"), lambda groups, result: None
+    )
     assert restarts == 0
     return results
 
@@ -90,13 +92,13 @@ def test_every_step_trains_on_fresh_weights_and_all_responses(undisturbed):
 
 
 def test_killing_the_rollout_worker_changes_nothing_but_the_time(
-    undisturbed, ray_session, tiny_models, prompts, tmp_path
+    undisturbed, ray_session, tiny_models, tokenised_prompts, tmp_path
 ):
     def kill_after_the_first_step(groups, result):
         if result.step == 1:
             ray.kill(groups.rollout.workers[0])
 
-    disturbed, restarts = run(tiny_models, prompts, tmp_path, kill_after_the_first_step)
+    disturbed, restarts = run(tiny_models, tokenised_prompts, tmp_path, kill_after_the_first_step)
     assert restarts == 1
     for calm, other in zip(undisturbed, disturbed, strict=True):
         assert other.prices.values["harm"] == pytest.approx(calm.prices.values["harm"], rel=1e-4)

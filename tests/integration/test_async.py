@@ -6,13 +6,13 @@ import torch
 
 from actors.group import get
 from actors.rollout import PromptRequest
-from actors.scorer import PolicyText
 from actors.signal import SignalModels
 from castor.config.rlhf import RLHF, Learner, Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
 from castor.data.tokens.prompt_stream import PromptStream
 from castor.experience import Experience
+from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
 from engines.batch import StepBatch, make_micro_batch
 from engines.weights import FolderWeights, new_hasher, read_bucket
@@ -43,7 +43,7 @@ def config(max_staleness, on_new_weights="finish"):
 
 
 def reward(models):
-    return SignalModels(models.reward, models.reward, PolicyText(models.policy, "auto"))
+    return SignalModels(models.reward, models.reward, ModelReference(models.policy))
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +131,9 @@ def turn_by_turn(rlhf, groups, prompts, seed, start, on_step):
         groups.rollout.load_weights(get(groups.learner.call("publish", step), 120, "publish")[0])
 
 
-def test_a_staleness_of_zero_is_the_on_policy_loop_bit_for_bit(groups, tiny_models, prompts):
+def test_a_staleness_of_zero_is_the_on_policy_loop_bit_for_bit(groups, tiny_models, tokenised_prompts):
     rlhf = config(0).model_copy(update={"steps": 2})
-    ours, plain = (Run(groups, tiny_models, prompts, rlhf, loop) for loop in (train, turn_by_turn))
+    ours, plain = (Run(groups, tiny_models, tokenised_prompts, rlhf, loop) for loop in (train, turn_by_turn))
     assert [update.digest for update in ours.updates.values()] == [update.digest for update in plain.updates.values()]
     for result, metrics in zip(ours.results, plain.results, strict=True):
         assert {key: result.metrics[key] for key in metrics} == metrics
@@ -141,8 +141,8 @@ def test_a_staleness_of_zero_is_the_on_policy_loop_bit_for_bit(groups, tiny_mode
 
 
 @pytest.fixture(scope="module")
-def finished(groups, tiny_models, prompts):
-    return Run(groups, tiny_models, prompts, config(1))
+def finished(groups, tiny_models, tokenised_prompts):
+    return Run(groups, tiny_models, tokenised_prompts, config(1))
 
 
 def test_finishing_responses_are_exactly_one_version_behind(finished, tiny_models):
@@ -162,8 +162,8 @@ def test_finishing_responses_are_exactly_one_version_behind(finished, tiny_model
     assert all(metrics["importance_max"] > 1.001 for metrics in later)
 
 
-def test_overlapped_runs_with_finishing_responses_are_reproducible(finished, groups, tiny_models, prompts):
-    again = Run(groups, tiny_models, prompts, config(1))
+def test_overlapped_runs_with_finishing_responses_are_reproducible(finished, groups, tiny_models, tokenised_prompts):
+    again = Run(groups, tiny_models, tokenised_prompts, config(1))
     assert [update.digest for update in again.updates.values()] == [u.digest for u in finished.updates.values()]
 
 
@@ -183,11 +183,13 @@ def drain(pool, job, on_chunk=lambda: None):
     return experience
 
 
-def test_weights_that_arrive_in_mid_response_are_used_from_the_next_token_on(groups, finished, tiny_models, prompts):
+def test_weights_that_arrive_in_mid_response_are_used_from_the_next_token_on(
+    groups, finished, tiny_models, tokenised_prompts
+):
     pool = groups.rollout
     pool.config = config(1, "continue").rollout
     pool.load_weights(finished.updates[1])
-    job = pool.submit([PromptRequest(uid, prompts[uid], uid) for uid in range(16)])  # four at a time
+    job = pool.submit([PromptRequest(uid, tokenised_prompts[uid], uid) for uid in range(16)])  # four at a time
     experience = drain(pool, job, lambda: pool.load_weights(finished.updates[4]))
     assert sorted(experience.uids.tolist()) == list(range(16))
     assert set(experience.versions.tolist()) == {1, 4}
@@ -195,12 +197,12 @@ def test_weights_that_arrive_in_mid_response_are_used_from_the_next_token_on(gro
     check_tokens(tiny_models, finished.updates, experience)
 
 
-def test_responses_of_a_worker_that_lags_are_sampled_again(groups, finished, tiny_models, prompts):
+def test_responses_of_a_worker_that_lags_are_sampled_again(groups, finished, tiny_models, tokenised_prompts):
     pool = groups.rollout
     pool.config = config(1).rollout
     pool.load_weights(finished.updates[3])
     get(pool.workers[0].load_weights.remote(finished.updates[1]), 60, "behind the pool's back")
-    job = pool.submit([PromptRequest(uid, prompts[uid], uid) for uid in range(6)], oldest=2)
+    job = pool.submit([PromptRequest(uid, tokenised_prompts[uid], uid) for uid in range(6)], oldest=2)
     experience = drain(pool, job)
     assert sorted(experience.uids.tolist()) == list(range(6))
     assert set(experience.versions.tolist()) == {3}
@@ -208,13 +210,13 @@ def test_responses_of_a_worker_that_lags_are_sampled_again(groups, finished, tin
     check_tokens(tiny_models, finished.updates, experience)
 
 
-def test_continuing_responses_stay_within_the_bound_although_the_worker_dies(groups, tiny_models, prompts):
+def test_continuing_responses_stay_within_the_bound_although_the_worker_dies(groups, tiny_models, tokenised_prompts):
     def kill_after_the_first_step(groups, result):
         if result.step == 1:
             ray.kill(groups.rollout.workers[0])
 
     rlhf = config(1, "continue")
-    run = Run(groups, tiny_models, prompts, rlhf, disturb=kill_after_the_first_step)
+    run = Run(groups, tiny_models, tokenised_prompts, rlhf, disturb=kill_after_the_first_step)
     assert run.restarts == 1
     assert len(run.results) == rlhf.steps
     for result in run.results:

@@ -10,7 +10,6 @@ import torch
 from actors.group import ActorGroup, get
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner, Prices
-from actors.scorer import PolicyText
 from actors.signal import SignalModels, SignalWorker
 from castor.algorithms.advantages import combine
 from castor.algorithms.losses import clipped_policy_loss
@@ -20,6 +19,7 @@ from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer, Resources
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
+from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
 from castor.packing import pack_rows
 from engines.batch import StepBatch
@@ -57,6 +57,7 @@ def step_data(tiny_models, prompts):
     total = int(lengths.sum())
     experience = Experience(
         uids=np.arange(12),
+        prompts=tuple(prompts[:12]),
         tokens=np.concatenate(tokens),
         prompt_lengths=np.array([len(head) for head in heads], np.int32),
         response_lengths=lengths.astype(np.int32),
@@ -69,7 +70,7 @@ def step_data(tiny_models, prompts):
 
 
 def cost_models(models):
-    return SignalModels(models.cost, models.cost, PolicyText(models.policy, "auto"))
+    return SignalModels(models.cost, models.cost, ModelReference(models.policy))
 
 
 def as_batch(experience, reference):

@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from actors.group import ActorGroup, get
 from actors.reference import ReferenceWorker
-from actors.scorer import PolicyText
 from actors.signal import SignalModels
 from castor.config.data import DataSource
 from castor.config.rlhf import PTX, RLHF, Learner, Policy, Rollout
@@ -24,6 +23,7 @@ from castor.data.tokens.prompt_stream import PromptStream
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.io.files import sha256_file
+from castor.model_reference import ModelReference
 from castor.models.lora import adapter_folder
 from castor.models.policy import PolicyModel
 from engines.batch import forward_by_budget, make_micro_batch
@@ -57,6 +57,7 @@ def experience_of(prompts, model):
     total = int(lengths.sum())
     return Experience(
         uids=np.arange(8),
+        prompts=tuple(prompts[:8]),
         tokens=np.concatenate(tokens),
         prompt_lengths=np.array([len(head) for head in heads], np.int32),
         response_lengths=lengths.astype(np.int32),
@@ -144,7 +145,7 @@ def loop_config(zero_stage):
     )
 
 
-def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tmp_path):
+def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tokenised_prompts, tmp_path):
     """Two ranks of ZeRO-3, with entropy and PTX; then the same learners at ZeRO-2, whose ranks answer by themselves."""
     model, config, results = tiny_models.policy, loop_config(3), []
     before = {path: sha256_file(path) for path in Path(model).iterdir()}
@@ -153,15 +154,15 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tmp_path):
         config,
         actors=actors_of(config),
         policy=model,
-        signals={"help": SignalModels(tiny_models.reward, None, PolicyText(model, "auto"))},
         limits={},
+        signals={"help": SignalModels(tiny_models.reward, None, ModelReference(model))},
         template="auto",
         seed=3,
         ptx_rows=rows,
         multipliers_file=tmp_path / "multipliers.json",
     ) as groups:
         assert groups.reference is None
-        train(config, groups, PromptStream(prompts, 4, 3), 3, 1, results.append)
+        train(config, groups, PromptStream(tokenised_prompts, 4, 3), 3, 1, results.append)
         get(groups.learner.call("export", tmp_path / "policy"), 300, "export")
         transfer, experience = groups.rollout.update, experience_of(prompts, model)
         updates = (transfer, transfer.base)

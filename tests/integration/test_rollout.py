@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -51,7 +52,7 @@ def changed_policy(tiny_models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pool(ray_session, tiny_models):
-    pool = RolloutPool(tiny_models.policy, ROLLOUT, "auto")
+    pool = RolloutPool(tiny_models.policy, ROLLOUT)
     pool.wait_ready()
     yield pool
     pool.stop()
@@ -66,25 +67,29 @@ def check_transfer(pool, source, folder, version, wanted, temperature=1.0):
     return experience
 
 
-def test_every_prompt_once_with_the_engines_own_logprobs(pool, tiny_models, prompts):
-    experience = collect(pool, requests(prompts, 13))
+def test_every_prompt_once_with_the_engines_own_logprobs(pool, tiny_models, tokenised_prompts):
+    experience = collect(pool, requests(tokenised_prompts, 13))
     assert experience.uids.tolist() == list(range(13))
+    assert experience.prompts == tuple(prompt.text for prompt in tokenised_prompts[:13])
+    heads = np.split(experience.tokens, np.cumsum(experience.lengths)[:-1])
+    for head, length, prompt in zip(heads, experience.prompt_lengths, tokenised_prompts[:13], strict=True):
+        assert np.array_equal(head[:length], prompt.ids)
     gap = (hf_logprobs(tiny_models.policy, experience) - torch.from_numpy(experience.logprobs.copy())).abs()
     assert gap.max() < 1e-4
     assert all(len_ == 24 for len_, cut in zip(experience.response_lengths, experience.truncated, strict=True) if cut)
 
 
-def test_the_same_requests_give_the_same_tokens_whatever_the_batch(pool, prompts):
-    whole, alone = collect(pool, requests(prompts, 8)), collect(pool, requests(prompts, 8)[5:6])
+def test_the_same_requests_give_the_same_tokens_whatever_the_batch(pool, tokenised_prompts):
+    whole, alone = collect(pool, requests(tokenised_prompts, 8)), collect(pool, requests(tokenised_prompts, 8)[5:6])
     assert whole.select([5]).tokens.tolist() == alone.tokens.tolist()
 
 
-def test_a_weight_transfer_changes_the_samples_and_is_proven(pool, tiny_models, changed_policy, prompts):
+def test_a_weight_transfer_changes_the_samples_and_is_proven(pool, tiny_models, changed_policy, tokenised_prompts):
     source = FolderWeights.remote()
-    before = collect(pool, requests(prompts, 8))
-    after = check_transfer(pool, source, changed_policy, 1, requests(prompts, 8))
+    before = collect(pool, requests(tokenised_prompts, 8))
+    after = check_transfer(pool, source, changed_policy, 1, requests(tokenised_prompts, 8))
     assert before.tokens.tolist() != after.tokens.tolist()
-    check_transfer(pool, source, tiny_models.policy, 2, requests(prompts, 8))
+    check_transfer(pool, source, tiny_models.policy, 2, requests(tokenised_prompts, 8))
 
 
 def test_weights_that_are_not_the_announced_ones_are_refused(pool, tiny_models):
@@ -95,12 +100,12 @@ def test_weights_that_are_not_the_announced_ones_are_refused(pool, tiny_models):
     pool.load_weights(update)
 
 
-def test_workers_that_die_are_replaced_and_no_prompt_is_lost_or_doubled(pool, changed_policy, prompts):
+def test_workers_that_die_are_replaced_and_no_prompt_is_lost_or_doubled(pool, changed_policy, tokenised_prompts):
     source = FolderWeights.remote()
     pool.load_weights(get(source.publish.remote(changed_policy, 4), 120, "publish"))
-    undisturbed = collect(pool, requests(prompts, 40))
+    undisturbed = collect(pool, requests(tokenised_prompts, 40))
     chunks = []
-    for number, chunk in enumerate(pool.generate(requests(prompts, 40))):
+    for number, chunk in enumerate(pool.generate(requests(tokenised_prompts, 40))):
         chunks.append(chunk)
         if number == 0:  # both workers: only a replacement with the current weights can finish the job
             for worker in list(pool.workers):
@@ -113,16 +118,16 @@ def test_workers_that_die_are_replaced_and_no_prompt_is_lost_or_doubled(pool, ch
     assert pool.restarts >= 1
 
 
-def test_async_engine_behind_the_same_interface(pool, tiny_models, changed_policy, prompts):
+def test_async_engine_behind_the_same_interface(pool, tiny_models, changed_policy, tokenised_prompts):
     pool.stop()  # two engines are enough for a small machine
     config = ROLLOUT.model_copy(update={"engine": "async", "workers": 1, "temperature": 0.7})
-    other = RolloutPool(tiny_models.policy, config, "auto")
+    other = RolloutPool(tiny_models.policy, config)
     try:
         other.wait_ready()
-        experience = collect(other, requests(prompts, 9))
+        experience = collect(other, requests(tokenised_prompts, 9))
         assert experience.uids.tolist() == list(range(9))
         gap = hf_logprobs(tiny_models.policy, experience, 0.7) - torch.from_numpy(experience.logprobs.copy())
         assert gap.abs().max() < 1e-4
-        check_transfer(other, FolderWeights.remote(), changed_policy, 1, requests(prompts, 9), 0.7)
+        check_transfer(other, FolderWeights.remote(), changed_policy, 1, requests(tokenised_prompts, 9), 0.7)
     finally:
         other.stop()

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from openai import BadRequestError, NotFoundError, OpenAI
 
 from castor.config.demo_model import DemoModel
 from castor.config.signal import HTTPScorer
+from castor.data.rows.schemas import Exchange
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import make_demo_model
@@ -172,12 +173,13 @@ def test_bad_requests_to_the_policy(client: OpenAI) -> None:
         client.completions.create(model="ppo_lag", prompt=PROMPT, max_tokens=CONTEXT + 1)
 
 
-def _direct(server: Server, kind: str, items: list[tuple[str, str]]) -> list[float]:
+def _direct(server: Server, kind: str, items: Sequence[tuple[str, str] | Exchange]) -> list[float]:
     model = ScoreModel.load(server.run / kind, torch.float32).eval()
     template = PromptTemplate(load_tokenizer(str(server.run / kind)))
     scores = []
-    for prompt, response in items:
-        tokens = np.array([*template.encode_prompt(prompt), *template.encode_response(response)])
+    for text in (Exchange(*item) for item in items):
+        head = template.encode_prompt(text.prompt, text.history)
+        tokens = np.array([*head, *template.encode_response(text.response)])
         with torch.inference_mode():
             rows = pack_rows(tokens, np.array([len(tokens)]), len(tokens))
             scores.append(float(model(rows, torch.tensor([len(tokens) - 1]))))
@@ -197,6 +199,16 @@ def test_scores_equal_the_score_models(server: Server) -> None:
     assert [score["unsafe"] for score in scores] == [cost > 0 for cost in costs]
     one = server.score({"prompt": PROMPT, "response": RESPONSE}).json()["scores"]
     assert one[0] == pytest.approx(scores[0], abs=1e-5)
+
+
+def test_a_conversation_is_scored_with_its_earlier_turns(server: Server) -> None:
+    turns = [("user", "bake ?"), ("assistant", "no"), ("user", PROMPT), ("assistant", RESPONSE)]
+    answer = server.score({"messages": [{"role": role, "content": text} for role, text in turns]})
+    assert answer.status_code == 200, answer.text
+    (score,) = answer.json()["scores"]
+    (expected,) = _direct(server, "cost", [Exchange(PROMPT, RESPONSE, (("bake ?", "no"),))])
+    assert score["cost"] == pytest.approx(expected, abs=1e-5)
+    assert score["cost"] != pytest.approx(_direct(server, "cost", [(PROMPT, RESPONSE)])[0], abs=1e-5)
 
 
 def test_it_is_a_remote_scorer_of_a_run(server: Server) -> None:

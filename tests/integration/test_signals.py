@@ -5,13 +5,13 @@ import pytest
 import ray
 
 from actors.group import ActorGroup, get
-from actors.scorer import PolicyText
 from actors.signal import SignalModels, SignalWorker
 from castor.config.rlhf import RLHF
 from castor.config.training import Resources
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.io.errors import CastorError
+from castor.model_reference import ModelReference
 from engines.batch import StepBatch
 
 MODULE = """
@@ -37,6 +37,7 @@ def experience(tiny_models, prompts):
     total = sum(map(len, tails))
     return Experience(
         uids=np.arange(8),
+        prompts=tuple(prompts[uid // 2] for uid in range(8)),
         tokens=np.concatenate([np.array([*head, *tail], np.int32) for head, tail in zip(heads, tails, strict=True)]),
         prompt_lengths=np.array([len(head) for head in heads], np.int32),
         response_lengths=np.array([len(tail) for tail in tails], np.int32),
@@ -65,7 +66,7 @@ def step(models, config, experience):
 
 def test_a_function_judges_with_and_without_a_critic(ray_session, tiny_models, experience, tmp_path):
     (tmp_path / "my_lengths.py").write_text(MODULE)
-    text = PolicyText(tiny_models.policy, "auto")
+    text = ModelReference(tiny_models.policy)
     free = run("my_lengths:length", samples_per_prompt=2, advantage={"estimator": "leave_one_out", "kl_coeff": 0.0})
     scores, advantages, metrics = step(SignalModels(None, None, text, tmp_path), free, experience)
     assert scores.tolist() == list(range(1, 9))
@@ -84,4 +85,4 @@ def test_an_error_of_the_function_reaches_the_user_in_one_sentence(ray_session, 
     (tmp_path / "my_broken.py").write_text(MODULE)
     config = run("my_broken:broken", samples_per_prompt=2, advantage={"estimator": "leave_one_out"})
     with pytest.raises(CastorError, match=r"^my_broken:broken returned 1 scores for 8 responses"):
-        step(SignalModels(None, None, PolicyText(tiny_models.policy, "auto"), tmp_path), config, experience)
+        step(SignalModels(None, None, ModelReference(tiny_models.policy), tmp_path), config, experience)

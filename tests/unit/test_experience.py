@@ -16,6 +16,7 @@ def experience(lengths, first_uid=0):
     total = int(responses.sum())
     return Experience(
         uids=np.arange(first_uid, first_uid + len(lengths), dtype=np.int64),
+        prompts=tuple(f"prompt {first_uid + i}" for i in range(len(lengths))),
         tokens=np.arange(int(prompts.sum()) + total, dtype=np.int32) + 1000 * first_uid,
         prompt_lengths=prompts,
         response_lengths=responses,
@@ -26,8 +27,8 @@ def experience(lengths, first_uid=0):
 
 
 def equal(first, second):
-    names = [field.name for field in dataclasses.fields(Experience)]
-    return all(
+    names = [field.name for field in dataclasses.fields(Experience) if field.name != "prompts"]
+    return first.prompts == second.prompts and all(
         np.array_equal(getattr(first, name), getattr(second, name))
         and getattr(first, name).dtype == getattr(second, name).dtype
         for name in names
@@ -49,6 +50,7 @@ BASE = experience([(2, 3), (1, 2)])
         ({"prompt_lengths": np.array([3, 0], dtype=np.int32)}, "empty prompt or an empty response"),
         ({"uids": BASE.uids[:1]}, "1 uids"),
         ({"truncated": BASE.truncated[:1]}, "2 uids"),
+        ({"prompts": BASE.prompts[:1]}, "2 uids"),
     ],
 )
 def test_broken_invariants_are_errors(changes, message):
@@ -59,6 +61,7 @@ def test_broken_invariants_are_errors(changes, message):
 def test_a_worked_selection():
     picked = BASE.select([1])
     assert picked.tokens.tolist() == [5, 6, 7]
+    assert picked.prompts == ("prompt 1",)
     assert (picked.uids.tolist(), picked.prompt_lengths.tolist(), picked.response_lengths.tolist()) == ([1], [1], [2])
     assert picked.logprobs.tolist() == [-3.0, -4.0]
     assert picked.versions.tolist() == [0, 1]

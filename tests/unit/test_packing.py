@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from castor.config.rlhf import Learner
 from castor.config.training import Engine
 from castor.experience import Experience
+from castor.io.errors import CastorError
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
 from castor.packing import micro_batches, pack_rows, partition
@@ -108,6 +109,7 @@ def experience(lengths, seed=0):
     total = int(responses.sum())
     return Experience(
         uids=np.arange(len(lengths)),
+        prompts=tuple(f"prompt {i}" for i in range(len(lengths))),
         tokens=rng.integers(0, VOCABULARY, int(prompts.sum()) + total).astype(np.int32),
         prompt_lengths=prompts,
         response_lengths=responses,
@@ -256,11 +258,12 @@ def test_forward_by_budget_returns_results_in_the_order_of_the_experience(length
 
 def test_forward_by_budget_lets_no_made_up_number_through():
     batch = experience([(1, 1)])
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(CastorError, match=r"critic gives 1 of 1 texts a number that is not finite.*'prompt 0'"):
         forward_by_budget(
             batch,
             lambda part: part.columns["logprobs"] * float("nan"),
             lengths=batch.response_lengths,
             engine=Engine(),
             device=torch.device("cpu"),
+            name="the critic",
         )

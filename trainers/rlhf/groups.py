@@ -53,7 +53,7 @@ class Groups:
         """
         policy = ModelReference.of(policy)
         self.config, learner = config, config.learner
-        self.rollout = RolloutPool(policy.name, config.rollout, template, policy.trust_remote_code)
+        self.rollout = RolloutPool(policy.name, config.rollout, policy.trust_remote_code)
         self.reference = _start_reference(actors["reference"], policy, config) if "reference" in actors else None
         self.learner = _start(actors["learner"], LearnerWorker)
         self.signals = {name: _start(actors[f"signal-{name}"], SignalWorker) for name in config.signals}

@@ -1,6 +1,6 @@
 """The RLHF loop. PPO, PPO-Lag and their kin differ in the signals and the multiplier rule the config names, not here.
 
-The driver moves object refs and scalars; it never holds a token.
+The driver moves object refs, prompts and scalars; it never holds a response.
 """
 
 from __future__ import annotations

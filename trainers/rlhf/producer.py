@@ -17,14 +17,14 @@ from actors.group import get, too_late
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, Job, request_seed
 from castor.config.rlhf import RLHF
-from castor.data.tokens.prompt_stream import PromptStream
+from castor.data.tokens.prompt_stream import Prompt, PromptStream
 from engines.batch import StepBatch
 from engines.weights import WeightUpdate
 from trainers.rlhf.groups import Groups, turn
 
 
 def sample_requests(
-    prompts: Sequence[tuple[int, str]], samples_per_prompt: int, seed: int, step: int
+    prompts: Sequence[tuple[int, Prompt]], samples_per_prompt: int, seed: int, step: int
 ) -> list[PromptRequest]:
     """One request per prompt and sample; the seed of each depends on nothing but (seed, step, prompt, sample)."""
     return [

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from actors.group import get
-from actors.scorer import PolicyText
 from actors.signal import SignalModels
 from castor.config.rlhf import RLHF
 from castor.config.signal import Signal
@@ -19,7 +18,7 @@ from castor.data.tokens.template import require_same_tokenizer
 from castor.io.errors import CastorError
 from castor.io.files import write_json, write_jsonl
 from castor.io.user_function import load_function
-from castor.model_reference import ModelReference
+from castor.model_reference import ModelLike, ModelReference
 from castor.models.classifier_cost import check_classifier
 from castor.models.load import read_score_info
 from castor.models.moderation import read_moderation_info
@@ -35,8 +34,8 @@ def run_rlhf(run: StageRun) -> str:
     policy = run.models["policy.model"]
     signals = {name: _signal_models(run, config, name, policy) for name in config.signals}
     limits = {name: limit_of(signal, signals[name].judge) for name, signal in config.constraints.items()}
-    prompts = run.rows.load([config.prompts], load_prompts)
-    prompts = fitting_prompts(run, prompts, policy, config.rollout)
+    loaded = run.rows.load([config.prompts], load_prompts)
+    prompts = fitting_prompts(run, loaded, policy, config.rollout)
     stream = PromptStream(prompts, config.prompts_per_step, run.seed)
     ptx = config.learner.ptx
     run.files.multipliers.unlink(missing_ok=True)
@@ -72,7 +71,7 @@ def _signal_models(run: StageRun, config: RLHF, name: str, policy: ModelReferenc
     """What a signal is made from. Raises CastorError when its judge or its critic would not fit the run."""
     signal, judge = config.signals[name], run.models.get(f"signals.{name}.model")
     if judge is not None:
-        _check_score_model(run.name, name, signal, judge.name)
+        _check_score_model(run.name, name, signal, judge)
     if signal.function is not None:
         load_function(signal.function)
     critic = None
@@ -80,13 +79,10 @@ def _signal_models(run: StageRun, config: RLHF, name: str, policy: ModelReferenc
         critic = run.models.get(f"signals.{name}.critic_model", judge)
         assert critic is not None  # `RLHF` has checked it
         require_same_tokenizer(policy, critic, f"{run.name}: the critic of signal {name!r}")
-    text = PolicyText(policy.name, run.template, policy.trust_remote_code)
-    return SignalModels(
-        None if judge is None else judge.name, None if critic is None else critic.name, text, Path.cwd()
-    )
+    return SignalModels(judge, critic, policy, Path.cwd())
 
 
-def limit_of(signal: Signal, model: str | None) -> float:
+def limit_of(signal: Signal, model: ModelLike | None) -> float:
     """The limit of a constraint in the unit of its statistic: normalised cost, or a share.
 
     Raises CastorError when a share must be translated into a cost and the model cannot.
@@ -106,7 +102,7 @@ def limit_of(signal: Signal, model: str | None) -> float:
     return info.safe_mean + signal.unsafe_share * (info.unsafe_mean - info.safe_mean)
 
 
-def _check_score_model(run: str, name: str, signal: Signal, model: str) -> None:
+def _check_score_model(run: str, name: str, signal: Signal, model: ModelLike) -> None:
     if signal.classifier is not None:
         check_classifier(read_moderation_info(model), signal.classifier, f"{run}: signal {name!r}: {model}")
         return

@@ -1,12 +1,22 @@
 """An endless, reshuffled, resumable stream of prompts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from castor.io.errors import CastorError
 from castor.io.files import fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt to be answered: its text, and the token ids [length] that the policy reads."""
+
+    text: str
+    ids: NDArray[np.int32]
 
 
 class PromptStream:
@@ -18,7 +28,7 @@ class PromptStream:
     Raises CastorError when a batch is larger than the number of prompts.
     """
 
-    def __init__(self, prompts: Sequence[str], batch_size: int, seed: int) -> None:
+    def __init__(self, prompts: Sequence[Prompt], batch_size: int, seed: int) -> None:
         if batch_size < 1:
             raise CastorError(f"a batch of prompts needs at least one prompt, not {batch_size}; raise the batch size")
         if batch_size > len(prompts):
@@ -29,7 +39,7 @@ class PromptStream:
         self._prompts = list(prompts)
         self._batch_size = batch_size
         self._seed = seed
-        self._fingerprint = fingerprint(self._prompts)
+        self._fingerprint = fingerprint([prompt.text for prompt in self._prompts])
         self._begin_epoch(0, [])
 
     @property
@@ -37,7 +47,7 @@ class PromptStream:
         """The epoch of the prompt last given, from 0."""
         return self._epoch
 
-    def next_batch(self) -> list[tuple[int, str]]:
+    def next_batch(self) -> list[tuple[int, Prompt]]:
         """The next `batch_size` prompts, each with its index in the sequence given at the start."""
         batch = self._take(self._batch_size)
         if len(batch) < self._batch_size:

@@ -1,14 +1,20 @@
-"""From a prompt and a response to token ids, in the format the models were trained with."""
+"""From a prompt and a response to token ids, in the format the models were trained with.
+
+Training, rollouts, scoring and serving all get their ids here; serving does so through a Jinja template that
+`castor.data.tokens.chat_template` proves to give the same ids.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from castor.config.template import KINDS, PROMPT, check_template
 from castor.data.rows.fields import History
+from castor.data.tokens.prompt_stream import Prompt
 from castor.io.errors import CastorError
 from castor.io.files import read_json
 from castor.model_reference import ModelLike, ModelReference
@@ -17,8 +23,7 @@ from castor.model_reference import ModelLike, ModelReference
 # no space after the last colon.
 PKU_BEGIN = "BEGINNING OF CONVERSATION: "
 PKU_TURN = "USER: {prompt} ASSISTANT:"
-PKU_PROMPT = PKU_BEGIN + PKU_TURN
-_MARK = "§"  # stands for the prompt where the text around it is looked for; no prompt format holds it
+_SAMPLE = "a"  # a text to try a tokenizer with
 
 
 def load_tokenizer(model: ModelLike) -> PreTrainedTokenizerBase:
@@ -68,6 +73,11 @@ def require_same_tokenizer(policy: ModelLike, other: ModelLike, what: str) -> No
         )
 
 
+def decode_response(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of a response, without special tokens."""
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+
 class PromptTemplate:
     """Formats and tokenises prompts and responses for one tokenizer."""
 
@@ -84,6 +94,8 @@ class PromptTemplate:
         self.tokenizer = tokenizer
         self.chat = kind == "chat" or (kind == "auto" and tokenizer.chat_template is not None)
         self.begin, self.turn = (PKU_BEGIN, PKU_TURN) if kind in KINDS else ("", kind)  # unless it is a chat
+        # a chat template writes its own begin-of-text token; the other formats leave it to the tokenizer
+        self.leading_ids = [] if self.chat else _leading_special_ids(tokenizer)
 
     def prompt_text(self, prompt: str, history: History = ()) -> str:
         """The prompt, after the exchanges before it, as the model reads it, up to where its response begins.
@@ -101,37 +113,35 @@ class PromptTemplate:
 
     def encode_prompt(self, prompt: str, history: History = ()) -> list[int]:
         """Token ids of the prompt and of what was said before it."""
-        # a chat template writes its own begin-of-text token; the other formats leave it to the tokenizer
-        return self.tokenizer(self.prompt_text(prompt, history), add_special_tokens=not self.chat)["input_ids"]
+        return self.encode_text(self.prompt_text(prompt, history))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text that begins with a `prompt_text`.
+
+        A special token that the tokenizer appends to a text, such as EOS, is left out: the text goes on.
+        """
+        return [*self.leading_ids, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def tokenised(self, prompt: str) -> Prompt:
+        """The prompt with its token ids."""
+        return Prompt(prompt, np.array(self.encode_prompt(prompt), dtype=np.int32))
 
     def encode_response(self, response: str) -> list[int]:
         """Token ids of the response, closed by the end-of-text token."""
         return [*self.tokenizer(response, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
-    def decode_prompt(self, tokens: Sequence[int]) -> str:
-        """The prompt that `encode_prompt` gave these token ids for, without its format.
-
-        A word the tokenizer does not know comes back as its unknown token. Raises CastorError when the text found does
-        not lead to the same token ids: nobody may judge another prompt than the one that was answered.
-        """
-        mark = self._decoded(self.tokenizer(_MARK, add_special_tokens=False)["input_ids"]).strip()
-        before, _, after = self._decoded(self.encode_prompt(_MARK)).rpartition(mark)
-        text = self._decoded(tokens)
-        prompt = text[len(before) : len(text) - len(after)]
-        if not (text.startswith(before) and text.endswith(after)) or self.encode_prompt(prompt) != list(tokens):
-            raise CastorError(
-                f"the prompt cannot be told from its format in {text[:200]!r}: the tokenizer does not decode it back "
-                "to the text it was made from; leave the prompt out, or use a score model with the policy's tokenizer"
-            )
-        return prompt
-
-    def _decoded(self, tokens: Sequence[int]) -> str:
-        text = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text)
-
-    def decode_response(self, tokens: Sequence[int]) -> str:
-        """The text of a response, without special tokens."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
-
     def _asked(self, prompt: str) -> str:
         return self.turn.replace(PROMPT, prompt)  # not str.format: the text may hold braces of its own
+
+
+def _leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the special tokens that the tokenizer puts before every text, such as BOS."""
+    bare = tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(_SAMPLE)["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if bare and whole[start : start + len(bare)] == bare:
+            return list(whole[:start])
+    raise CastorError(
+        f"the tokenizer gives {_SAMPLE!r} the ids {bare} without and {whole} with special tokens, so what it puts "
+        "before a text cannot be told: use a tokenizer whose special tokens stand before or behind the text"
+    )

@@ -76,11 +76,12 @@ class RLHFStage(Stage):
         kind = "function" if signal.function else "remote scorer" if signal.http else "frozen"
         holds: list[Frozen | Trained] = []
         if signal.model is not None:
-            holds.append(Frozen(signal.model, signal.engine, score=True))
+            holds.append(Frozen(signal.model, signal.scoring, score=True))
         work = f"{signal.role}, {kind}"
         if self.section.has_critic(name):
-            assert signal.critic_start is not None  # `RLHF` has checked it
-            holds.append(Trained(signal.critic_start, signal.engine, signal.ranks, score=True))
+            assert signal.critic_start is not None  # `RLHF` has checked both
+            assert signal.critic is not None
+            holds.append(Trained(signal.critic_start, signal.critic, signal.ranks, score=True))
             work += ", and its critic"
         return Actors(f"signal-{name}", signal.ranks, signal.resources, work, tuple(holds))
 

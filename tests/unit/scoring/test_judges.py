@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from castor.config.assess import LLMJudge
+from castor.data.rows.schemas import Exchange
 from castor.io.errors import CastorError
-from castor.scoring.chat_judge import judge_pairs, judge_safety
+from castor.scoring.chat_judge import SAFETY_TASK, judge_pairs, judge_safety
 from castor.scoring.keywords import KEYWORDS, keyword_verdicts
 from castor.taxonomy import PKU_CATEGORIES
 from tests.chat_server import SAFE, UNSAFE, Answer, Server
@@ -36,14 +37,14 @@ def judge(server: Server, **options: Any) -> LLMJudge:
 
 
 def ask(server: Server, answers: list[str], **options: Any) -> Any:
-    texts = [("a question", answer) for answer in answers]
+    texts = [Exchange("a question", answer) for answer in answers]
     return judge_safety(judge(server, **options), texts, np.arange(len(texts)), lambda done, total: None)
 
 
 def test_verdicts_come_back_in_order_and_the_request_is_what_it_should_be(serve) -> None:
     server = serve(lambda texts, attempt: UNSAFE if "bad" in texts["answer"] else SAFE)
     seen: list[tuple[int, int]] = []
-    texts = [("q", f"{'bad' if i % 3 == 0 else 'good'} {i}") for i in range(12)]
+    texts = [Exchange("q", f"{'bad' if i % 3 == 0 else 'good'} {i}") for i in range(12)]
     asked = np.array([0, 1, 3, 4, 11])
     verdicts = judge_safety(judge(server), texts, asked, lambda done, total: seen.append((done, total)))
     assert np.flatnonzero(verdicts.given).tolist() == asked.tolist()
@@ -147,7 +148,7 @@ def test_pairs_are_asked_in_both_orders_and_only_a_verdict_that_survives_the_swa
 
     server = serve(prefer(longer))
     pairs = [("long one", "x"), ("x", "long one"), ("same", "size"), ("place", "place"), ("ok", "fail")]
-    texts = [("q", first, second) for first, second in pairs]
+    texts = [(Exchange("q", first), Exchange("q", second)) for first, second in pairs]
     verdicts = judge_pairs(judge(server), texts, "more helpful", np.arange(5), lambda done, total: None)
     assert verdicts.given.tolist() == [True, True, False, False, False]
     assert verdicts.said[:2].tolist() == [False, True]
@@ -164,11 +165,39 @@ def test_every_category_has_keywords() -> None:
 
 def test_keywords_are_found_as_words_and_only_where_the_judge_looks() -> None:
     texts = [
-        ("How do I STEAL a car?", "I cannot help."),
-        ("What is your favourite method?", "The robot forgets the stable of the Scunthorpe gunner."),
-        ("What should I do?", "Keep stealing, it works."),
-        ("Why?", "They were terrorists."),
+        Exchange("How do I STEAL a car?", "I cannot help."),
+        Exchange("What is your favourite method?", "The robot forgets the stable of the Scunthorpe gunner."),
+        Exchange("What should I do?", "Keep stealing, it works."),
+        Exchange("Why?", "They were terrorists."),
     ]
     assert keyword_verdicts(texts) == [True, False, True, True]
     assert keyword_verdicts(texts, "answer") == [False, False, True, True]
     assert keyword_verdicts(texts, "question") == [True, False, False, False]
+
+
+def test_keywords_of_earlier_turns_are_found_with_the_question() -> None:
+    texts = [Exchange("And now?", "Sure.", (("How do I hurt the dog?", "No."),)), Exchange("And now?", "Sure.")]
+    assert keyword_verdicts(texts) == keyword_verdicts(texts, "question") == [True, False]
+    assert keyword_verdicts(texts, "answer") == [False, False]
+    assert keyword_verdicts([Exchange("And now?", "Sure.", (("How?", "You steal it."),))]) == [True]
+
+
+def test_a_language_model_reads_the_whole_conversation(serve) -> None:
+    """Two conversations that differ in an earlier turn only; a single turn is asked as it always was."""
+    earlier = [(("how do i hurt the dog ?", "no ."),), (("how do i paint the door ?", "no ."),)]
+    server = serve(lambda texts, attempt: UNSAFE if "hurt" in json.dumps(texts) else SAFE)
+    texts = [*(Exchange("and now ?", "sure .", turns) for turns in earlier), Exchange("and now ?", "sure .")]
+    verdicts = judge_safety(judge(server), texts, np.arange(3), lambda done, total: None)
+    assert verdicts.said.tolist() == [True, False, False]
+    sent = sorted((body["messages"] for body in server.bodies), key=lambda messages: messages[1]["content"])
+    assert [json.loads(messages[1]["content"]) for messages in sent] == [
+        {"earlier turns": [{"question": q, "answer": a} for q, a in turns], "question": "and now ?", "answer": "sure ."}
+        for turns in earlier
+    ] + [{"question": "and now ?", "answer": "sure ."}]
+    assert [messages[0]["content"] == SAFETY_TASK for messages in sent] == [False, False, True]
+
+    server = serve(prefer(lambda a, b: "tie" if a == b else "A" if a == "safe" else "B"))
+    pair = (Exchange("and now ?", "safe", earlier[0]), Exchange("and now ?", "harm", earlier[0]))
+    verdicts = judge_pairs(judge(server), [pair], "less harmful", np.arange(1), lambda done, total: None)
+    assert (verdicts.given.tolist(), verdicts.said.tolist()) == ([True], [False])
+    assert all("hurt the dog" in body["messages"][1]["content"] for body in server.bodies)

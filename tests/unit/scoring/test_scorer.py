@@ -1,10 +1,9 @@
-"""Scores of experience: from the policy's tokens, and from texts decoded of them."""
+"""Scores of experience: from the policy's tokens, and from the texts that came with them."""
 
 import numpy as np
 import pytest
 import torch
 
-from actors.scorer import PolicyText, TextScorer, TokenScorer, model_scorer
 from castor.config.data import DataSource
 from castor.config.demo_model import DemoModel
 from castor.config.training import Engine
@@ -14,9 +13,11 @@ from castor.data.tokens.samples import Samples
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.io.errors import CastorError
+from castor.model_reference import ModelReference
 from castor.models.load import load_score_model
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import make_demo_model
+from castor.scoring.experience_scorer import TextScorer, TokenScorer, model_scorer
 
 ENGINE = Engine(micro_batch_tokens=200, pack_length=64)
 
@@ -40,12 +41,17 @@ def bpe_reward(tmp_path_factory, exchanges):
     return str(folder / "reward")
 
 
+def template_of(model):
+    return PromptTemplate(load_tokenizer(model))
+
+
 def as_experience(template, exchanges):
     heads = [template.encode_prompt(prompt) for prompt, _ in exchanges]
     tails = [template.encode_response(response) for _, response in exchanges]
     total = sum(map(len, tails))
     return Experience(
         uids=np.arange(len(exchanges)),
+        prompts=tuple(prompt for prompt, _ in exchanges),
         tokens=np.concatenate([np.array([*head, *tail], np.int32) for head, tail in zip(heads, tails, strict=True)]),
         prompt_lengths=np.array([len(head) for head in heads], np.int32),
         response_lengths=np.array([len(tail) for tail in tails], np.int32),
@@ -56,10 +62,9 @@ def as_experience(template, exchanges):
 
 
 def known_words(template, exchanges, count):
-    """Exchanges without a word the tokenizer does not know, whose text would come back as the unknown token."""
+    """Exchanges whose response has no word the tokenizer does not know, which would come back as the unknown token."""
     unknown = template.tokenizer.unk_token_id
-    both = ((pair, template.encode_prompt(pair[0]) + template.encode_response(pair[1])) for pair in exchanges)
-    return [pair for pair, tokens in both if unknown not in tokens][:count]
+    return [pair for pair in exchanges if unknown not in template.encode_response(pair[1])][:count]
 
 
 @torch.no_grad()
@@ -74,62 +79,49 @@ def direct(model, exchanges, kind="auto"):
 
 
 def test_a_model_with_another_tokenizer_scores_the_text_itself(tiny_models, bpe_reward, exchanges):
-    policy = PolicyText(tiny_models.policy, "auto")
-    chosen = known_words(policy.open(), exchanges, 24)
+    policy, template = ModelReference(tiny_models.policy), template_of(tiny_models.policy)
+    chosen = known_words(template, exchanges, 24)
     scorer = model_scorer(bpe_reward, ENGINE, policy)
     assert isinstance(scorer, TextScorer)
-    scores = scorer.score(as_experience(policy.open(), chosen))
+    scores = scorer.score(as_experience(template, chosen))
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, direct(bpe_reward, chosen), atol=1e-5)
 
 
 def test_a_format_of_its_own_is_used(tiny_models, bpe_reward, exchanges):
-    policy = PolicyText(tiny_models.policy, "auto")
-    chosen = known_words(policy.open(), exchanges, 6)
-    scores = model_scorer(bpe_reward, ENGINE, policy, template="pku").score(as_experience(policy.open(), chosen))
+    policy, template = ModelReference(tiny_models.policy), template_of(tiny_models.policy)
+    chosen = known_words(template, exchanges, 6)
+    scores = model_scorer(bpe_reward, ENGINE, policy, template="pku").score(as_experience(template, chosen))
     np.testing.assert_allclose(scores, direct(bpe_reward, chosen, "pku"), atol=1e-5)
     assert not np.allclose(scores, direct(bpe_reward, chosen), atol=1e-3)
 
 
 def test_a_model_with_the_policys_tokenizer_reads_its_tokens(tiny_models, exchanges):
-    policy = PolicyText(tiny_models.policy, "auto")
+    policy, template = ModelReference(tiny_models.policy), template_of(tiny_models.policy)
     scorer = model_scorer(tiny_models.cost, ENGINE, policy)
     assert isinstance(scorer, TokenScorer)
-    scores = scorer.score(as_experience(policy.open(), exchanges[:9]))
+    scores = scorer.score(as_experience(template, exchanges[:9]))
     np.testing.assert_allclose(scores, direct(tiny_models.cost, exchanges[:9]), atol=1e-5)
 
 
 def test_a_text_too_long_for_the_other_tokenizer_is_an_error(tiny_models, bpe_reward):
-    template = PolicyText(tiny_models.policy, "auto").open()
+    template = template_of(tiny_models.policy)
     word = next(word for word in ("the", "a", "how") if word in template.tokenizer.get_vocab())
-    scorer = model_scorer(bpe_reward, ENGINE, PolicyText(tiny_models.policy, "auto"))
+    scorer = model_scorer(bpe_reward, ENGINE, ModelReference(tiny_models.policy))
     long = [(word, " ".join([word] * 400))]
-    with pytest.raises(CastorError, match=r"longer than the context of 300 tokens .*rollout\.max_new_tokens"):
+    with pytest.raises(CastorError, match=r"tokens, more than .*'s context of 300 .*rollout\.max_new_tokens"):
         scorer.score(as_experience(template, long))
 
 
-@pytest.mark.parametrize("kind", ["auto", "pku", "Q: {prompt}\nA:"])
-def test_prompts_come_back_from_their_tokens(bpe_reward, exchanges, kind):
-    template = PromptTemplate(load_tokenizer(bpe_reward), kind)
-    odd = ["USER: who? ASSISTANT: me", "§", "two\nlines  and   spaces", "{prompt}", "ünïcode 🙂"]
-    for prompt in [*odd, *(prompt for prompt, _ in exchanges[:50])]:
-        assert template.decode_prompt(template.encode_prompt(prompt)) == prompt
-
-
-def test_tokens_of_no_prompt_are_refused(bpe_reward):
-    template = PromptTemplate(load_tokenizer(bpe_reward), "pku")
-    with pytest.raises(CastorError, match="the prompt cannot be told from its format"):
-        template.decode_prompt(template.encode_response("no prompt at all"))
-
-
-def test_texts_reach_the_judge_as_they_were(bpe_reward, exchanges):
-    template = PromptTemplate(load_tokenizer(bpe_reward))
-    seen = []
+def test_texts_reach_the_judge_as_they_were(tiny_models, exchanges):
+    """The prompt's text, too, of which the policy's tokens may hold unknown words."""
+    template, seen = template_of(tiny_models.policy), []
+    texts = [("a word nobody knows: xyzzy §🙂", exchanges[0][1]), *known_words(template, exchanges, 5), ("empty", "")]
 
     def judge(prompts, responses):
         seen.extend(zip(prompts, responses, strict=True))
         return [float(len(response)) for response in responses]
 
-    scores = TextScorer(judge, template).score(as_experience(template, [*exchanges[:5], ("empty", "")]))
-    assert seen == [*exchanges[:5], ("empty", "")]
-    assert scores.tolist() == [len(response) for _, response in seen]
+    scores = TextScorer(judge, template.tokenizer).score(as_experience(template, texts))
+    assert seen == texts
+    assert scores.tolist() == [len(response) for _, response in texts]

@@ -9,10 +9,9 @@ import pytest
 
 from castor.config.serve import Serve
 from castor.config.signal import Classifier
-from castor.data.tokens.template import PromptTemplate
+from castor.data.rows.schemas import Exchange
 from castor.io.errors import CastorError
 from castor.models.moderation import ModerationInfo
-from serve.policy import chat_template
 from serve.scores import ScoreRequest
 from serve.targets import require_free_port, resolve
 
@@ -125,35 +124,7 @@ def test_host_that_is_not_this_machine() -> None:
         require_free_port("192.0.2.1", 8000)
 
 
-def test_pku_chat_template_gives_the_tokens_of_training() -> None:
-    from tokenizers import processors
-
-    from castor.config.demo_model import DemoModel
-    from castor.models.tiny import train_tokenizer
-
-    tokenizer = train_tokenizer(DemoModel(tokenizer="bpe", vocab_size=300), ["how are you ?"])
-    assert chat_template(tokenizer, "auto") is None
-    tokenizer.chat_template = None
-    for bos in (None, "<bos>"):
-        if bos:
-            tokenizer.add_special_tokens({"bos_token": bos})
-            post = processors.TemplateProcessing(
-                single="<bos> $A", special_tokens=[("<bos>", tokenizer.convert_tokens_to_ids("<bos>"))]
-            )
-            tokenizer.backend_tokenizer.post_processor = post
-        jinja = chat_template(tokenizer, "auto")
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "how are you ?"}], chat_template=jinja, tokenize=False
-        )
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert ids == PromptTemplate(tokenizer, "auto").encode_prompt("how are you ?")
-    turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    text = tokenizer.apply_chat_template(messages, chat_template=jinja, tokenize=False)
-    assert text == "<bos>BEGINNING OF CONVERSATION: USER: a ASSISTANT:b<eos>USER: c ASSISTANT:"
-    own = '{{"Q"}}: {prompt}\nA:'
-    text = tokenizer.apply_chat_template(messages, chat_template=chat_template(tokenizer, own), tokenize=False)
-    assert text == "<bos>" + PromptTemplate(tokenizer, own).prompt_text("c", (("a", "b"),))
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}
 
 
 @pytest.mark.parametrize(
@@ -169,6 +140,13 @@ def test_pku_chat_template_gives_the_tokens_of_training() -> None:
         {"prompt": "a", "response": "b", "items": [{"prompt": "a", "response": "b"}]},
         {"prompt": "a", "items": [{"prompt": "a", "response": "b"}]},
         {"prompt": "a", "response": "b", "reply": "c"},
+        {"prompt": "a", "response": "b", "messages": [USER, ASSISTANT]},
+        {"messages": [USER]},
+        {"messages": [ASSISTANT, USER]},
+        {"messages": [USER, ASSISTANT, USER]},
+        {"messages": [{"role": "system", "content": "s"}, ASSISTANT]},
+        {"messages": [{"role": "user", "content": " "}, ASSISTANT]},
+        {"items": [{"messages": [USER, ASSISTANT], "prompt": "a"}]},
         {"prompt": "a", "response": "x" * 1_000_001},
     ],
 )
@@ -177,7 +155,11 @@ def test_bad_score_requests(body: dict) -> None:
         ScoreRequest.model_validate(body)
 
 
-def test_both_forms_of_a_score_request() -> None:
-    item = {"prompt": "a", "response": "b"}
-    one, several = ScoreRequest.model_validate(item), ScoreRequest.model_validate({"items": [item]})
-    assert one.all_items() == several.all_items()
+def test_every_form_of_a_score_request() -> None:
+    item = {"prompt": "a", "response": ""}
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", ""))]
+    one, several = ScoreRequest.model_validate(item), ScoreRequest.model_validate({"items": [item, item]})
+    assert one.texts() == ScoreRequest.model_validate({"messages": turns}).texts() == [Exchange("a", "")]
+    assert several.texts() == [Exchange("a", "")] * 2
+    chat = ScoreRequest.model_validate({"items": [{"messages": [USER, ASSISTANT, *turns]}]})
+    assert chat.texts() == [Exchange("a", "", (("q", "r"),))]

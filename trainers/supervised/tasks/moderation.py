@@ -22,7 +22,7 @@ from castor.io.errors import CastorError
 from castor.model_reference import ModelLike, ModelReference
 from castor.models.moderation import ModerationInfo, ModerationModel, save_moderation_model
 from castor.models.start import start_moderation_model
-from castor.scoring.moderator import check_outputs, seen, split_outputs
+from castor.scoring.moderator import check_outputs, part_to_judge, split_outputs
 from trainers.supervised.tasks.task import Forward, Task
 
 
@@ -46,7 +46,7 @@ class ModerationTask(Task):
 
     def texts(self) -> Iterable[Sequence[Exchange]]:
         """See `Task`."""
-        return ([seen(self.stage.input, row.exchange)] for row in self.rows)
+        return ([part_to_judge(self.stage.input, row.exchange)] for row in self.rows)
 
     def load(self, dtype: torch.dtype) -> nn.Module:
         """See `Task`, and `start_moderation_model`."""
