@@ -1,4 +1,4 @@
-"""What a constraint demands, and the rule that prices it."""
+"""What a constraint measures, and the rule of its multiplier."""
 
 from typing import Literal
 
@@ -46,7 +46,7 @@ class Constraint(Section):
 
 
 class Multipliers(Section):
-    """The rule that prices a constraint. PKU's names; every rule takes only its own keys."""
+    """The rule of a constraint's multiplier λ. PKU's names; every rule takes only its own keys."""
 
     rule: Rule = Field(
         "sgd_log",

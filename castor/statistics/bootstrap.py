@@ -102,8 +102,8 @@ def measure(
         groups: [rows] masks by name; without groups, all rows as the group "".
         seed: of the 2000 resamples, which all figures share.
 
-    A figure is None where it does not exist (the F1 of no positives, the kappa of one class) or fewer than two prompts
-    speak for it. Resamples in which it does not exist are left out. A share of exactly 0 or 1 never varies over
+    A figure is None where it does not exist (the F1 of no positives, the kappa of one class) or its rows are of fewer
+    than two prompts. Resamples in which it does not exist are left out. A share of exactly 0 or 1 never varies over
     resamples; it gets Wilson's interval with the prompts as trials. Raises ValueError for terms that are not finite.
     """
     _, cluster = np.unique(prompts, return_inverse=True)
