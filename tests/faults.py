@@ -95,11 +95,11 @@ class FaultyBoard:
 
 
 def _other_rank() -> int:
-    """The process of the other rank of a stage on two workers."""
+    """The process of the other rank of a stage on two workers. A group that was lost may still be ending."""
     this = psutil.Process()
     others = [process for process in this.parent().children() if process.pid != this.pid and _runs(process.pid)]
-    (other,) = (process.pid for process in others if "RayTrainWorker" in " ".join(process.cmdline()))
-    return other
+    workers = [process for process in others if "RayTrainWorker" in " ".join(process.cmdline())]
+    return max(workers, key=lambda process: process.create_time()).pid
 
 
 def _runs(process: int) -> bool:
