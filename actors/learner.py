@@ -18,6 +18,7 @@ from castor.algorithms.kl import k3
 from castor.algorithms.losses import clipped_policy_loss
 from castor.algorithms.off_policy import importance_ratio, truncated_importance_weights
 from castor.algorithms.ragged import token_weights
+from castor.algorithms.ratio import is_bounded
 from castor.config.rlhf import RLHF
 from castor.data.rows.schemas import QARow
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
@@ -89,8 +90,9 @@ class LearnerWorker(SpmdActor):
             prices: the multipliers of this batch; None without constraints.
 
         Returns:
-            Metrics over all ranks: actor_loss (of the surrogate alone), clip_fraction, entropy_estimate (nats per
-            token), kl_loss and entropy (nats per token) where they are in the loss, grad_norm, ptx_loss,
+            Metrics over all ranks: actor_loss (of the surrogate alone), clip_fraction, bounded_log_ratios (response
+            tokens of an update whose log-ratio was beyond `MAX_LOG_RATIO`), entropy_estimate (nats per token), kl_loss
+            and entropy (nats per token) where they are in the loss, grad_norm, ptx_loss,
             logprob_gap_mean and _max, kl (nats per response, Σ_t log π - log π_ref, of the policy that sampled),
             response_tokens, tokens, response_length, truncated_share, learning_rate. With max_staleness over 0 also
             staleness_mean and _max (of response tokens, in versions), importance_mean, _max and _truncated_share (of
@@ -134,6 +136,7 @@ class LearnerWorker(SpmdActor):
                 {
                     "actor_loss": sums["loss"],
                     "clip_fraction": sums["clipped"] / mini.tokens,
+                    "bounded_log_ratios": sums["bounded"],
                     "entropy_estimate": -sums["logprob"] / mini.tokens,
                     "grad_norm": norm,
                     **{key: sums[key] for key in ("kl_loss", "entropy", "ptx_loss") if key in sums},
@@ -182,7 +185,7 @@ class LearnerWorker(SpmdActor):
     ) -> dict[str, float]:
         """Backward passes of one mini-batch; sums over all ranks (gap_max and importance_max: maxima)."""
         with_kl, with_entropy, stale = kl_coeff > 0, self.learner.entropy_coeff > 0, "fresh" in columns
-        sums = dict.fromkeys(("loss", "clipped", "logprob", "gap"), 0.0)
+        sums = dict.fromkeys(("loss", "clipped", "bounded", "logprob", "gap"), 0.0)
         if with_kl:
             sums["kl_loss"] = 0.0
         if with_entropy:
@@ -233,14 +236,19 @@ class LearnerWorker(SpmdActor):
         """Add the figures of one micro-batch's response tokens."""
         old = columns["logprobs"]
         gap = (logprobs - old).abs()
+        bounded = is_bounded(logprobs - proximal)
+        if "kl_loss" in sums:
+            bounded |= is_bounded(columns["reference"] - logprobs)
         if "fresh" in columns:
             gap = gap * columns["fresh"]
+            bounded |= is_bounded(proximal - old)
             ratio = importance_ratio(proximal, old)
             sums["fresh"] += float(columns["fresh"].sum())
             sums["importance_mean"] += float(ratio.sum())
             sums["importance_truncated_share"] += float((ratio > self.learner.importance_cap).sum())
             maxima["importance_max"] = max(maxima["importance_max"], float(ratio.max()))
         sums["clipped"] += float(self._outside(logprobs, proximal).sum())
+        sums["bounded"] += float(bounded.sum())
         sums["logprob"] += float(logprobs.sum())
         sums["gap"] += float(gap.sum())
         maxima["gap_max"] = max(maxima["gap_max"], float(gap.max()))

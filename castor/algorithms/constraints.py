@@ -14,13 +14,14 @@ from typing import Literal
 from torch import Tensor
 
 from castor.config.multipliers import Constraint
+from castor.statistics.wilson import wilson_interval
 
 
 @dataclass(frozen=True)
 class Limit:
     """A constraint as numbers: `statistic`, or its upper `confidence` bound, must be at most `value`.
 
-    `value` is in units of normalised cost for a mean (threshold = -d of the papers), a share in (0, 1) for a share.
+    `value` is in units of normalised cost for a mean (-d of the papers), a share in (0, 1) for a share.
     """
 
     value: float
@@ -69,9 +70,7 @@ def wilson_upper(successes: int, count: int, confidence: float) -> float:
     """One-sided upper Wilson bound of a share (Wilson 1927): above 0 even when nothing was counted."""
     if count < 1:
         raise ValueError("the cost window is empty: no episode cost has been seen yet")
-    z, observed = NormalDist().inv_cdf(confidence), successes / count
-    spread = z * math.sqrt(observed * (1 - observed) / count + z * z / (4 * count * count))
-    return (observed + z * z / (2 * count) + spread) / (1 + z * z / count)
+    return wilson_interval(successes, count, NormalDist().inv_cdf(confidence))[1]
 
 
 def policy_costs(

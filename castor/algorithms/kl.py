@@ -1,22 +1,31 @@
 """The KL term as a loss, and the controller of its coefficient. As a reward penalty it is in `penalized_stream`."""
 
-import torch
+import math
+
 from torch import Tensor
+
+from castor.algorithms.ratio import bounded_exp
+
+LARGEST_COEFFICIENT = 1e6
+"""Where β stops to rise: the penalty then outweighs every other term of the loss by far."""
 
 
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """exp(-k) + k - 1 with k = log π - log π_ref, per token [R]: non-negative, and of mean KL(π | π_ref) on samples
-    of π (Schulman 2020, Approximating KL divergence; GRPO eq. 4).
+    of π (Schulman 2020, Approximating KL divergence; GRPO eq. 4). The exponential is `bounded_exp`.
     """
     log_ratio = logprobs - reference_logprobs
-    return torch.exp(-log_ratio) + log_ratio - 1.0
+    return bounded_exp(-log_ratio) + log_ratio - 1.0
 
 
 def adapted_coefficient(coefficient: float, kl: float, target: float, responses: int, horizon: int) -> float:
     """β ← β (1 + clip(KL / target - 1, -0.2, 0.2) · n / horizon) (Ziegler et al. 2019, arXiv 1909.08593, sec. 2.2).
 
     `kl` and `target` in nats a response; n responses were measured. The paper's n / horizon is its K_β: 0.1 at the
-    256 responses of a batch would be a horizon of 2,560.
+    256 responses of a batch would be a horizon of 2,560. n counts as the horizon at most, and β ends at
+    `LARGEST_COEFFICIENT`: β stays positive and finite. Raises ValueError on a KL that is not finite.
     """
+    if not math.isfinite(kl):
+        raise ValueError("the KL of a batch is not finite: the coefficient is not adapted to it")
     error = min(max(kl / target - 1.0, -0.2), 0.2)
-    return coefficient * (1.0 + error * responses / horizon)
+    return min(coefficient * (1.0 + error * min(responses, horizon) / horizon), LARGEST_COEFFICIENT)

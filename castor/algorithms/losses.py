@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from castor.algorithms.ratio import bounded_exp
+
 
 def clipped_policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float | None = None,
@@ -12,9 +14,9 @@ def clipped_policy_loss(
 
     `clip_high` None is ε_low; another one is the asymmetric clip of DAPO (arXiv 2503.14476). `dual_clip` c bounds the
     loss of negative advantages by c |A|, so a token that became far more likely no longer dominates (Ye et al. 2020,
-    arXiv 1912.09729, eq. 5).
+    arXiv 1912.09729, eq. 5). ρ is `bounded_exp` of the log-ratio: loss and gradient are finite.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
+    ratio = bounded_exp(logprobs - old_logprobs)
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + (clip_low if clip_high is None else clip_high))
     loss = torch.maximum(-advantages * ratio, -advantages * clipped)
     if dual_clip is None:

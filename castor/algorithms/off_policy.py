@@ -10,13 +10,14 @@ AReaL (Fu et al. 2025, arXiv 2505.24298, eq. 5) uses it with behaviour policies 
 weight is truncated at C, which bounds its variance for a bias (Ionides 2008, Truncated importance sampling).
 """
 
-import torch
 from torch import Tensor
+
+from castor.algorithms.ratio import bounded_exp
 
 
 def importance_ratio(proximal_logprobs: Tensor, behaviour_logprobs: Tensor) -> Tensor:
-    """π_prox / π_behav per token [R], without a gradient."""
-    return torch.exp(proximal_logprobs - behaviour_logprobs).detach()
+    """π_prox / π_behav per token [R], without a gradient; `bounded_exp` of the log-ratio, so finite."""
+    return bounded_exp(proximal_logprobs - behaviour_logprobs).detach()
 
 
 def truncated_importance_weights(ratio: Tensor, cap: float) -> Tensor:

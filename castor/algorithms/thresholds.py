@@ -110,8 +110,8 @@ def best_threshold(scores: Floats, truth: Flags, objective: Objective, floor: fl
     """The threshold t >= floor for which `scores > t` serves `objective` best; of equally good ones, nearest `default`.
 
     Candidates are the middles between neighbouring scores, one that calls as much as it may positive, one that calls
-    nothing so, and `default`. Scores and truth [n]; where the truth is all true or all false there is nothing to choose
-    by, and `default` it is.
+    nothing so, and `default`. Scores and truth [n]. `default` is also the answer where the truth is all true or all
+    false.
     """
     if truth.all() or not truth.any():
         return default

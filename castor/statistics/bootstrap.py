@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from castor.statistics.wilson import wilson_interval
+
 Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 RESAMPLES = 2000
 CELLS_AT_ONCE = 4_000_000  # bounds the bootstrap's memory at about 64 MB however many responses there are
@@ -63,12 +65,9 @@ def wilson(successes: float, n: int) -> Estimate:
         raise ValueError("a share of no responses at all has no value")
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes among {n} responses")
-    share = successes / n
-    scale = 1 + Z_95**2 / n
-    centre = (share + Z_95**2 / (2 * n)) / scale
-    half = Z_95 * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n)) / scale
+    share, (low, high) = successes / n, wilson_interval(successes, n, Z_95)
     # min and max: at shares of 0 and 1 rounding would leave the ends a hair inside the value.
-    return Estimate(value=share, low=max(0.0, min(centre - half, share)), high=min(1.0, max(centre + half, share)))
+    return Estimate(value=share, low=max(0.0, min(low, share)), high=min(1.0, max(high, share)))
 
 
 def bootstrap_mean(values: Sequence[float] | np.ndarray, *, name: str = "values", seed: int = 0) -> Estimate:
@@ -103,8 +102,8 @@ def measure(
         groups: [rows] masks by name; without groups, all rows as the group "".
         seed: of the 2000 resamples, which all figures share.
 
-    A figure is None where it does not exist (the F1 of no positives, the kappa of one class) or fewer than two prompts
-    speak for it. Resamples in which it does not exist are left out. A share of exactly 0 or 1 never varies over
+    A figure is None where it does not exist (the F1 of no positives, the kappa of one class) or its rows are of fewer
+    than two prompts. Resamples in which it does not exist are left out. A share of exactly 0 or 1 never varies over
     resamples; it gets Wilson's interval with the prompts as trials. Raises ValueError for terms that are not finite.
     """
     _, cluster = np.unique(prompts, return_inverse=True)

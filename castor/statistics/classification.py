@@ -97,7 +97,7 @@ def labels(
 def severity(predicted: ArrayLike, actual: ArrayLike, levels: int) -> dict[str, Statistic]:
     """Accuracy and quadratic-weighted kappa of severity levels [rows] in 0..levels-1 (0: safe).
 
-    `severity_accuracy_unsafe` is the accuracy over the rows that are not safe, where guessing "none" scores nothing.
+    `severity_accuracy_unsafe` is the accuracy over the rows that are not safe, where the guess "none" is always wrong.
     """
     guess, truth = np.asarray(predicted, dtype=np.int64), np.asarray(actual, dtype=np.int64)
     return {

@@ -12,6 +12,7 @@ from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
 from castor.data.tokens.prompt_stream import PromptStream
 from castor.model_reference import ModelReference
+from tests.numerics import TINY_MODELS, tolerance
 from tests.plans import actors_of
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
@@ -77,7 +78,7 @@ def test_the_price_in_the_log_is_the_rule_applied_to_the_logged_costs(undisturbe
     price = 0.5
     for number, result in enumerate(undisturbed, start=1):
         cost = result.metrics["harm/score_mean"]  # the window is exactly one step wide
-        assert result.prices.mean_costs["harm"] == pytest.approx(cost, abs=1e-5)
+        assert result.prices.mean_costs["harm"] == pytest.approx(cost, abs=tolerance(3.0, 16))  # 16 costs up to 3
         price *= math.exp(0.5 * price * (cost + 0.2))
         assert result.prices.version == result.step == number
         assert result.prices.values["harm"] == pytest.approx(price, rel=1e-4)
@@ -85,7 +86,7 @@ def test_the_price_in_the_log_is_the_rule_applied_to_the_logged_costs(undisturbe
 
 def test_every_step_trains_on_fresh_weights_and_all_responses(undisturbed):
     for result in undisturbed:
-        assert result.metrics["logprob_gap_mean"] < 1e-5
+        assert result.metrics["logprob_gap_mean"] < tolerance(6.0, TINY_MODELS)  # of log-probabilities of about -6
         assert result.metrics["response_tokens"] == pytest.approx(16 * result.metrics["response_length"])
     assert undisturbed[0].metrics["kl"] == pytest.approx(0.0, abs=1e-3)
     assert abs(undisturbed[2].metrics["kl"]) > 1e-3

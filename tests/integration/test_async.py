@@ -16,6 +16,7 @@ from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
 from engines.batch import StepBatch, make_micro_batch
 from engines.weights import FolderWeights, new_hasher, read_bucket
+from tests.numerics import TINY_MODELS, assert_close, tolerance
 from tests.plans import actors_of
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
@@ -111,7 +112,7 @@ def check_tokens(models, updates, experience):
         with torch.no_grad():
             exact = policy_of(models, updates.get(version))(micro.rows, micro.response_positions)
         gap, own = (exact - sampled).abs(), versions == version
-        assert gap[own].max() < 1e-4
+        assert_close(exact[own], sampled[own], TINY_MODELS)
         if not own.all():
             assert gap[~own].mean() > 1e-3
 
@@ -156,8 +157,8 @@ def test_finishing_responses_are_exactly_one_version_behind(finished, tiny_model
         assert 0 <= metrics["learner_waited_s"] <= metrics["rollout_s"]
         assert metrics["rollout_waited_s"] >= 0
     first, *later = (result.metrics for result in finished.results)
-    assert first["logprob_gap_mean"] < 1e-5
-    assert first["importance_mean"] == pytest.approx(1.0, abs=1e-4)
+    assert first["logprob_gap_mean"] < tolerance(6.0, TINY_MODELS)  # log-probabilities of about -6
+    assert first["importance_mean"] == pytest.approx(1.0, abs=tolerance(6.0, TINY_MODELS))
     assert all("logprob_gap_mean" not in metrics for metrics in later)  # nothing of the current version to measure
     assert all(metrics["importance_max"] > 1.001 for metrics in later)
 
@@ -189,11 +190,12 @@ def test_weights_that_arrive_in_mid_response_are_used_from_the_next_token_on(
     pool = groups.rollout
     pool.config = config(1, "continue").rollout
     pool.load_weights(finished.updates[1])
-    job = pool.submit([PromptRequest(uid, tokenised_prompts[uid], uid) for uid in range(16)])  # four at a time
+    count = 96  # four at a time: the weights need a small part of the time that remains after the first chunk
+    job = pool.submit([PromptRequest(uid, tokenised_prompts[uid], uid) for uid in range(count)])
     experience = drain(pool, job, lambda: pool.load_weights(finished.updates[4]))
-    assert sorted(experience.uids.tolist()) == list(range(16))
+    assert sorted(experience.uids.tolist()) == list(range(count))
     assert set(experience.versions.tolist()) == {1, 4}
-    assert any(set(experience.select([i]).versions.tolist()) == {1, 4} for i in range(16))
+    assert any(set(experience.select([i]).versions.tolist()) == {1, 4} for i in range(count))
     check_tokens(tiny_models, finished.updates, experience)
 
 

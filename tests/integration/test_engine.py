@@ -9,9 +9,11 @@ from castor.config.training import Engine, LoRA, Optimizer
 from castor.models.lora import add_adapters
 from castor.models.policy import PolicyModel
 from castor.packing import pack_rows
+from tests.numerics import tolerance
 
 pytestmark = pytest.mark.usefixtures("process_group")
 STEPS = 10
+ROUNDING = tolerance(1.0, 1_000)  # relative, over six steps of some hundred summands
 
 
 class Toy(nn.Module):
@@ -76,7 +78,7 @@ def test_the_state_fits_every_stage(tmp_path, source, target):
     other = make(target)
     other.load(tmp_path)
     flat = [value for row in train(other, 3, 6) for value in row]
-    assert flat == pytest.approx([value for row in train(engine, 3, 6) for value in row], rel=1e-5)
+    assert flat == pytest.approx([value for row in train(engine, 3, 6) for value in row], rel=ROUNDING)
 
 
 @pytest.mark.parametrize(("stage", "dtype"), MODES)
@@ -99,7 +101,7 @@ def test_offload_computes_the_same(tmp_path, stage, offload):
     options = {"offload": {"optimizer": offload[0], "parameters": offload[1]}}
     engine = make(stage, **options)
     plain = [value for row in train(make(stage), 0, 3) for value in row]
-    assert [value for row in train(engine, 0, 3) for value in row] == pytest.approx(plain, rel=1e-5)
+    assert [value for row in train(engine, 0, 3) for value in row] == pytest.approx(plain, rel=ROUNDING)
     engine.save(tmp_path)
     again = make(stage, **options)
     again.load(tmp_path)

@@ -23,8 +23,11 @@ from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
 from castor.packing import pack_rows
 from engines.batch import StepBatch
+from tests.numerics import TINY_MODELS, assert_close, tolerance
 
 LR = 1e-2
+ROUNDING = tolerance(3.0, TINY_MODELS)  # of a mean of terms that are about 3 and less
+LOGPROBS = tolerance(8.0, TINY_MODELS)  # of log-probabilities, which are above -8, and relative of their ratios
 
 
 def rlhf_config(ranks, zero_stage, run=None, **learner):
@@ -150,8 +153,9 @@ def test_a_step_is_the_plain_pytorch_step_on_every_zero_stage(learners, tiny_mod
     for stage in (0, 2, 3):
         config = rlhf_config(len(learners.handles), stage)
         metrics, weights = learner_step(learners, tiny_models.policy, config, batch, advantages, 0.7)
-        assert metrics["actor_loss"] == pytest.approx(loss, abs=1e-5), stage
+        assert metrics["actor_loss"] == pytest.approx(loss, abs=ROUNDING), stage
         assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3), stage
+        assert metrics["bounded_log_ratios"] == 0
         kl = (experience.logprobs - reference).sum() / 12
         assert metrics["kl"] == pytest.approx(kl, rel=1e-4)
         check_update(weights, expected)
@@ -182,10 +186,23 @@ def test_every_term_of_the_loss_is_in_the_step(learners, tiny_models, step_data)
     )  # fmt: skip
     metrics, _ = learner_step(learners, tiny_models.policy, config, as_batch(experience, reference), advantages, 0.7)
     total = metrics["actor_loss"] + 0.4 * metrics["kl_loss"] - 0.05 * metrics["entropy"]
-    assert total == pytest.approx(plain[0], abs=1e-5)
+    assert total == pytest.approx(plain[0], abs=ROUNDING)
     assert metrics["grad_norm"] == pytest.approx(plain[1], rel=1e-3)
     kl, responses = get(learners.handles[0].measure_kl.remote(as_batch(experience, reference)), 120, "measure_kl")
     assert (kl, responses) == (pytest.approx(metrics["kl"]), 12)
+
+
+def test_log_ratios_of_95_are_bounded_and_counted_and_the_run_goes_on(learners, tiny_models, step_data):
+    """Of one token to its rollout, with a negative advantage, and of another one to its reference."""
+    experience, reference, advantages = step_data
+    logprobs, reference, helpful = experience.logprobs.copy(), reference.copy(), advantages["help"].copy()
+    logprobs[3], helpful[3], reference[5] = -101.0, -9.0, 89.0
+    batch = as_batch(replace(experience, logprobs=logprobs), reference)
+    config = rlhf_config(len(learners.handles), 2, {"advantage": {"kl_placement": "loss", "kl_coeff": 0.4}})
+    metrics, weights = learner_step(learners, tiny_models.policy, config, batch, advantages | {"help": helpful}, 0.7)
+    assert metrics["bounded_log_ratios"] == 2
+    assert np.isfinite(list(metrics.values())).all()
+    assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 @pytest.mark.parametrize("mini_batches", [1, 2])
@@ -214,14 +231,14 @@ def test_stale_tokens_are_weighted_by_truncated_importance(learners, tiny_models
         return
     ratio = torch.exp(torch.cat(before) - torch.from_numpy(experience.logprobs))
     gap = (torch.cat(before) - torch.from_numpy(experience.logprobs)).abs()[torch.from_numpy(versions == 1)]
-    assert metrics["actor_loss"] == pytest.approx(plain[0], abs=1e-5)
+    assert metrics["actor_loss"] == pytest.approx(plain[0], abs=ROUNDING)
     assert metrics["grad_norm"] == pytest.approx(plain[1], rel=1e-3)
     check_update(weights, plain[2])
-    assert metrics["importance_mean"] == pytest.approx(float(ratio.mean()), rel=1e-4)
-    assert metrics["importance_max"] == pytest.approx(float(ratio.max()), rel=1e-4)
+    assert metrics["importance_mean"] == pytest.approx(float(ratio.mean()), rel=LOGPROBS)
+    assert metrics["importance_max"] == pytest.approx(float(ratio.max()), rel=LOGPROBS)
     assert metrics["importance_truncated_share"] == pytest.approx(float((ratio > 1.2).double().mean()), abs=1e-6)
-    assert metrics["logprob_gap_mean"] == pytest.approx(float(gap.mean()), rel=1e-4)
-    assert metrics["logprob_gap_max"] == pytest.approx(float(gap.max()), rel=1e-4)
+    assert metrics["logprob_gap_mean"] == pytest.approx(float(gap.mean()), abs=LOGPROBS)
+    assert metrics["logprob_gap_max"] == pytest.approx(float(gap.max()), abs=LOGPROBS)
 
 
 def test_tokens_beyond_the_staleness_are_refused(learners, tiny_models, step_data):
@@ -258,7 +275,7 @@ def test_a_signal_scores_estimates_and_fits(ray_session, tiny_models, step_data)
             assert not np.allclose(again, advantages[ranks])  # the critic has moved
         finally:
             group.stop()
-    np.testing.assert_allclose(advantages[1], advantages[2], atol=1e-5)
+    assert_close(advantages[1], advantages[2], TINY_MODELS)
 
 
 def test_a_signal_without_a_critic_compares_the_samples_of_a_prompt(ray_session, tiny_models, step_data):
@@ -283,7 +300,7 @@ def test_a_signal_without_a_critic_compares_the_samples_of_a_prompt(ray_session,
             continue
         costs = np.concatenate([np.linspace(-1, 1, 7), np.linspace(-2, 2, 5)]).reshape(6, 2)  # uids 2i and 2i + 1
         expected = np.repeat((costs - costs[:, ::-1]).ravel(), experience.response_lengths)
-        np.testing.assert_allclose(advantages, expected, atol=1e-5)
+        assert_close(advantages, expected, summands=int(experience.response_lengths.max()))
 
 
 def test_the_owner_takes_crpo_turns_and_adapts_the_kl_coefficient(ray_session, tmp_path):

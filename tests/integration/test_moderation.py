@@ -15,6 +15,7 @@ from castor.packing import pack_rows
 from castor.run.files import StageFiles
 from castor.scoring.moderator import Moderator
 from castor.synthetic.corpus import qa_rows
+from tests.numerics import TINY_MODELS, assert_close
 
 ROWS = [parse_row(row) for row in qa_rows(SyntheticOptions(taxonomy="pku"), "train", 240)]
 
@@ -69,4 +70,4 @@ def test_the_trained_model_is_a_cost(trained):
         values = cost(pack_rows(np.concatenate(tokens), lengths, 128), torch.from_numpy(lengths.cumsum() - 1)).numpy()
     verdict = moderator.predict([row.exchange for row in ROWS[:20]])
     threshold = moderator.info.thresholds.expected_severity
-    np.testing.assert_allclose(values, verdict.severity_probabilities @ np.arange(4) - threshold, atol=1e-5)
+    assert_close(values, verdict.severity_probabilities @ np.arange(4) - threshold, TINY_MODELS)

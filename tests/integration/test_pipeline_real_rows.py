@@ -9,6 +9,7 @@ import yaml
 
 from castor.evaluation.summary import read_summary
 from tests.conftest import ROOT, SHARED_DATA
+from tests.numerics import TINY_MODELS, tolerance
 
 ROWS = SHARED_DATA / "beavertails" / "beavertails-30k-test-part.jsonl.gz"
 EVALUATION = SHARED_DATA / "beavertails-evaluation" / "BeaverTails-Evaluation.json"
@@ -77,7 +78,7 @@ def test_pipeline_on_real_rows_then_again(tmp_path):
     steps = [json.loads(line) for line in (run_dir / "ppo_lag" / "steps.jsonl").read_text().splitlines()]
     assert len(steps) == 2
     assert all(step["metrics"]["ptx_loss"] > 0 for step in steps)
-    assert all(step["metrics"]["logprob_gap_mean"] < 1e-4 for step in steps)
+    assert all(step["metrics"]["logprob_gap_mean"] < tolerance(6.0, TINY_MODELS) for step in steps)
     assert (run_dir / "report.html").stat().st_size > 10_000
     second = castor("pipeline", str(config))
     assert second.returncode == 0, second.stdout + second.stderr

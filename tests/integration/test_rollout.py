@@ -9,19 +9,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from actors.group import get
-from actors.rollout import PromptRequest
+from actors.rollout import PromptRequest, RolloutWorker
 from actors.rollout_pool import RolloutPool
 from castor.config.rlhf import Rollout
 from castor.experience import Experience
 from castor.models.policy import PolicyModel
 from engines.batch import make_micro_batch
 from engines.weights import FolderWeights
+from tests.faults import Faults, mortal
+from tests.numerics import TINY_MODELS, assert_close
 
 ROLLOUT = Rollout(workers=2, max_prompt_tokens=64, max_new_tokens=24, chunk_size=4, max_num_seqs=16, kv_cache_mib=64)
 
 
-def requests(prompts, count):
-    return [PromptRequest(uid, prompts[uid], 1000 + uid) for uid in range(count)]
+def requests(tokenised_prompts, count):
+    return [PromptRequest(uid, tokenised_prompts[uid], 1000 + uid) for uid in range(count)]
 
 
 def collect(pool, wanted):
@@ -51,19 +53,25 @@ def changed_policy(tiny_models, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pool(ray_session, tiny_models):
-    pool = RolloutPool(tiny_models.policy, ROLLOUT)
-    pool.wait_ready()
-    yield pool
-    pool.stop()
+def faults(tmp_path_factory):
+    return Faults(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="module")
+def pool(ray_session, tiny_models, faults):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("actors.rollout_pool.FinishingWorker", ray.remote(mortal(RolloutWorker, faults)))
+        pool = RolloutPool(tiny_models.policy, ROLLOUT)
+        pool.wait_ready()
+        yield pool
+        pool.stop()
 
 
 def check_transfer(pool, source, folder, version, wanted, temperature=1.0):
     pool.load_weights(get(source.publish.remote(folder, version), 120, "publish"))
     experience = collect(pool, wanted)
     assert set(experience.versions.tolist()) == {version}
-    gap = (hf_logprobs(folder, experience, temperature) - torch.from_numpy(experience.logprobs.copy())).abs()
-    assert gap.max() < 1e-4
+    assert_close(experience.logprobs, hf_logprobs(folder, experience, temperature), TINY_MODELS)
     return experience
 
 
@@ -74,8 +82,7 @@ def test_every_prompt_once_with_the_engines_own_logprobs(pool, tiny_models, toke
     heads = np.split(experience.tokens, np.cumsum(experience.lengths)[:-1])
     for head, length, prompt in zip(heads, experience.prompt_lengths, tokenised_prompts[:13], strict=True):
         assert np.array_equal(head[:length], prompt.ids)
-    gap = (hf_logprobs(tiny_models.policy, experience) - torch.from_numpy(experience.logprobs.copy())).abs()
-    assert gap.max() < 1e-4
+    assert_close(experience.logprobs, hf_logprobs(tiny_models.policy, experience), TINY_MODELS)
     assert all(len_ == 24 for len_, cut in zip(experience.response_lengths, experience.truncated, strict=True) if cut)
 
 
@@ -100,22 +107,18 @@ def test_weights_that_are_not_the_announced_ones_are_refused(pool, tiny_models):
     pool.load_weights(update)
 
 
-def test_workers_that_die_are_replaced_and_no_prompt_is_lost_or_doubled(pool, changed_policy, tokenised_prompts):
+def test_workers_that_die_are_replaced_and_no_prompt_is_lost_or_doubled(
+    pool, faults, changed_policy, tokenised_prompts
+):
     source = FolderWeights.remote()
     pool.load_weights(get(source.publish.remote(changed_policy, 4), 120, "publish"))
     undisturbed = collect(pool, requests(tokenised_prompts, 40))
-    chunks = []
-    for number, chunk in enumerate(pool.generate(requests(tokenised_prompts, 40))):
-        chunks.append(chunk)
-        if number == 0:  # both workers: only a replacement with the current weights can finish the job
-            for worker in list(pool.workers):
-                ray.kill(worker)
-    experience = Experience.concatenate([ray.get(chunk.experience) for chunk in chunks])
-    again = experience.select(experience.uids.argsort())
+    faults.arm(2)  # both workers: only a replacement with the current weights can finish the job
+    again = collect(pool, requests(tokenised_prompts, 40))
+    assert (faults.struck(), pool.restarts) == (2, 2)
     assert again.uids.tolist() == list(range(40))
     assert again.tokens.tolist() == undisturbed.tokens.tolist()
     assert set(again.versions.tolist()) == {4}
-    assert pool.restarts >= 1
 
 
 def test_async_engine_behind_the_same_interface(pool, tiny_models, changed_policy, tokenised_prompts):
@@ -126,8 +129,7 @@ def test_async_engine_behind_the_same_interface(pool, tiny_models, changed_polic
         other.wait_ready()
         experience = collect(other, requests(tokenised_prompts, 9))
         assert experience.uids.tolist() == list(range(9))
-        gap = hf_logprobs(tiny_models.policy, experience, 0.7) - torch.from_numpy(experience.logprobs.copy())
-        assert gap.abs().max() < 1e-4
+        assert_close(experience.logprobs, hf_logprobs(tiny_models.policy, experience, 0.7), TINY_MODELS)
         check_transfer(other, FolderWeights.remote(), changed_policy, 1, requests(tokenised_prompts, 9), 0.7)
     finally:
         other.stop()

@@ -15,9 +15,10 @@ from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
 from castor.packing import micro_batches, pack_rows, partition
 from engines.batch import MicroBatch, forward_by_budget, make_micro_batch, plan_mini_batches
+from tests.numerics import assert_close
 
 lengths_of_batch = st.lists(st.integers(1, 40), max_size=24)
-VOCABULARY = 50
+VOCABULARY = 50  # the models compute in float64; the softmax over it, and the scores, are float32
 
 
 @given(lengths_of_batch, st.integers(1, 6))
@@ -93,13 +94,13 @@ def llama_config():
 @pytest.fixture(scope="module")
 def policy():
     torch.manual_seed(0)
-    return PolicyModel(LlamaForCausalLM(llama_config()).eval())
+    return PolicyModel(LlamaForCausalLM(llama_config()).eval().double())
 
 
 @pytest.fixture(scope="module")
 def scorer():
     torch.manual_seed(1)
-    return ScoreModel(LlamaModel(llama_config()).eval(), ScoreInfo("reward", mean=0.3, std=2.0))
+    return ScoreModel(LlamaModel(llama_config()).eval().double(), ScoreInfo("reward", mean=0.3, std=2.0))
 
 
 def experience(lengths, seed=0):
@@ -126,14 +127,14 @@ def micro(batch, sequences, columns=None, pack_length=24):
 
 
 def one_by_one_logprobs(lm, batch, temperature):
-    """Each sequence alone through the plain language model, in float64 after the logits."""
+    """[R] float64: each sequence alone through the plain language model."""
     ends, result = np.cumsum(batch.lengths), []
     for i, end in enumerate(ends):
         tokens = torch.from_numpy(batch.tokens[end - batch.lengths[i] : end].astype(np.int64))
-        logits = lm(input_ids=tokens[None]).logits[0].double() / temperature
+        logits = lm(input_ids=tokens[None]).logits[0] / temperature
         chosen = torch.log_softmax(logits[:-1], -1).gather(-1, tokens[1:, None])[:, 0]
         result.append(chosen[-int(batch.response_lengths[i]) :])
-    return torch.cat(result).float()
+    return torch.cat(result)
 
 
 pairs = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6)
@@ -148,7 +149,7 @@ def test_packed_logprobs_equal_those_of_each_sequence_alone(policy, lengths, pac
         actual = policy(packed.rows, packed.response_positions, temperature)
         expected = one_by_one_logprobs(policy.lm, batch, temperature)
     assert actual.dtype == torch.float32
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert_close(actual, expected, summands=VOCABULARY)
 
 
 @settings(max_examples=15)
@@ -163,7 +164,7 @@ def test_packed_scores_equal_those_of_each_sequence_alone(scorer, lengths, pack_
             hidden = scorer.backbone(input_ids=tokens[None]).last_hidden_state[0, -1]
             expected.append((hidden @ scorer.score_head.weight[0] + scorer.score_head.bias[0] - 0.3) / 2.0)
         actual = scorer(packed.rows, packed.last_positions)
-    torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-5)
+    assert_close(actual, torch.stack(expected), summands=1)
 
 
 def gradients(model):
@@ -184,7 +185,7 @@ def test_gradients_of_packed_micro_batches_add_up_to_those_of_sequences_alone(na
     packed, alone = accumulate([[3, 0], [1, 2], []]), accumulate([[0], [1], [2], [3]])
     model.zero_grad()
     for parameter, gradient in alone.items():
-        torch.testing.assert_close(packed[parameter], gradient, rtol=1e-4, atol=1e-5)
+        assert_close(packed[parameter], gradient, summands=VOCABULARY)
 
 
 @pytest.mark.parametrize("name", ["policy", "scorer"])

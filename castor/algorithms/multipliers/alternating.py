@@ -1,4 +1,4 @@
-"""CRPO (Xu, Liang, Lan, arXiv 2011.05869): no price, but turns."""
+"""CRPO (Xu, Liang, Lan, arXiv 2011.05869): steps that lower one cost, or else raise the reward, without a λ."""
 
 from __future__ import annotations
 

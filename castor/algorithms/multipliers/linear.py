@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from castor.algorithms.multipliers.rule import Memory, Rule, Seen, clip
+from castor.algorithms.multipliers.rule import Measured, Memory, Rule, clip
 from castor.config.multipliers import Multipliers
 
 
@@ -12,33 +12,34 @@ class Projected(Rule):
     def start(self, config: Multipliers) -> Memory:
         return {"lambda": config.lambda_init}
 
-    def step(self, memory: Memory, seen: Seen, config: Multipliers) -> Memory:
-        return {"lambda": clip(memory["lambda"] + config.lambda_lr * seen.violation, config)}
+    def step(self, memory: Memory, measured: Measured, config: Multipliers) -> Memory:
+        return {"lambda": clip(memory["lambda"] + config.lambda_lr * measured.violation, config)}
 
 
 class Rectified(Projected):
     """RePO (Peng et al., arXiv 2410.19933): min over π, max over λ ≥ 0 of -E[R] + λ E[{C - d}+].
 
-    No safe response pays for an unsafe one: the policy's cost is {C - d}+ per response (constraints.policy_costs) and
-    λ ← min(λ + lr · mean {C - d}+, lambda_max). As the mean is never negative, λ never falls.
+    Safe responses do not make up for unsafe ones: the policy's cost is {C - d}+ per response
+    (constraints.policy_costs), and λ ← min(λ + lr · mean {C - d}+, lambda_max). As the mean is never negative, λ never
+    falls.
     """
 
-    def step(self, memory: Memory, seen: Seen, config: Multipliers) -> Memory:
-        return {"lambda": clip(memory["lambda"] + config.lambda_lr * seen.rectified, config)}
+    def step(self, memory: Memory, measured: Measured, config: Multipliers) -> Memory:
+        return {"lambda": clip(memory["lambda"] + config.lambda_lr * measured.rectified, config)}
 
 
 class Fixed(Rule):
-    """Reward shaping: λ = lambda_init for good."""
+    """Reward shaping: λ stays at lambda_init."""
 
     def start(self, config: Multipliers) -> Memory:
         return {"lambda": config.lambda_init}
 
-    def step(self, memory: Memory, seen: Seen, config: Multipliers) -> Memory:
+    def step(self, memory: Memory, measured: Measured, config: Multipliers) -> Memory:
         return memory
 
 
 class Unpriced(Fixed):
-    """λ = 0: a constraint that is only watched (none), or one whose turn decides and not its price (crpo)."""
+    """λ = 0: a constraint that is only watched (none), or that has cost steps of its own instead of a λ (crpo)."""
 
     def start(self, config: Multipliers) -> Memory:
         return {"lambda": 0.0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from castor.algorithms.multipliers.rule import Memory, Rule, Seen, clip
+from castor.algorithms.multipliers.rule import Measured, Memory, Rule, clip
 from castor.config.multipliers import Multipliers
 
 
@@ -17,11 +17,9 @@ class PID(Rule):
     def start(self, config: Multipliers) -> Memory:
         return {"lambda": config.lambda_init, "integral": config.lambda_init}
 
-    def step(self, memory: Memory, seen: Seen, config: Multipliers) -> Memory:
-        before = memory.get("smoothed", seen.violation)
-        smoothed = config.pid_smoothing * before + (1 - config.pid_smoothing) * seen.violation
-        integral = max(0.0, memory["integral"] + config.pid_ki * seen.violation)
-        if config.lambda_max is not None:
-            integral = min(integral, config.lambda_max)
+    def step(self, memory: Memory, measured: Measured, config: Multipliers) -> Memory:
+        before = memory.get("smoothed", measured.violation)
+        smoothed = config.pid_smoothing * before + (1 - config.pid_smoothing) * measured.violation
+        integral = min(max(0.0, memory["integral"] + config.pid_ki * measured.violation), config.highest)
         price = config.pid_kp * smoothed + integral + config.pid_kd * max(0.0, smoothed - before)
         return {"lambda": clip(price, config), "integral": integral, "smoothed": smoothed}

@@ -1,4 +1,4 @@
-"""What every multiplier rule is: a start, a step, and the price that follows from its memory."""
+"""The interface of a multiplier rule: a start, a step, and the λ that follows from its memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Memory = Mapping[str, float]  # what a rule carries from step to step: plain val
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The newest state of a constraint. `rectified` is the window's mean of {C - limit}+."""
+class Measured:
+    """What a step follows from: the window's costs against the limit."""
 
     violation: float  # statistic - limit
-    rectified: float
+    rectified: float  # mean of {C - limit}+
 
 
 class Rule(ABC):
@@ -27,8 +27,8 @@ class Rule(ABC):
         """Memory before the first update."""
 
     @abstractmethod
-    def step(self, memory: Memory, seen: Seen, config: Multipliers) -> Memory:
-        """Memory after one update on the newest `seen`."""
+    def step(self, memory: Memory, measured: Measured, config: Multipliers) -> Memory:
+        """Memory after one update."""
 
     def price(self, memory: Memory) -> float:
         """λ ≥ 0."""
@@ -37,5 +37,4 @@ class Rule(ABC):
 
 def clip(value: float, config: Multipliers) -> float:
     """λ cut to the config's [lambda_min, lambda_max]."""
-    value = max(value, config.lambda_min)
-    return value if config.lambda_max is None else min(value, config.lambda_max)
+    return min(max(value, config.lambda_min), config.highest)

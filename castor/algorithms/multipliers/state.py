@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from castor.algorithms.constraints import Limit, mean, share
 from castor.algorithms.multipliers.linear import Fixed, Projected, Rectified, Unpriced
 from castor.algorithms.multipliers.log_space import AdamLog, SGDLog
 from castor.algorithms.multipliers.pid import PID
-from castor.algorithms.multipliers.rule import Memory, Rule, Seen
+from castor.algorithms.multipliers.rule import Measured, Memory, Rule
 from castor.config.multipliers import Multipliers
 
 RULES: dict[str, Rule] = {
@@ -24,6 +25,9 @@ RULES: dict[str, Rule] = {
     "rectified": Rectified(),
     "crpo": Unpriced(),  # its turns are decided over all constraints: `alternating.violated`
 }
+
+
+LARGEST_COST = float(np.finfo(np.float32).max)  # scores are float32; the arithmetic here is float64 and cannot overflow
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,10 @@ def initial_state(config: Multipliers) -> MultiplierState:
 def update(state: MultiplierState, costs: Sequence[float], limit: Limit, config: Multipliers) -> MultiplierState:
     """One update before the policy's, on the raw episode costs of its batch.
 
-    The first `lambda_update_delay_steps` calls only fill the window. Raises ValueError on a cost that is not finite.
+    The first `lambda_update_delay_steps` calls only fill the window. Raises ValueError on a cost that is no finite
+    float32 number.
     """
-    if not all(math.isfinite(cost) for cost in costs):
+    if not all(abs(cost) <= LARGEST_COST for cost in costs):
         raise ValueError("an episode cost is not finite: λ is not updated on it")
     window = (state.window + tuple(float(cost) for cost in costs))[-config.episode_cost_window_size :]
     violation = limit.violation(window)
@@ -99,4 +104,4 @@ def update(state: MultiplierState, costs: Sequence[float], limit: Limit, config:
     if state.updates <= config.lambda_update_delay_steps:
         return state
     rectified = mean([max(0.0, cost - limit.value) for cost in window])
-    return replace(state, memory=RULES[state.rule].step(state.memory, Seen(violation, rectified), config))
+    return replace(state, memory=RULES[state.rule].step(state.memory, Measured(violation, rectified), config))

@@ -61,14 +61,14 @@ def test_zero_is_the_boundary_and_a_cost_of_zero_is_safe(costs):
 
 
 @given(windows, st.floats(-3, 1))
-def test_the_rectified_cost_is_what_exceeds_the_threshold(costs, threshold):
+def test_the_rectified_cost_is_what_exceeds_the_limit(costs, limit):
     rectified = policy_costs(
-        torch.tensor(costs, dtype=torch.float64), policy_cost="score", rectified_above=threshold
+        torch.tensor(costs, dtype=torch.float64), policy_cost="score", rectified_above=limit
     ).tolist()
-    assert rectified == [cost - threshold if cost > threshold else 0.0 for cost in costs]
+    assert rectified == [cost - limit if cost > limit else 0.0 for cost in costs]
 
 
-def test_the_threshold_is_minus_d_and_confidence_only_tightens():
+def test_the_limit_is_minus_d_and_confidence_only_tightens():
     costs = [-0.4, 0.0, -0.2]  # E[C] = -0.2; d = 0.5 asks for E[C] + 0.5 <= 0
     assert Limit(-0.5).violation(costs) == pytest.approx(0.3)
     assert Limit(0.0).violation(costs) == pytest.approx(-0.2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from castor.algorithms.constraints import Limit, mean, normal_upper, share
 from castor.algorithms.multipliers import MultiplierState, initial_state, update, violated
-from castor.config.multipliers import RULE_KEYS, Multipliers
+from castor.config.multipliers import LARGEST, RULE_KEYS, Multipliers
 from tests.unit.algorithms import bandit
 
 RULES = sorted(RULE_KEYS)
@@ -29,15 +29,15 @@ CONFIGS = {
 }
 
 
-def torch_log_space(optimizer_of):
-    """Ascent on log λ by an optimiser of torch, with the clamp after its step."""
+def torch_log_space(optimizer_of, objective):
+    """Ascent of violation · objective(log λ) by an optimiser of torch, with the clamp after its step."""
 
     def prices(windows, limit, config):
         log_lambda = torch.tensor(math.log(config.lambda_init), dtype=torch.float64, requires_grad=True)
         optimizer = optimizer_of(log_lambda, config)
         for window in windows:
             optimizer.zero_grad()
-            (-(mean(window) - limit) * log_lambda.exp()).backward()
+            (-(mean(window) - limit) * objective(log_lambda)).backward()
             optimizer.step()
             with torch.no_grad():
                 log_lambda.clamp_(
@@ -88,8 +88,8 @@ def pid(windows, limit, config):
 
 
 REFERENCES = {
-    "sgd_log": torch_log_space(sgd),
-    "adam_log": torch_log_space(adam),
+    "sgd_log": torch_log_space(sgd, torch.exp),
+    "adam_log": torch_log_space(adam, lambda log_lambda: log_lambda),
     "projected": projected,
     "pid": pid,
     "rectified": rectified,
@@ -132,6 +132,55 @@ def test_a_restart_changes_nothing(rule, steps, data, limit, statistic, confiden
             parted = MultiplierState.from_json(json.loads(json.dumps(parted.to_json(), allow_nan=False)))
         whole, parted = update(whole, costs, bound, config), update(parted, costs, bound, config)
     assert parted == whole
+
+
+any_cost = st.floats(width=32, allow_nan=False, allow_infinity=False)
+EXTREME = {
+    **{rule: Multipliers(rule=rule, lambda_max=LARGEST, lambda_lr=LARGEST) for rule in ("sgd_log", "adam_log")},
+    **{rule: Multipliers(rule=rule, lambda_max=None, lambda_lr=LARGEST) for rule in ("projected", "rectified")},
+    "pid": Multipliers(rule="pid", lambda_max=None, pid_kp=LARGEST, pid_ki=LARGEST, pid_kd=LARGEST),
+}
+
+
+@pytest.mark.parametrize("configs", [CONFIGS, EXTREME], ids=["usual", "extreme"])
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=60)
+@given(
+    steps=st.lists(st.lists(any_cost, min_size=2, max_size=4), min_size=1, max_size=30),
+    limit=any_cost,
+    confidence=st.sampled_from([None, 0.95]),
+)
+def test_no_rule_overflows_on_any_finite_costs(rule, configs, steps, limit, confidence):
+    config = configs.get(rule, CONFIGS[rule]).model_copy(update={"episode_cost_window_size": 3})
+    state = initial_state(config)
+    for costs in steps:
+        state = update(state, costs, Limit(limit, "mean", confidence), config)
+        assert 0 <= state.value <= LARGEST * (1 + 1e-12)  # exp(log λ) may exceed λ in the last bits
+        json.dumps([state.to_json(), state.telemetry()], allow_nan=False)
+
+
+@pytest.mark.parametrize("rule", ["sgd_log", "adam_log", "projected", "pid"])
+def test_a_limit_that_is_violated_for_ever_ends_at_the_maximum(rule):
+    """At a violation of 1 an unbounded sgd_log of lr 0.4 goes 1.49, 2.71, 8, 197, 3.5e36, overflow."""
+    config = Multipliers(
+        **{"rule": rule, **({"pid_ki": 0.4} if rule == "pid" else {"lambda_lr": 0.4})}, episode_cost_window_size=1
+    )
+    state = initial_state(config)
+    for _ in range(500):
+        state = update(state, [1.0], Limit(0.0), config)
+    assert state.value == pytest.approx(5.0, rel=1e-12)
+
+
+def test_a_step_of_adam_is_its_learning_rate_whatever_lambda_and_the_violation_are():
+    for size in (0.01, 1.0, 30.0):
+        config = Multipliers(rule="adam_log", lambda_lr=0.1, episode_cost_window_size=1)
+        state = initial_state(config)
+        for _ in range(500):
+            before, state = state, update(state, [-size], Limit(0.0), config)
+            assert math.log(before.value) - math.log(state.value) == pytest.approx(0.1, rel=1e-4)
+        for _ in range(50):  # 0.00003 with a gradient that has the factor λ
+            before, state = state, update(state, [size], Limit(0.0), config)
+        assert math.log(state.value) - math.log(before.value) == pytest.approx(0.1, rel=0.02)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -295,6 +344,11 @@ def test_a_share_constraint_and_a_confidence_bound_price_the_same_costs_differen
         ({"lambda_init": 0.5, "lambda_min": 0.6}, r"lambda_min \(0.6\) is above lambda_init \(0.5\)"),
         ({"rule": "pid", "pid_kp": 0, "pid_ki": 0, "pid_kd": 0}, "gains are all 0"),
         ({"rule": "adam_log", "lambda_betas": (0.9, 1.0)}, "must lie in"),
+        ({"rule": "sgd_log", "lambda_max": None}, "sgd_log moves log λ.*needs a lambda_max"),
+        ({"rule": "adam_log", "lambda_max": None}, "adam_log moves log λ.*needs a lambda_max"),
+        ({"lambda_max": 1e7}, "less than or equal to 1000000"),
+        ({"lambda_lr": 1e7}, "less than or equal to 1000000"),
+        ({"rule": "projected", "lambda_max": None}, None),
         ({"rule": "fixed", "lambda_init": 100.0}, None),
         ({"rule": "projected", "lambda_init": 0.0}, None),
     ],

@@ -7,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from castor.algorithms.kl import adapted_coefficient, k3
+from castor.algorithms.kl import LARGEST_COEFFICIENT, adapted_coefficient, k3
 from castor.algorithms.losses import clipped_policy_loss
+from castor.algorithms.off_policy import importance_ratio
 from castor.algorithms.ragged import sequence_sums, token_weights
+from castor.algorithms.ratio import MAX_LOG_RATIO, bounded_exp, is_bounded
 from castor.config.rlhf import Learner
 from castor.packing import partition
 
@@ -66,6 +68,53 @@ def test_worked_clips():
     torch.testing.assert_close(dual, torch.tensor([-1.25, -1.28, 3.0, -0.5], dtype=torch.float64))
 
 
+log_ratios = st.lists(st.floats(-MAX_LOG_RATIO, MAX_LOG_RATIO), min_size=1, max_size=20)
+
+
+@given(log_ratios, st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_up_to_its_bound_the_exponential_is_that_of_torch_to_the_last_bit(values, dtype):
+    ours, theirs = (torch.tensor(values, dtype=dtype, requires_grad=True) for _ in range(2))
+    weights = torch.linspace(-3, 3, len(values)).to(dtype)
+    (bounded, plain) = bounded_exp(ours), torch.exp(theirs)
+    assert torch.equal(bounded, plain)
+    bounded.backward(weights)
+    plain.backward(weights)
+    assert torch.equal(ours.grad, theirs.grad)
+    assert not is_bounded(ours).any()
+
+
+any_logprob = st.floats(-1e9, 0, width=32)
+
+
+@given(any_logprob, any_logprob, st.floats(-50, 50, width=32), st.sampled_from([None, 3.0]))
+def test_no_pair_of_log_probabilities_makes_a_loss_or_a_gradient_that_is_not_finite(new, old, advantage, dual):
+    def with_gradient(loss):
+        ours = torch.tensor([new], requires_grad=True)
+        value = loss(ours)
+        value.sum().backward()
+        assert value.isfinite().all()
+        assert ours.grad.isfinite().all()
+        return ours.grad.item()
+
+    given = torch.tensor([old])
+    with_gradient(lambda ours: clipped_policy_loss(ours, given, torch.tensor([advantage]), 0.2, dual_clip=dual))
+    pull = with_gradient(lambda ours: k3(ours, given))
+    assert pull == 0 or (pull > 0) == (new > old)  # towards the reference, also beyond the bound
+    assert importance_ratio(torch.tensor([new]), given).isfinite().all()
+
+
+def test_a_token_beyond_the_bound_is_still_pulled_back():
+    """Log-ratios of 95 and -95: exp(95) is infinite in float32, and 0 · inf was the gradient of a clipped token."""
+    for advantage, expected in ((1.0, 0.0), (-1.0, math.exp(MAX_LOG_RATIO))):
+        new = torch.tensor([95.0], requires_grad=True)
+        clipped_policy_loss(new, torch.zeros(1), torch.tensor([advantage]), 0.2).sum().backward()
+        assert new.grad.item() == pytest.approx(expected)
+        assert is_bounded(new).all()
+    new = torch.tensor([-95.0], requires_grad=True)
+    k3(new, torch.zeros(1)).sum().backward()
+    assert new.grad.item() == pytest.approx(1 - math.exp(MAX_LOG_RATIO))
+
+
 @given(seeds)
 def test_k3_is_the_formula_with_the_gradient_one_minus_the_ratio(seed):
     rng = torch.Generator().manual_seed(seed)
@@ -91,6 +140,17 @@ def test_the_adaptive_coefficient_moves_towards_the_target(beta, kl, target, res
     assert adapted == pytest.approx(beta + beta * error * responses / horizon, rel=1e-9)
     assert adapted > 0
     assert (adapted > beta) == (kl > target) or adapted == beta
+
+
+def test_the_adaptive_coefficient_stays_positive_and_finite():
+    low = high = 0.1
+    for _ in range(10_000):  # a batch of 50 times the horizon, far from its target for ever
+        low, high = adapted_coefficient(low, -3.0, 6.0, 512, 10), adapted_coefficient(high, 1e30, 6.0, 512, 10)
+    assert 0 <= low < 1e-300
+    assert high == LARGEST_COEFFICIENT
+    assert adapted_coefficient(0.1, 0.0, 6.0, 512, 10) == pytest.approx(0.08)  # at most a fifth a step
+    with pytest.raises(ValueError, match="not finite"):
+        adapted_coefficient(0.1, math.nan, 6.0, 64, 1000)
 
 
 def test_a_worked_coefficient():

@@ -84,7 +84,7 @@ def sections_in(annotation):
         ("rlhf.ppo_lag.learner.ranks=5", "cannot be divided into 1 mini-batches over 5 ranks"),
         ("rlhf.ppo_lag.multipliers.lambda_max=0.5", r"lambda_max \(0.5\) is below lambda_init \(1\)"),
         ("rlhf.ppo_lag.multipliers.lambda_max=1", None),
-        ("rlhf.ppo_lag.multipliers.lambda_max=null", None),
+        ("rlhf.ppo_lag.multipliers.lambda_max=null", "rule sgd_log moves log λ.* needs a lambda_max"),
         ("rlhf.ppo_lag.multipliers=null", "constraint 'harm' has no price: add a multipliers section"),
         ("rlhf.ppo.multipliers={rule: sgd_log}", "rlhf.ppo: multipliers without a constraint: set multipliers to null"),
         ("rlhf.ppo_lag.signals.harm.threshold=null", "a constraint needs exactly one limit"),

@@ -21,6 +21,7 @@ from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import EOS, make_demo_model, train_tokenizer
 from castor.packing import pack_rows
 from castor.synthetic.corpus import demonstrations, preference_rows
+from tests.numerics import TINY_MODELS, assert_close
 
 SMALL = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 24, "max_position_embeddings": 64}
 OPTIONS = SyntheticOptions()
@@ -166,7 +167,7 @@ def test_any_causal_architecture_is_scored_and_packed(tmp_path):
             ids = torch.tensor(part)[None]
             logprobs = torch.log_softmax(policy.lm(input_ids=ids).logits[0], -1)
             expected += [logprobs[p - 1, ids[0, p]] for p in positions]
-    torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-5)
+    assert_close(actual, torch.stack(expected), TINY_MODELS)
     assert context_length(str(tmp_path)) == 32
 
 

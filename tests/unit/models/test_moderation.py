@@ -53,6 +53,7 @@ from castor.scoring.moderator import Moderator, predict, verdicts
 from castor.synthetic.corpus import qa_rows
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
 from serve.scorer import load_scorer
+from tests.numerics import TINY_MODELS, assert_close
 from tests.plans import plan_of
 from trainers.supervised.tasks import make_task
 
@@ -130,14 +131,14 @@ def test_the_loss_is_the_formula(data):
 
 
 def test_worked_losses():
-    one = torch.tensor([[0.0, math.log(3)]])
-    assert float(label_loss(one, torch.tensor([[True, False]]), torch.tensor([2.0, 9.0]))) == pytest.approx(
+    one = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64)
+    assert float(label_loss(one, torch.tensor([[True, False]]), torch.tensor([2.0, 9.0]).double())) == pytest.approx(
         (2 * math.log(2) + math.log(4)) / 2
     )
     assert float(any_label_loss(one)) == pytest.approx(-math.log(1 - 0.5 * 0.25))
-    moderate = severity_loss(torch.zeros(1, 3), torch.tensor([2]), torch.tensor([True]))
+    moderate = severity_loss(torch.zeros(1, 3).double(), torch.tensor([2]), torch.tensor([True]))
     assert float(moderate) == pytest.approx(math.log(2))
-    only_unsafe = severity_loss(torch.tensor([[0.0, 9.0, -9.0]]), torch.tensor([UNKNOWN]), torch.tensor([True]))
+    only_unsafe = severity_loss(torch.tensor([[0.0, 9, -9]]).double(), torch.tensor([UNKNOWN]), torch.tensor([True]))
     assert float(only_unsafe) == pytest.approx(math.log(2) / 3)
 
 
@@ -293,26 +294,26 @@ def test_a_model_is_what_was_saved(backbone, graded):
         hidden = model.backbone(input_ids=torch.tensor([tokens])).last_hidden_state[0, -1].double()
     raw = heads["label_head.weight"].double() @ hidden
     verdict = predict(graded, PAIRS[:1])
-    np.testing.assert_allclose(verdict.probabilities[0], torch.sigmoid(raw / 1.7), rtol=1e-4)
+    assert_close(verdict.probabilities[0], torch.sigmoid(raw / 1.7), TINY_MODELS)
     cut = heads["severity_head.first_cut"].double() + torch.cumsum(
         torch.cat([torch.zeros(1), torch.nn.functional.softplus(heads["severity_head.gaps"])]).double(), 0
     )
     above = torch.sigmoid((heads["severity_head.direction.weight"].double() @ hidden - cut) / 0.6)
     levels = [1 - above[0], above[0] - above[1], above[1] - above[2], above[2]]
-    np.testing.assert_allclose(verdict.severity_probabilities[0], levels, rtol=1e-4, atol=1e-7)
+    assert_close(verdict.severity_probabilities[0], levels, TINY_MODELS)
 
 
 def test_batching_changes_no_verdict(graded):
     together = Moderator(graded).predict(PAIRS)
     apart = Moderator(graded, batch_tokens=1).predict(PAIRS)
-    np.testing.assert_allclose(together.probabilities, apart.probabilities, atol=1e-6)
+    assert_close(together.probabilities, apart.probabilities, TINY_MODELS)
 
 
 def test_a_baseline_sees_only_its_part(backbone, tmp_path):
     for kind, other in (("answer", ("another question", PAIRS[0][1])), ("question", (PAIRS[0][0], "another answer"))):
         folder = made(backbone, tmp_path / kind, "beavertails", severity=False, input=kind)
         p = predict(folder, [PAIRS[0], other, PAIRS[-1]]).probabilities
-        np.testing.assert_allclose(p[0], p[1], rtol=1e-5)
+        assert_close(p[0], p[1], TINY_MODELS)
         assert not np.allclose(p[0], p[2])
 
 
@@ -331,7 +332,7 @@ def test_the_exported_classifier_gives_the_same_probabilities(backbone, tmp_path
     with torch.no_grad():
         p = torch.sigmoid(plain(input_ids=ids, attention_mask=mask).logits).numpy()
     ours = moderator.predict(PAIRS)
-    np.testing.assert_allclose(p, ours.probabilities, atol=1e-6)
+    assert_close(p, ours.probabilities, TINY_MODELS)
     # and it is read back as what it is
     again = ModerationModel.load(tmp_path / "plain", torch.float32)
     assert again.info.categories == tuple(plain.config.id2label.values()) == ours.info.categories
@@ -482,17 +483,17 @@ def test_classifier_costs(backbone, tmp_path):
     thresholds = Thresholds(tuple(np.linspace(0.3, 0.6, 19)), 0.8, 0.4, 0.45, 1.2)
     folder = made(backbone, tmp_path / "m", thresholds=thresholds)
     value, verdict = costs(folder, reduce="max")
-    np.testing.assert_allclose(value, verdict.probabilities.max(1) - 0.8, atol=1e-6)
+    assert_close(value, verdict.probabilities.max(1) - 0.8, TINY_MODELS)
     value, _ = costs(folder, reduce="mean")
-    np.testing.assert_allclose(value, verdict.probabilities.mean(1) - 0.4, atol=1e-6)
+    assert_close(value, verdict.probabilities.mean(1) - 0.4, TINY_MODELS)
     value, _ = costs(folder, reduce="expected_severity")
     expected = verdict.severity_probabilities @ np.arange(4)
-    np.testing.assert_allclose(value, expected - 1.2, atol=1e-5)
+    assert_close(value, expected - 1.2, TINY_MODELS)
     names = ["Violence", "Drugs"]
     value, _ = costs(folder, reduce=names)
     where = [PKU_CATEGORIES.index(name) for name in names]
     margins = verdict.probabilities[:, where] - np.array(thresholds.labels)[where]
-    np.testing.assert_allclose(value, margins.max(1), atol=1e-6)
+    assert_close(value, margins.max(1), TINY_MODELS)
 
 
 def test_a_served_cost_is_the_same(backbone, tmp_path):
@@ -501,7 +502,7 @@ def test_a_served_cost_is_the_same(backbone, tmp_path):
         expected, _ = costs(folder, **classifier.model_dump())
         served = load_scorer("cost", folder, Serve(run_dir=tmp_path, cost="m", cost_classifier=classifier))
         found = served.outputs([Exchange(*pair) for pair in PAIRS])
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert_close(found, expected, TINY_MODELS)
 
 
 def test_zero_is_the_boundary_of_the_decision(backbone, tmp_path):
@@ -596,9 +597,9 @@ def test_the_task_is_the_loss_of_its_rows(backbone):
         total = float(task.loss(model, packed, chosen))
         single = [float(task.loss(model, samples.pack(np.array([i]), 64), [i])) for i in chosen]
         outputs = task.observe(model, packed)
-    assert total == pytest.approx(sum(single), rel=1e-5)
+    assert_close(total, sum(single), TINY_MODELS)
     direct = moderation_loss(outputs, task.targets[torch.tensor(chosen)], task.label_weights, 1.0, 0.3)
-    assert total == pytest.approx(float(direct.sum()), rel=1e-6)
+    assert_close(total, direct.sum(), TINY_MODELS)
 
 
 def test_metrics_of_perfect_outputs_and_the_saved_calibration(backbone, tmp_path):

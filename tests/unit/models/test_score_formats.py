@@ -22,6 +22,7 @@ from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import train_tokenizer
 from castor.packing import pack_rows
+from tests.numerics import TINY_MODELS, assert_close
 
 SIZE = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -112,7 +113,7 @@ def test_packed_equals_one_by_one_on_any_backbone(name, folders, tmp_path):
     assert model.isolated is (name not in PACKS_APART)
     assert hidden_width(model.backbone) == model.score_head.in_features
     actual = scores(model)
-    torch.testing.assert_close(actual, scores_one_by_one(model), rtol=1e-5, atol=1e-5)
+    assert_close(actual, scores_one_by_one(model), TINY_MODELS)
     save_score_model(tmp_path / "score", model.backbone, dict(model.state_dict()), model.info, folders(name))
     assert torch.equal(scores(load_score_model(tmp_path / "score", torch.float32)), actual)
 
@@ -127,7 +128,7 @@ def test_packed_equals_one_by_one_on_any_backbone(name, folders, tmp_path):
             ids = torch.from_numpy(part)[None]
             logits = policy.lm(input_ids=ids).logits[0].double().log_softmax(-1)
             expected.append(logits[:-1].gather(1, ids[0, 1:, None])[:, 0])
-    torch.testing.assert_close(logprobs, torch.cat(expected).float(), rtol=1e-4, atol=1e-4)
+    assert_close(logprobs, torch.cat(expected).float(), TINY_MODELS)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -140,10 +141,10 @@ def test_training_drops_nothing_out(name, folders, tmp_path):
     file.write_text(json.dumps(config | rates))
     model, plain = make_score_model(lossy, ScoreInfo("reward")), make_score_model(folders(name), ScoreInfo("reward"))
     rows = pack_rows(sequences()[0], LENGTHS, 16)
-    torch.testing.assert_close(model.train()(rows, ENDS), plain.eval()(rows, ENDS))
+    assert_close(model.train()(rows, ENDS), plain.eval()(rows, ENDS), TINY_MODELS)
     assert all(getattr(model.backbone.config, rate) == 0.5 for rate in rates)
     policy, steady = PolicyModel.load(lossy, torch.float32).train(), PolicyModel.load(folders(name), torch.float32)
-    torch.testing.assert_close(policy(rows, ENDS[[0, 1, 3]]), steady.eval()(rows, ENDS[[0, 1, 3]]))
+    assert_close(policy(rows, ENDS[[0, 1, 3]]), steady.eval()(rows, ENDS[[0, 1, 3]]), TINY_MODELS)
 
 
 @pytest.mark.parametrize("name", ["llama", "opt"])
@@ -166,7 +167,7 @@ def test_an_encoder_is_run_one_sequence_a_row():
     backbone = BertModel(BertConfig(**{k: v for k, v in SIZE.items() if v is not None}), add_pooling_layer=False)
     model = ScoreModel(backbone.eval(), ScoreInfo("reward"))
     assert not isolates_sequences(backbone)
-    torch.testing.assert_close(scores(model), scores_one_by_one(model), rtol=1e-5, atol=1e-5)
+    assert_close(scores(model), scores_one_by_one(model), TINY_MODELS)
 
 
 def test_one_per_row_keeps_every_token():
@@ -186,7 +187,7 @@ def test_a_critic_begins_with_the_scores_and_has_no_normaliser(folders, tmp_path
         critic = load_critic(tmp_path / "score", torch.float32)
         assert critic.info == ScoreInfo("critic")
         assert critic.score_head.bias is not None
-        torch.testing.assert_close(scores(critic), scores(model), rtol=1e-5, atol=1e-6)
+        assert_close(scores(critic), scores(model), TINY_MODELS)
     with pytest.raises(ValueError, match="a critic is not normalised"):
         ScoreInfo("critic", std=2.0)
 
@@ -230,7 +231,7 @@ def test_the_published_layout_is_read(kind, pickled, do_normalize, folders, tmp_
             hidden = backbone(input_ids=torch.from_numpy(tokens)[None]).last_hidden_state[0, -1]
             raw = hidden @ tensors["score_head.weight"][0] + 0.3
             expected.append((raw - shift) / scale)
-    torch.testing.assert_close(scores(model), torch.stack(expected), rtol=1e-5, atol=1e-5)
+    assert_close(scores(model), torch.stack(expected), TINY_MODELS)
 
 
 def test_a_published_model_in_several_files_and_without_a_bias(folders, tmp_path):
@@ -278,7 +279,7 @@ def test_the_published_layout_is_written(name, folders, tmp_path):
         save_pku(model, tmp_path / "pku", folders(name))
         loaded = load_score_model(tmp_path / "pku", torch.float32)
         assert loaded.info.score_type == info.score_type
-        torch.testing.assert_close(scores(loaded), scores(model), rtol=1e-5, atol=1e-6)
+        assert_close(scores(loaded), scores(model), TINY_MODELS)
     config, tensors = (
         json.loads((tmp_path / "pku" / "config.json").read_text()),
         load_file(tmp_path / "pku/model.safetensors"),
@@ -328,9 +329,9 @@ def test_a_plain_sequence_classifier_gives_the_same_scores(name, folders, tmp_pa
         expected = scores(model)
         assert save_classifier(model, tmp_path / "classifier", folders(name)) == 0.0
         assert torch.equal(scores(model), expected)  # the model itself is left as it was
-        torch.testing.assert_close(transformers_scores(tmp_path / "classifier"), expected, rtol=1e-5, atol=1e-5)
+        assert_close(transformers_scores(tmp_path / "classifier"), expected, TINY_MODELS)
         loaded = load_score_model(tmp_path / "classifier", torch.float32)
-        torch.testing.assert_close(scores(loaded), expected, rtol=1e-5, atol=1e-5)
+        assert_close(scores(loaded), expected, TINY_MODELS)
         assert (loaded.info.score_type, loaded.info.safe_mean) == (model.info.score_type, model.info.safe_mean)
 
 
@@ -344,12 +345,8 @@ def test_an_offset_that_cannot_be_represented_is_refused_or_noted(name, folders,
     with pytest.raises(CastorError, match=r"constant offset of 0.25.*--drop-offset"):
         save_classifier(reward, tmp_path / "classifier", folders(name))
     assert save_classifier(reward, tmp_path / "classifier", folders(name), drop_offset=True) == pytest.approx(0.25)
-    torch.testing.assert_close(
-        transformers_scores(tmp_path / "classifier") + 0.25, scores(reward), rtol=1e-5, atol=1e-5
-    )
-    torch.testing.assert_close(
-        scores(load_score_model(tmp_path / "classifier", torch.float32)), scores(reward), rtol=1e-5, atol=1e-5
-    )
+    assert_close(transformers_scores(tmp_path / "classifier") + 0.25, scores(reward), TINY_MODELS)
+    assert_close(scores(load_score_model(tmp_path / "classifier", torch.float32)), scores(reward), TINY_MODELS)
 
 
 def test_a_tokenizer_that_pads_with_its_end_of_text_cannot_be_a_classifiers(folders, tmp_path):
@@ -379,7 +376,7 @@ def test_a_sequence_classifier_of_one_label_is_a_reward_model(folders, tmp_path)
     assert model.info == ScoreInfo("reward")
     with torch.no_grad():
         expected = [classifier(input_ids=torch.from_numpy(tokens)[None]).logits[0, 0] for tokens in sequences()[1]]
-    torch.testing.assert_close(scores(model), torch.stack(expected), rtol=1e-5, atol=1e-5)
+    assert_close(scores(model), torch.stack(expected), TINY_MODELS)
 
 
 def test_a_language_model_is_no_score_model(folders):
@@ -397,7 +394,7 @@ def test_export_on_the_command_line(folders, tmp_path):
         assert result.exit_code == 0, result.output
         assert str(target) in result.output
         loaded = load_score_model(target, torch.float32)
-        torch.testing.assert_close(scores(loaded), scores(model), rtol=1e-5, atol=1e-5)
+        assert_close(scores(loaded), scores(model), TINY_MODELS)
         source = target
         rounded = [str(tmp_path / "cost"), str(tmp_path / f"{layout}-16"), "--as", layout, "--dtype", "bfloat16"]
         assert CliRunner().invoke(app, ["export", *rounded]).exit_code == 0

@@ -18,6 +18,7 @@ from castor.models.load import load_score_model
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import make_demo_model
 from castor.scoring.experience_scorer import TextScorer, TokenScorer, model_scorer
+from tests.numerics import TINY_MODELS, assert_close
 
 ENGINE = Engine(micro_batch_tokens=200, pack_length=64)
 
@@ -85,14 +86,14 @@ def test_a_model_with_another_tokenizer_scores_the_text_itself(tiny_models, bpe_
     assert isinstance(scorer, TextScorer)
     scores = scorer.score(as_experience(template, chosen))
     assert scores.dtype == np.float32
-    np.testing.assert_allclose(scores, direct(bpe_reward, chosen), atol=1e-5)
+    assert_close(scores, direct(bpe_reward, chosen), TINY_MODELS)
 
 
 def test_a_format_of_its_own_is_used(tiny_models, bpe_reward, exchanges):
     policy, template = ModelReference(tiny_models.policy), template_of(tiny_models.policy)
     chosen = known_words(template, exchanges, 6)
     scores = model_scorer(bpe_reward, ENGINE, policy, template="pku").score(as_experience(template, chosen))
-    np.testing.assert_allclose(scores, direct(bpe_reward, chosen, "pku"), atol=1e-5)
+    assert_close(scores, direct(bpe_reward, chosen, "pku"), TINY_MODELS)
     assert not np.allclose(scores, direct(bpe_reward, chosen), atol=1e-3)
 
 
@@ -101,7 +102,7 @@ def test_a_model_with_the_policys_tokenizer_reads_its_tokens(tiny_models, exchan
     scorer = model_scorer(tiny_models.cost, ENGINE, policy)
     assert isinstance(scorer, TokenScorer)
     scores = scorer.score(as_experience(template, exchanges[:9]))
-    np.testing.assert_allclose(scores, direct(tiny_models.cost, exchanges[:9]), atol=1e-5)
+    assert_close(scores, direct(tiny_models.cost, exchanges[:9]), TINY_MODELS)
 
 
 def test_a_text_too_long_for_the_other_tokenizer_is_an_error(tiny_models, bpe_reward):

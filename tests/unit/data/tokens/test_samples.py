@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from castor.data.tokens.samples import TOKENS_FILE, Samples
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
+from tests.numerics import assert_close, tolerance
 
 
 class Letters:
@@ -96,10 +97,10 @@ def test_packed_and_padded_give_the_same_language_model_loss_and_gradient():
     logits = lm(input_ids=ids, attention_mask=mask).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
     expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # log-probabilities are float32
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance(1.0, 50))  # the softmax over 50 is float32
     theirs = gradients(lm)
     for name, gradient in gradients(ours.lm).items():
-        torch.testing.assert_close(gradient, theirs[name], rtol=1e-5, atol=1e-5)
+        assert_close(gradient, theirs[name], summands=50)
 
 
 def test_packed_and_padded_give_the_same_scores_and_gradient():
@@ -114,6 +115,6 @@ def test_packed_and_padded_give_the_same_scores_and_gradient():
     hidden = ours.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
     expected = ours.score_head(hidden[torch.arange(len(ids)), packed.lengths - 1]).squeeze(-1)
     expected.square().sum().backward()
-    torch.testing.assert_close(scores.double(), expected, rtol=1e-6, atol=1e-6)
+    assert_close(scores, expected, summands=1)
     for name, gradient in gradients(ours).items():
-        torch.testing.assert_close(grad[name], gradient, rtol=1e-5, atol=1e-6)
+        assert_close(grad[name], gradient, summands=len(packed.lengths))
