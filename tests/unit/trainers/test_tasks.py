@@ -12,7 +12,7 @@ from castor.data.rows.schemas import Exchange, PreferenceRow, QARow, parse_row
 from castor.data.tokens.samples import Samples
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.models.policy import PolicyModel
-from castor.models.score import ScoreInfo, ScoreModel
+from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import make_demo_model
 from castor.synthetic.corpus import demonstrations, preference_rows
 from tests.numerics import TINY_MODELS, assert_close, tolerance
@@ -374,3 +374,16 @@ def test_a_head_without_a_bias_is_trained_and_saved(folder, template, tmp_path):
         raw = task.observe(model.eval(), samples.pack(everything(samples), 64))
     task.save(tmp_path / "score", model, dict(model.state_dict()), [raw])
     assert ScoreModel.load(tmp_path / "score", torch.float32).score_head.bias is None
+
+
+def test_a_stage_goes_on_with_the_head_of_a_model_of_its_kind(folder, tmp_path):
+    torch.manual_seed(4)
+    model = ScoreModel.from_backbone(folder, ScoreInfo("reward", 0.3, 2.0), torch.float32)
+    save_score_model(tmp_path / "reward", model.backbone, dict(model.state_dict()), model.info, folder)
+    for stage, goes_on in ((Reward(data=DATA), True), (Cost(data=DATA), False)):
+        task = make_task(stage, PREFERENCES, tmp_path / "reward")
+        started = task.load(torch.float32)
+        assert torch.equal(started.score_head.weight, model.score_head.weight) == goes_on
+        assert started.info == ScoreInfo("reward" if goes_on else "cost")
+        assert ("goes on with the head" if goes_on else "fresh head") in task.start_line()
+    assert make_task(Reward(data=DATA), PREFERENCES, folder).start_line() is None
