@@ -12,19 +12,10 @@ import ray
 from actors.group import node_id
 from castor.config.rlhf import Rollout
 from castor.experience import Experience
-from engines.weights import HeldWeights, WeightUpdate
+from engines.weights.base import LoadedWeights, Proof, WeightUpdate
 
 if TYPE_CHECKING:  # importing vLLM takes 20 s: only the workers do
     from engines.vllm_engine import Response
-
-VLLM_ENV = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the in-process executor needs it; AsyncLLM keeps its one engine process
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_PLUGINS": "",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
 
 
 @dataclass(frozen=True)
@@ -65,22 +56,19 @@ class RolloutWorker:
         limit = config.max_prompt_tokens + config.max_new_tokens
         context = context_length(model, trust_remote_code)
         self.engine = make_engine(model, config, min(limit, context or limit), trust_remote_code)
-        self.held = HeldWeights(self.engine.load_weights)
-        self.version = 0
+        self.weights = LoadedWeights(self.engine.load_weights)
 
     def ready(self) -> int:
-        """Answers once the engine is up: the version it holds."""
-        return self.version
+        """Answers once the engine is up: the version of its weights."""
+        return self.weights.version
 
     def node(self) -> str:
         """The node this worker runs on."""
         return node_id()
 
-    def load_weights(self, update: WeightUpdate) -> tuple[int, str]:
-        """Take over new weights; returns the version and the digest of the bytes that were loaded."""
-        digest = self.held.take(update, self.version)
-        self.version = update.version
-        return self.version, digest
+    def load_weights(self, update: WeightUpdate) -> Proof:
+        """Take over new weights; returns the version and the digest of what was loaded."""
+        return self.weights.take(update)
 
     def generate(self, requests: Sequence[PromptRequest], decode: bool) -> Iterator[Experience | ChunkInfo]:
         """Streams pairs (Experience, ChunkInfo), each as soon as `chunk_size` responses are finished.

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from actors.cluster import cluster
+from actors.folder_weights import FolderWeights
 from actors.group import get
 from actors.scorer import PolicyText
 from actors.signal import SignalModels
@@ -21,7 +22,6 @@ from castor.data.rows.load import load_prompts
 from castor.data.sources.report import RowReport
 from castor.data.tokens.prompt_stream import PromptStream
 from castor.run.folder import RunFolder
-from engines.weights import FolderWeights
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
 

@@ -25,7 +25,7 @@ class PolicyServer:
     def __init__(self, name: str, folder: Path, max_model_len: int, config: Serve) -> None:
         import torch
 
-        from actors.rollout import VLLM_ENV
+        from engines.vllm_arguments import VLLM_ENV
 
         os.environ.update(VLLM_ENV)  # before vLLM and transformers are imported; the engine's process inherits it
         torch.set_num_threads(config.resources.threads)  # vLLM turns later calls into no-ops
@@ -35,9 +35,12 @@ class PolicyServer:
         """Start the engine and return vLLM's FastAPI app around it. Called by Serve once, in the replica's loop."""
         from castor.data.tokens.template import load_tokenizer
         from engines.openai_app import start_openai_app
+        from engines.vllm_arguments import engine_arguments
 
-        template = chat_template(load_tokenizer(str(self.folder), self.config.trust_remote_code), self.config.template)
-        self.engine, app = await start_openai_app(self._engine_kwargs(), template)
+        config = self.config
+        arguments = engine_arguments(str(self.folder), config, self.max_model_len, config.trust_remote_code)
+        template = chat_template(load_tokenizer(str(self.folder), config.trust_remote_code), config.template)
+        self.engine, app = await start_openai_app(arguments | {"served_model_name": [self.name]}, template)
         return app
 
     async def check_health(self) -> None:
@@ -47,27 +50,6 @@ class PolicyServer:
     def __del__(self) -> None:
         if hasattr(self, "engine"):  # absent when the engine could not be started
             self.engine.shutdown(timeout=ENGINE_STOP_S)
-
-    def _engine_kwargs(self) -> dict[str, Any]:
-        import torch
-
-        from castor.models.device import resolve_dtype
-
-        config = self.config
-        kwargs: dict[str, Any] = {
-            "model": str(self.folder),
-            "served_model_name": [self.name],
-            "dtype": str(resolve_dtype(config.dtype)).removeprefix("torch."),
-            "max_model_len": self.max_model_len,
-            "max_num_seqs": config.max_num_seqs,
-            "tensor_parallel_size": config.tensor_parallel_size,
-            "distributed_executor_backend": "uni" if config.tensor_parallel_size == 1 else "mp",
-            "trust_remote_code": config.trust_remote_code,
-            "disable_log_stats": True,
-        }
-        if torch.cuda.is_available():
-            return kwargs | {"gpu_memory_utilization": config.gpu_memory_utilization}
-        return kwargs | {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
 
 
 def policy_app(name: str, folder: Path, max_model_len: int, config: Serve) -> Application:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import ray
 
+from actors.folder_weights import FolderWeights
 from actors.group import START_TIMEOUT_S, actor_options, get
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, RolloutPool, request_seed
@@ -21,7 +22,6 @@ from castor.models.moderation import read_moderation_info
 from castor.run.check import evaluated
 from castor.synthetic.judge import judge
 from castor.synthetic.prompts import find_prompt
-from engines.weights import FolderWeights
 from trainers.context import Context
 from trainers.prompts import check_context, fitting_prompts
 from trainers.results import responses_file

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from castor.data.tokens.template import load_tokenizer
+from castor.io.checkpoint import atomic_folder
 from castor.io.errors import CastorError
 from castor.models.backbone import (
     check_loaded,
@@ -18,6 +22,8 @@ from castor.models.backbone import (
     model_inputs,
 )
 from castor.packing import PackedRows
+
+PREFIX = "lm."  # of a parameter in a PolicyModel; outside it weights go under their Hugging Face names
 
 
 class PolicyModel(nn.Module):
@@ -73,6 +79,19 @@ class PolicyModel(nn.Module):
         if with_entropy:
             result = torch.stack([result, -(distribution.exp() * distribution).sum(-1)])
         return result + 0.0 * logits.sum() if len(positions) == 0 else result
+
+
+def save_policy(
+    folder: Path, model: nn.Module, weights: Mapping[str, Tensor], source: str, trust_remote_code: bool
+) -> None:
+    """Write a policy as a Hugging Face folder with the tokenizer of `source`, whole or not at all.
+
+    `weights` are the full ones, by the names of `model`, a `PolicyModel`, or by their Hugging Face names.
+    """
+    assert isinstance(model, PolicyModel)
+    with atomic_folder(folder) as aside:
+        model.lm.save_pretrained(aside, state_dict={k.removeprefix(PREFIX): v for k, v in weights.items()})
+        load_tokenizer(source, trust_remote_code).save_pretrained(aside)
 
 
 def context_length(model: str, trust_remote_code: bool = False) -> int | None:

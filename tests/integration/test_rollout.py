@@ -7,6 +7,7 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
+from actors.folder_weights import FolderWeights
 from actors.group import get
 from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool
@@ -14,7 +15,6 @@ from castor.config.rlhf import Rollout
 from castor.experience import Experience
 from castor.models.policy import PolicyModel
 from engines.batch import make_micro_batch
-from engines.weights import FolderWeights
 
 ROLLOUT = Rollout(workers=2, max_prompt_tokens=64, max_new_tokens=24, chunk_size=4, max_num_seqs=16, kv_cache_mib=64)
 

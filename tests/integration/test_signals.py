@@ -7,12 +7,12 @@ import ray
 from actors.group import ActorGroup, get
 from actors.scorer import PolicyText
 from actors.signal import SignalModels, SignalWorker
+from actors.step_batch import StepBatch
 from castor.config.rlhf import RLHF
 from castor.config.training import Resources
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.io.errors import CastorError
-from engines.batch import StepBatch
 
 MODULE = """
 def length(prompts, responses): return [len(response.split()) for response in responses]

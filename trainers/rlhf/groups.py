@@ -80,10 +80,10 @@ class Groups:
         a forward pass is a collective, all of them share the chunk.
         """
         if self.reference is not None:
-            return turn(self.reference.handles, number).logprobs.remote(experience)
+            return round_robin(self.reference.handles, number).logprobs.remote(experience)
         if self.config.learner.engine.zero_stage == 3:
             return self.learner.call("reference_logprobs", experience)[0]
-        return turn(self.learner.handles, number).reference_logprobs.remote(experience)
+        return round_robin(self.learner.handles, number).reference_logprobs.remote(experience)
 
     def nodes(self) -> dict[str, str]:
         """Which node the first actor of each group runs on."""
@@ -104,8 +104,8 @@ class Groups:
             ray.kill(self.multipliers)
 
 
-def turn(handles: Sequence[Any], number: int) -> Any:
-    """The actor whose turn it is to work on chunk `number`."""
+def round_robin(handles: Sequence[Any], number: int) -> Any:
+    """The actor that works on chunk `number`: they take turns."""
     return handles[number % len(handles)]
 
 

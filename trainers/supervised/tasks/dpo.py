@@ -14,9 +14,8 @@ from castor.algorithms.dpo import dpo_loss, reward_margins, safedpo_loss, safety
 from castor.config.dpo import DPO
 from castor.data.rows.schemas import Exchange, PreferenceRow
 from castor.data.tokens.samples import PackedSamples, Samples
-from castor.models.policy import PolicyModel
+from castor.models.policy import PolicyModel, save_policy
 from trainers.supervised.reference_logprobs import reference_logprobs, response_logprobs
-from trainers.supervised.tasks.sft import save_policy
 from trainers.supervised.tasks.task import Forward, Task
 
 

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from castor.config.supervised import SFT
 from castor.data.rows.schemas import Exchange, QARow
 from castor.data.tokens.samples import PackedSamples, Samples
-from castor.data.tokens.template import load_tokenizer
-from castor.io.checkpoint import atomic_folder
-from castor.models.policy import PolicyModel
+from castor.models.policy import PolicyModel, save_policy
 from trainers.supervised.tasks.task import Forward, Task
 
 
@@ -53,11 +51,3 @@ class SFTTask(Task):
     def save(self, folder: Path, model: nn.Module, weights: dict[str, Tensor], outputs: Sequence[Tensor]) -> None:
         """See `Task`: a Hugging Face folder."""
         save_policy(folder, model, weights, self.source, self.stage.trust_remote_code)
-
-
-def save_policy(folder: Path, model: nn.Module, weights: dict[str, Tensor], source: str, trust: bool) -> None:
-    """Write a policy of the given full weights and the tokenizer of `source`, whole or not at all."""
-    assert isinstance(model, PolicyModel)
-    with atomic_folder(folder) as aside:
-        model.lm.save_pretrained(aside, state_dict={k.removeprefix("lm."): v for k, v in weights.items()})
-        load_tokenizer(source, trust).save_pretrained(aside)

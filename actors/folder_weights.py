@@ -1,0 +1,23 @@
+"""The weights of finished models, published from their folders: evaluation samples from several with one engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray
+from safetensors.torch import load_file
+
+from engines.weights.base import WeightUpdate
+from engines.weights.host import Sender
+
+
+@ray.remote(num_cpus=0)
+class FolderWeights:
+    """Publishes the weights of Hugging Face folders. What it has published lives as long as this actor."""
+
+    def publish(self, folder: str, version: int) -> WeightUpdate | None:
+        """The folder's safetensors as `version`. Raises FileNotFoundError when there are none."""
+        files = sorted(Path(folder).glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(f"{folder} holds no *.safetensors file")
+        return Sender(keep=True).send((pair for file in files for pair in load_file(file).items()), version)
