@@ -67,6 +67,7 @@ def _whole_prompts(max_num_seqs: int, max_length: int) -> dict[str, Any]:
 
     vLLM takes back the random number that a request with a seed has drawn after a part of its prompt, which a CPU's
     generator cannot do: the engine would die. A step has room for the longest sequence beside responses under way.
+    (vLLM logs that it does not officially support this; it does so itself for models with MLA on a CPU.)
     """
     room = max(CPU_PREFILL_TOKENS, max_length + max_num_seqs)
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": min(room, max_num_seqs * max_length)}
