@@ -60,13 +60,13 @@ def get(refs: Any, timeout_s: float, what: str) -> Any:
     except RayActorError as error:
         raise ActorFailure(f"{what} died: {error}") from error
     except RayTaskError as error:
-        if (told := _told(error)) is not None:
-            raise CastorError(str(told)) from error
+        if (cause := _castor_error(error)) is not None:
+            raise CastorError(str(cause)) from error
         raise
 
 
-def _told(error: BaseException | None) -> CastorError | None:
-    """What a user can put right, from under the wrapping of every call the error passed through."""
+def _castor_error(error: BaseException | None) -> CastorError | None:
+    """The CastorError under the wrapping that every remote call adds; None: there is none."""
     while isinstance(error, RayTaskError):
         error = error.cause
     return error if isinstance(error, CastorError) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from actors.group import SpmdActor
-from actors.multipliers import Prices, effective_kl_coeff
+from actors.multipliers import Coefficients, effective_kl_coeff
+from actors.step_batch import StepBatch, read
 from castor.algorithms.advantages import combine
 from castor.algorithms.kl import k3
 from castor.algorithms.losses import clipped_policy_loss
@@ -24,18 +25,18 @@ from castor.data.rows.schemas import QARow
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.model_reference import ModelReference
-from castor.models.policy import save_language_model
+from castor.models.policy import LM, save_language_model
 from engines.batch import (
     MiniBatch,
-    StepBatch,
     forward_shared,
     make_micro_batch,
     max_over_ranks,
     plan_mini_batches,
-    read,
+    seed_step,
     sum_over_ranks,
 )
-from engines.weights import WeightUpdate, publish
+from engines.weights.base import Tensors, WeightUpdate
+from engines.weights.host import Sender
 
 
 @ray.remote
@@ -57,7 +58,7 @@ class LearnerWorker(SpmdActor):
         torch.manual_seed(self.seed)
         self.device = device()
         policy = PolicyModel.load(model, resolve_dtype(self.learner.engine.dtype))
-        self.lm = policy.lm
+        self.policy = policy
         self.adapter = None
         if config.policy.lora is not None:
             from engines.adapter import Adapter
@@ -65,6 +66,7 @@ class LearnerWorker(SpmdActor):
             self.adapter = Adapter(policy, config.policy.lora, self.rank, self.world_size)
         updates = self.config.steps * self.learner.update_iters * self.learner.mini_batches
         self.engine = TrainEngine(policy, self.learner.engine, updates)
+        self.sender = Sender(keep=self.rank == 0)
         self.ptx = None
         if self.learner.ptx is not None:
             from actors.ptx import PTXStream
@@ -80,14 +82,16 @@ class LearnerWorker(SpmdActor):
         experience = Experience.concatenate(read(batch.experience))
         return _kl_per_response(experience, np.concatenate(read(batch.reference))), len(experience)
 
-    def step(self, step: int, batch: StepBatch, advantages: dict[str, Any], prices: Prices | None) -> dict[str, float]:
+    def step(
+        self, step: int, batch: StepBatch, advantages: dict[str, Any], coefficients: Coefficients | None
+    ) -> dict[str, float]:
         """One policy update. Collective.
 
         Args:
             step: number of the step; with the seed it decides the mini-batches.
             batch: the step's experience.
             advantages: per signal, a ref to its advantages [R] float32.
-            prices: the multipliers of this batch; None without constraints.
+            coefficients: of this batch; None where nothing is adapted.
 
         Returns:
             Metrics over all ranks: actor_loss (of the surrogate alone), clip_fraction, bounded_log_ratios (response
@@ -105,11 +109,11 @@ class LearnerWorker(SpmdActor):
             FloatingPointError: a gradient is not finite.
 
         """
-        self._seed(step)
+        seed_step(self.seed, step, self.rank)
         experience = Experience.concatenate(read(batch.experience))
         columns = {
             "reference": np.concatenate(read(batch.reference)),
-            "advantages": self._combined(advantages, prices),
+            "advantages": self._combined(advantages, coefficients),
         }
         plan = plan_mini_batches(
             experience,
@@ -125,7 +129,7 @@ class LearnerWorker(SpmdActor):
             columns["fresh"] = (experience.versions == step - 1).astype(np.float32)
             if self.learner.update_iters * self.learner.mini_batches > 1:  # else the one update's own forward pass
                 columns["proximal"] = self._proximal(experience)
-        kl_coeff = 0.0 if self.config.advantage.kl_in_reward else effective_kl_coeff(self.config, prices)
+        kl_coeff = 0.0 if self.config.advantage.kl_in_reward else effective_kl_coeff(self.config, coefficients)
         updates: list[dict[str, float]] = []
         for mini in plan:
             sums = self._accumulate(experience, mini, columns, kl_coeff)
@@ -157,13 +161,8 @@ class LearnerWorker(SpmdActor):
             "learning_rate": self.engine.learning_rate,
         }
 
-    def _seed(self, step: int) -> None:
-        """Dropout of a step follows from seed, step and rank, so that no state has to be kept."""
-        sequence = np.random.SeedSequence([self.seed, step, self.rank])
-        torch.manual_seed(int(sequence.generate_state(1)[0]))
-
-    def _combined(self, advantages: dict[str, Any], prices: Prices | None) -> NDArray[np.float32]:
-        """[R] float32 combined advantages under the prices of this batch."""
+    def _combined(self, advantages: dict[str, Any], coefficients: Coefficients | None) -> NDArray[np.float32]:
+        """[R] float32 combined advantages under the multipliers of this batch."""
         names = [name for name in advantages if self.config.trains_policy(name)]
         arrays = read([advantages[name] for name in names])
         streams = {name: torch.from_numpy(np.array(array)) for name, array in zip(names, arrays, strict=True)}
@@ -175,8 +174,8 @@ class LearnerWorker(SpmdActor):
             objectives,
             weights,
             constraints,
-            prices.values if prices else {},
-            objective_share=prices.objective_share if prices else 1.0,
+            coefficients.multipliers if coefficients else {},
+            objective_share=coefficients.objective_share if coefficients else 1.0,
             plain=self.config.advantage.combination == "plain",
         ).numpy()
 
@@ -309,8 +308,8 @@ class LearnerWorker(SpmdActor):
     def publish(self, version: int) -> WeightUpdate | None:
         """The policy's weights as `version`, from rank 0. Collective."""
         if self.adapter is not None:
-            return self.adapter.publish(self.engine, version)
-        return publish(self._weights(), version, keep=self.rank == 0)
+            return self.adapter.publish(self.engine, self.sender, version)
+        return self.sender.send(self._weights(), version)
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder, whole or not at all. Collective; rank 0 writes.
@@ -319,19 +318,21 @@ class LearnerWorker(SpmdActor):
         """
         if self.adapter is not None:
             self.adapter.save(self.engine, folder, self.model.name)
-        weights = {name: tensor for name, tensor in self._weights() if self.rank == 0}
+        weights = {name: tensor.to("cpu", copy=True) for name, tensor in self._weights() if self.rank == 0}
         if self.rank == 0:
-            save_language_model(folder, self.lm, weights, self.model)
+            save_language_model(folder, self.policy.lm, weights, self.model)
 
-    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The policy's whole weights under their Hugging Face names, on the CPU. Collective."""
+    def _weights(self) -> Tensors:
+        """The policy's whole weights under their Hugging Face names, on the device. Collective.
+
+        Each holds its values until the next one is asked for.
+        """
         if self.adapter is not None:
             return self.adapter.merged(self.engine)
-        return ((name.removeprefix(_PREFIX), tensor) for name, tensor in self.engine.named_tensors())
+        return ((name.removeprefix(LM), tensor) for name, tensor in self.engine.whole_tensors(lambda name: True))
 
 
 IMPORTANCE = ("importance_mean", "importance_truncated_share")  # metrics of the ratio before truncation, per token
-_PREFIX = "lm."  # PolicyModel holds the language model as `lm`; weights travel under their Hugging Face names
 
 
 def _kl_per_response(experience: Experience, reference: NDArray[np.float32]) -> float:

@@ -9,22 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from actors.step_batch import read
 from castor.algorithms.constraints import Limit
 from castor.algorithms.kl import adapted_coefficient
 from castor.algorithms.multipliers import MultiplierState, initial_state, update, violated
 from castor.config.rlhf import RLHF
 from castor.io.files import read_json, write_json
-from engines.batch import read
 
 
 @dataclass(frozen=True)
-class Prices:
-    """The multipliers of one batch. `version` counts updates: the loss uses this object, and so does the log."""
+class Coefficients:
+    """What weighs the terms of one update's loss: λ of every constraint, β, and whether the objectives count (CRPO).
+
+    `version` counts updates. The loss uses this object, and so does the log.
+    """
 
     version: int
-    values: dict[str, float]
+    multipliers: dict[str, float]  # λ per constraint; of rule crpo 1 in a cost step, else 0
     mean_costs: dict[str, float]  # of the window, per constraint
-    objective_share: float = 1.0  # 0 in a cost step of CRPO: the objectives wait
+    objective_share: float = 1.0  # 0 in a cost step of rule crpo: the objectives wait
     kl_coeff: float | None = None  # None: the config's
     telemetry: dict[str, dict[str, float]] = field(default_factory=dict)  # per constraint: `MultiplierState.telemetry`
 
@@ -47,7 +50,9 @@ class MultiplierOwner:
         if state_file.is_file():
             self.set_state(read_json(state_file))
 
-    def update(self, version: int, costs: Mapping[str, Sequence[Any]], kl: tuple[float, int] | None = None) -> Prices:
+    def update(
+        self, version: int, costs: Mapping[str, Sequence[Any]], kl: tuple[float, int] | None = None
+    ) -> Coefficients:
         """The update that leads to `version`, from refs to each constraint's scores [N_i] float32, in order.
 
         `kl` is the batch's mean KL in nats a response and its number of responses, where the coefficient is adapted.
@@ -67,32 +72,32 @@ class MultiplierOwner:
             write_json(self.state_file, self.state())
         elif version != self.version:
             raise ValueError(f"multiplier version {version} asked for at version {self.version}: an update was lost")
-        return self._prices()
+        return self._coefficients()
 
-    def _prices(self) -> Prices:
-        values = {name: state.value for name, state in self.states.items()}
-        turn = self._cost_turn()
-        if turn is not None:
-            values[turn] = 1.0
-        return Prices(
+    def _coefficients(self) -> Coefficients:
+        multipliers = {name: state.value for name, state in self.states.items()}
+        lowered = self._constraint_to_lower()
+        if lowered is not None:
+            multipliers[lowered] = 1.0
+        return Coefficients(
             version=self.version,
-            values=values,
+            multipliers=multipliers,
             mean_costs={name: state.mean_cost for name, state in self.states.items()},
-            objective_share=1.0 if turn is None else 0.0,
+            objective_share=1.0 if lowered is None else 0.0,
             kl_coeff=self.kl_coeff if self.advantage.kl_target is not None else None,
-            telemetry={name: {**state.telemetry(), "lambda": values[name]} for name, state in self.states.items()},
+            telemetry={name: {**state.telemetry(), "lambda": multipliers[name]} for name, state in self.states.items()},
         )
 
-    def _cost_turn(self) -> str | None:
-        """The constraint that this step lowers instead of raising the objectives (rule crpo)."""
-        turns = {
+    def _constraint_to_lower(self) -> str | None:
+        """The constraint that this step lowers instead of raising the objectives (rule crpo); None: it raises them."""
+        violations = {
             name: state.violation
             for name, state in self.states.items()
             if state.rule == "crpo"
             and state.violation is not None
             and state.updates > self.rules[name].lambda_update_delay_steps
         }
-        return violated(turns, {name: self.rules[name].tolerance for name in turns})
+        return violated(violations, {name: self.rules[name].tolerance for name in violations})
 
     def state(self) -> dict[str, Any]:
         """Everything an equal continuation needs, as JSON values."""
@@ -109,6 +114,8 @@ class MultiplierOwner:
         self.states = {name: MultiplierState.from_json(values) for name, values in state["states"].items()}
 
 
-def effective_kl_coeff(config: RLHF, prices: Prices | None) -> float:
-    """β of a batch: the adapted one where the prices hold one, else the config's."""
-    return config.advantage.kl_coeff if prices is None or prices.kl_coeff is None else prices.kl_coeff
+def effective_kl_coeff(config: RLHF, coefficients: Coefficients | None) -> float:
+    """β of a batch: the adapted one where the coefficients hold one, else the config's."""
+    if coefficients is None or coefficients.kl_coeff is None:
+        return config.advantage.kl_coeff
+    return coefficients.kl_coeff

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from castor.config.training import Engine
 from castor.experience import Experience
-from castor.model_reference import ModelReference
+from castor.model_reference import ModelLike
 
 
 @ray.remote
 class ReferenceWorker:
     """One replica of the reference policy."""
 
-    def __init__(self, model: str, engine: Engine, temperature: float, threads: int, trust_remote_code: bool) -> None:
+    def __init__(self, model: ModelLike, engine: Engine, temperature: float, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
@@ -23,7 +23,7 @@ class ReferenceWorker:
         from castor.models.policy import PolicyModel
 
         self.name, self.engine, self.temperature, self.device = model, engine, temperature, device()
-        policy = PolicyModel.load(ModelReference(model, None, trust_remote_code), resolve_dtype(engine.dtype))
+        policy = PolicyModel.load(model, resolve_dtype(engine.dtype))
         self.policy = policy.eval().requires_grad_(False).to(self.device)
 
     def ready(self) -> None:

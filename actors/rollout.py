@@ -14,18 +14,10 @@ from castor.config.rlhf import Rollout
 from castor.data.tokens.prompt_stream import Prompt
 from castor.experience import Experience
 from castor.model_reference import ModelReference
-from engines.weights import HeldWeights, WeightUpdate
+from engines.weights.base import LoadedWeights, Proof, WeightUpdate
 
 if TYPE_CHECKING:  # importing vLLM takes 20 s: only the workers do
     from engines.vllm_engine import Response
-
-VLLM_ENV = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the in-process executor needs it; AsyncLLM keeps its one engine process
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_PLUGINS": "",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class RolloutWorker:
     generation. As `ContinuingWorker` it takes weights in between, where they are sent to the group `WEIGHTS`.
     """
 
-    def __init__(self, model: str, config: Rollout, threads: int, trust_remote_code: bool) -> None:
+    def __init__(self, model: ModelReference, config: Rollout, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)  # vLLM turns later calls into no-ops
@@ -62,27 +54,23 @@ class RolloutWorker:
         from engines.vllm_engine import make_engine
 
         self.config = config
-        source = ModelReference(model, None, trust_remote_code)
-        self.tokenizer = load_tokenizer(source)
+        self.tokenizer = load_tokenizer(model)
         limit = config.max_prompt_tokens + config.max_new_tokens
-        context = context_length(source)
-        self.engine = make_engine(str(source.local()), config, min(limit, context or limit), trust_remote_code)
-        self.held = HeldWeights(self.engine.load_weights)
-        self.version = 0
+        longest = min(limit, context_length(model) or limit)
+        self.engine = make_engine(str(model.local()), config, longest, model.trust_remote_code)
+        self.weights = LoadedWeights(self.engine.load_weights)
 
     def ready(self) -> int:
-        """Answers once the engine is up: the version it holds."""
-        return self.version
+        """Answers once the engine is up: the version of its weights."""
+        return self.weights.version
 
     def node(self) -> str:
         """The node this worker runs on."""
         return node_id()
 
-    def load_weights(self, update: WeightUpdate) -> tuple[int, str]:
-        """Take over new weights; returns the version and the digest of the bytes that were loaded."""
-        digest = self.held.take(update, self.version)
-        self.version = update.version
-        return self.version, digest
+    def load_weights(self, update: WeightUpdate) -> Proof:
+        """Take over new weights; returns the version and the digest of what was loaded."""
+        return self.weights.take(update)
 
     def generate(self, requests: Sequence[PromptRequest], decode: bool) -> Iterator[Experience | ChunkInfo]:
         """Streams pairs (Experience, ChunkInfo), each as soon as `chunk_size` responses are finished.

@@ -1,4 +1,4 @@
-"""The rollout pool: deals prompts to workers, replaces those that die, and keeps all on one verified policy version."""
+"""The rollout pool: deals prompts to workers, and deals again what dead or lagging ones leave."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from actors.group import START_TIMEOUT_S, ActorFailure, actor_options, get
-from actors.rollout import VLLM_ENV, WEIGHTS, ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
+from actors.rollout import ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
+from actors.weight_proofs import WeightProofs
+from actors.workforce import Workforce
 from castor.config.rlhf import Rollout
-from engines.weights import WeightUpdate
+from castor.model_reference import ModelLike, ModelReference
+from engines.vllm_arguments import VLLM_ENV
+from engines.weights.base import WeightUpdate
 
 log = logging.getLogger(__name__)
 
@@ -64,30 +68,47 @@ class RolloutPool:
     is sampled with them. Where they continue on the new ones, weights overtake, and count once all have proven them.
     """
 
-    def __init__(self, model: str, config: Rollout, trust_remote_code: bool = False) -> None:
+    def __init__(self, model: ModelLike, config: Rollout) -> None:
         """Start the workers without waiting for them; `wait_ready` does."""
         self.config = config
-        self.args = (model, config, config.resources.threads, trust_remote_code)
-        self.restarts = 0
-        self.update: WeightUpdate | None = None  # what the workers were sent; None: the weights of the model's folder
-        self.version = 0  # a job dealt now is sampled with this version or a later one
-        self.workers = [self._start() for _ in range(config.workers)]
-        self.stale: list[ActorHandle] = []
+        self._args = (ModelReference.of(model), config, config.resources.threads)
+        self._workforce = Workforce("rollout worker", self._start, config.workers, config.max_worker_restarts)
+        self._weights = WeightProofs()
         self._streams: dict[Any, _Dealt] = {}
-        self._proofs: dict[Any, tuple[ActorHandle, WeightUpdate]] = {}  # answers of workers that were sent weights
+
+    def _start(self) -> ActorHandle:
+        options = actor_options(self.config.resources, "rollout", **VLLM_ENV)
+        worker = ContinuingWorker if self._continues else FinishingWorker
+        return cast(Any, worker).options(**options).remote(*self._args)
 
     @property
     def _continues(self) -> bool:
         return self.config.on_new_weights == "continue"
 
-    def _start(self) -> ActorHandle:
-        options = actor_options(self.config.resources, "rollout", **VLLM_ENV)
-        worker = ContinuingWorker if self._continues else FinishingWorker
-        return cast(Any, worker).options(**options).remote(*self.args)
+    @property
+    def workers(self) -> list[ActorHandle]:
+        """Those that sample."""
+        return self._workforce.working
+
+    @property
+    def restarts(self) -> int:
+        """How many workers have been replaced."""
+        return self._workforce.restarts
+
+    @property
+    def update(self) -> WeightUpdate | None:
+        """What the workers were sent last; None: they hold the weights of the model's folder."""
+        return self._weights.update
+
+    @property
+    def version(self) -> int:
+        """A job dealt now is sampled with this version or a later one."""
+        return self._weights.version
 
     def wait_ready(self) -> None:
         """Until every engine is up. Raises ActorFailure when one cannot start."""
-        get([worker.ready.remote() for worker in self.workers], START_TIMEOUT_S, "a rollout worker (starting vLLM)")
+        ready = [cast(Any, worker).ready.remote() for worker in self.workers]
+        get(ready, START_TIMEOUT_S, "a rollout worker (starting vLLM)")
 
     def generate(self, requests: Sequence[PromptRequest], decode: bool = False) -> Iterator[Chunk]:
         """Chunks as they finish, every uid exactly once, however many workers die on the way.
@@ -115,7 +136,7 @@ class RolloutPool:
     @property
     def events(self) -> list[Any]:
         """What to `ray.wait` for while this pool has work: each goes to `handle` when it is ready."""
-        return [*self._proofs, *self._streams]
+        return [*self._weights.pending, *self._streams]
 
     def wait(self) -> tuple[Job, Chunk] | None:
         """`handle` of the next event. Raises ActorFailure when there is none for timeout_s, or no worker is left."""
@@ -130,7 +151,7 @@ class RolloutPool:
 
     def handle(self, event: Any) -> tuple[Job, Chunk] | None:
         """Deal with something that has happened; a chunk and its job, if it was a chunk that may be used."""
-        if event in self._proofs:
+        if event in self._weights.pending:
             self._verify(event)
             return None
         dealt = self._streams[event]
@@ -148,68 +169,27 @@ class RolloutPool:
             return None
         return (dealt.job, chunk) if self._may_use(chunk.info, dealt) else None
 
-    def _may_use(self, info: ChunkInfo, dealt: _Dealt) -> bool:
-        """Whether a chunk is recent enough, and from weights that were proven. If not, it is sampled again."""
-        requests, job = [dealt.waiting.pop(uid) for uid in info.uids], dealt.job
-        for proof, (worker, update) in list(self._proofs.items()):
-            if worker == dealt.worker and update.version <= info.newest:  # loaded, so the answer is on its way
-                self._verify(proof)
-        if dealt.worker not in self.workers:
-            self._deal(requests, job)  # it died before it could prove what it held
-            return False
-        if info.oldest < job.oldest:
-            assert self.update is not None  # version 0 is not older than anything
-            log.warning("%d responses of version %d are overdue and sampled again", len(requests), info.oldest)
-            job.overdue += len(requests)
-            self.load_weights(self.update)  # whoever lags holds the newest weights from here on
-            self._deal(requests, job)
-            return False
-        job.unfinished.difference_update(info.uids)
-        return True
-
     def load_weights(self, update: WeightUpdate) -> None:
         """Give every worker, replacements included, the weights of `update`; each proves version and digest.
 
         Raises RuntimeError when a worker holds anything else, ActorFailure when it does not answer.
         """
         self.send_weights(update)
-        while self._proofs:
-            self._verify(next(iter(self._proofs)))
+        while self._weights.pending:
+            self._verify(next(iter(self._weights.pending)))
 
     def send_weights(self, update: WeightUpdate) -> None:
         """`load_weights` without waiting: the proofs are events. Running responses do as `on_new_weights` says."""
-        self.update = update
-        self.workers, self.stale = self.workers + self.stale, []
-        for worker in self.workers:
-            method: Any = worker.load_weights
-            if self._continues:
-                method = method.options(concurrency_group=WEIGHTS)
-            self._proofs[method.remote(update)] = worker, update
-        if not self._continues:
-            self.version = update.version
+        self._workforce.admit_stale()
+        self._weights.send(self.workers, update, overtake=self._continues)
 
-    def _verify(self, proof: Any) -> None:
-        worker, update = self._proofs.pop(proof)
-        try:
-            held = ray.get(proof, timeout=START_TIMEOUT_S)
-        except RayActorError as error:
-            self._replace(worker, error)
-            return
-        if held != (update.version, update.digest):
-            self._proofs.clear()  # of an update that is void
-            raise RuntimeError(
-                f"a rollout worker holds version {held[0]} with digest {held[1]} after the transfer of version "
-                f"{update.version} with digest {update.digest}: the weights did not arrive"
-            )
-        self._settle()
-
-    def _settle(self) -> None:
-        if self.update is not None and not self._proofs:
-            self.version = self.update.version
+    def stop(self) -> None:
+        """Kill all workers."""
+        self._workforce.stop()
 
     def _deal(self, requests: Sequence[PromptRequest], job: Job) -> None:
         if requests and not self.workers:
-            self._admit_stale()
+            self._bring_in_replacements()
         for i, worker in enumerate(self.workers):
             share = list(requests[i :: len(self.workers)])
             if share:
@@ -230,29 +210,40 @@ class RolloutPool:
             raise ActorFailure("a rollout stream ended in the middle of a chunk") from None
         return Chunk(experience, ray.get(info, timeout=self.config.timeout_s))
 
-    def _replace(self, worker: ActorHandle, error: RayActorError) -> None:
-        if worker not in self.workers:
-            return  # another of its calls has told already
-        self.workers = [other for other in self.workers if other != worker]
-        self._proofs = {ref: pair for ref, pair in self._proofs.items() if pair[0] != worker}
-        self._settle()
-        self.restarts += 1
-        if self.restarts > self.config.max_worker_restarts:
-            raise ActorFailure(
-                f"rollout workers died {self.restarts} times, more than max_worker_restarts allows; the last: {error}"
-            ) from error
-        log.warning("a rollout worker died and is being replaced (%d so far): %s", self.restarts, error)
-        self.stale.append(self._start())
+    def _may_use(self, info: ChunkInfo, dealt: _Dealt) -> bool:
+        """Whether a chunk is recent enough, and from weights that were proven. If not, it is sampled again."""
+        requests, job = [dealt.waiting.pop(uid) for uid in info.uids], dealt.job
+        for proof in self._weights.due(dealt.worker, info.newest):
+            if proof in self._weights.pending:  # until another one shows that the worker has died
+                self._verify(proof)
+        if dealt.worker not in self.workers:
+            self._deal(requests, job)  # it died before it could prove what it held
+            return False
+        if info.oldest < job.oldest:
+            assert self.update is not None  # version 0 is not older than anything
+            log.warning("%d responses of version %d are overdue and sampled again", len(requests), info.oldest)
+            job.overdue += len(requests)
+            self.load_weights(self.update)  # brings a worker that lags behind to the newest version
+            self._deal(requests, job)
+            return False
+        job.unfinished.difference_update(info.uids)
+        return True
 
-    def _admit_stale(self) -> None:
-        """Bring the replacements to the current version now: nobody else is left."""
+    def _verify(self, proof: Any) -> None:
+        worker, _ = self._weights.pending[proof]
+        try:
+            self._weights.check(proof)
+        except RayActorError as error:
+            self._replace(worker, error)
+
+    def _replace(self, worker: ActorHandle, error: RayActorError) -> None:
+        if self._workforce.replace(worker, error):
+            self._weights.forget(worker)
+
+    def _bring_in_replacements(self) -> None:
+        """No worker is left but replacements: bring them to the current version, however long it takes."""
         if self.update is not None:
             self.load_weights(self.update)
         else:  # no transfer has taken place yet: the model's folder holds the current weights
-            self.workers, self.stale = self.stale, []
+            self._workforce.admit_stale()
             self.wait_ready()
-
-    def stop(self) -> None:
-        """Kill all workers."""
-        for worker in self.workers + self.stale:
-            ray.kill(worker)

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from actors.group import SpmdActor
-from actors.multipliers import Prices, effective_kl_coeff
+from actors.multipliers import Coefficients, effective_kl_coeff
+from actors.step_batch import StepBatch, read
 from castor.config.rlhf import RLHF
 from castor.experience import Experience
 from castor.model_reference import ModelLike, ModelReference
-from engines.batch import StepBatch, read
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class SignalWorker(SpmdActor):
         """[N] float32 scores of the responses."""
         return self.scorer.score(experience)
 
-    def advantages(self, batch: StepBatch, prices: Prices | None = None) -> NDArray[np.float32] | None:
+    def advantages(self, batch: StepBatch, coefficients: Coefficients | None = None) -> NDArray[np.float32] | None:
         """[R] float32 advantages of the step's response tokens, from rank 0. Collective.
 
-        `prices` are the batch's, for an adapted KL coefficient. A constraint that is only watched has no advantages.
-        Keeps experience, old values and returns for `train_critic`.
+        `coefficients` are the batch's: β may be adapted. A constraint that is only watched has no advantages. Keeps
+        experience, old values and returns for `train_critic`.
         """
         from castor.algorithms.advantages import critic_free, gae, whiten
 
@@ -68,7 +68,7 @@ class SignalWorker(SpmdActor):
             return None
         experience, config = Experience.concatenate(read(batch.experience)), self.config.advantage
         lengths = torch.from_numpy(experience.response_lengths.astype(np.int64))
-        stream = self._stream(experience, np.concatenate(read(batch.reference)), lengths, prices)
+        stream = self._stream(experience, np.concatenate(read(batch.reference)), lengths, coefficients)
         if self.critic is None:
             prompts = torch.from_numpy(experience.uids // self.config.samples_per_prompt)
             advantages = critic_free(
@@ -85,7 +85,11 @@ class SignalWorker(SpmdActor):
         return advantages.numpy() if self.rank == 0 else None
 
     def _stream(
-        self, experience: Experience, reference: NDArray[np.float32], lengths: torch.Tensor, prices: Prices | None
+        self,
+        experience: Experience,
+        reference: NDArray[np.float32],
+        lengths: torch.Tensor,
+        coefficients: Coefficients | None,
     ) -> torch.Tensor:
         """[R] float32 per-token rewards or costs."""
         from castor.algorithms.advantages import penalized_stream
@@ -107,7 +111,7 @@ class SignalWorker(SpmdActor):
             torch.from_numpy(reference),
             lengths,
             role=self.signal.role,
-            kl_coeff=effective_kl_coeff(self.config, prices) * self.config.kl_share(self.name),
+            kl_coeff=effective_kl_coeff(self.config, coefficients) * self.config.kl_share(self.name),
             clip_range_score=config.clip_range_score,
         )
 

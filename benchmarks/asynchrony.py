@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from actors.cluster import cluster
+from actors.folder_weights import FolderWeights
 from actors.group import get
 from actors.signal import SignalModels
 from castor.config.load import load_config
@@ -23,7 +24,6 @@ from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.model_reference import ModelReference
 from castor.run.plan import make_plan
 from castor.run.stages.rlhf import RLHFStage
-from engines.weights import FolderWeights
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
 
@@ -38,7 +38,7 @@ def seconds_per_step(
     get(loading, 900, "loading")
     source = FolderWeights.remote()  # type: ignore[attr-defined]  # Ray adds it
     groups.rollout.config = config.rollout
-    groups.rollout.load_weights(get(source.publish.remote(policy.name, 0), 120, "publishing"))
+    groups.rollout.load_weights(get(source.publish.remote(policy, 0), 120, "publishing"))
     rows: list[dict[str, float]] = []
     train(
         config, groups, PromptStream(prompts, config.prompts_per_step, 0), 0, 1, lambda step: rows.append(step.metrics)

@@ -14,12 +14,12 @@ import ray
 
 from actors.cluster import cluster
 from actors.group import actor_options, get
-from actors.rollout import VLLM_ENV
 from castor.config.load import load_config
 from castor.config.rlhf import Rollout
 from castor.data.rows.load import load_prompts
 from castor.data.sources.report import RowReport
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
+from engines.vllm_arguments import VLLM_ENV
 
 
 @ray.remote

@@ -30,7 +30,7 @@ from castor.models.lora import (
 from castor.models.policy import PolicyModel
 from engines.batch import MicroBatch, forward_by_budget, forward_shared
 from engines.deepspeed_engine import TrainEngine
-from engines.weights import WeightUpdate, publish
+from engines.weights.base import Sender, WeightUpdate
 
 
 class Adapter:
@@ -45,20 +45,19 @@ class Adapter:
         self.base: WeightUpdate | None = None
         self.base_is_out = False
 
-    def publish(self, engine: TrainEngine, version: int) -> WeightUpdate | None:
-        """The merged weights as `version`, from rank 0; what training does not change is put the first time only."""
-        keep = self.rank == 0
+    def publish(self, engine: TrainEngine, sender: Sender, version: int) -> WeightUpdate | None:
+        """Send the merged weights as `version`; what training does not change is sent the first time only."""
         if not self.base_is_out:
-            base = publish(self.merged(engine, lambda name: not name.startswith(self.moving)), 0, keep)
-            self.base, self.base_is_out = base if base and base.buckets else None, True
-        return publish(self.merged(engine, lambda name: name.startswith(self.moving)), version, keep, self.base)
+            base = sender.send(self.merged(engine, lambda name: not name.startswith(self.moving)), 0)
+            self.base, self.base_is_out = base if base and base.pieces else None, True
+        return sender.send(self.merged(engine, lambda name: name.startswith(self.moving)), version, self.base)
 
     def merged(
         self, engine: TrainEngine, wanted: Callable[[str], bool] = lambda name: True
     ) -> Iterator[tuple[str, Tensor]]:
-        """The weights whose parameter's name is wanted, merged, under their Hugging Face names: copies on the CPU.
+        """The weights whose parameter's name is wanted, merged, under their Hugging Face names, on the device.
 
-        Rank 0 gets them one at a time, the others none.
+        Rank 0 gets them one at a time, the others none. Each holds its values until the next one is asked for.
         """
         factors = self._factors(engine)
         tensors = engine.whole_tensors(lambda name: wanted(name) and not is_factor(name))
@@ -67,7 +66,7 @@ class Adapter:
                 pass
             return
         for name, tensor in merge(self.policy, tensors, factors):
-            yield name.removeprefix(self.prefix), tensor.to("cpu", copy=True)
+            yield name.removeprefix(self.prefix), tensor
 
     def reference_logprobs(
         self, engine: TrainEngine, experience: Experience, temperature: float

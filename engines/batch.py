@@ -1,4 +1,4 @@
-"""How the ranks of a group read one step's experience and agree, without talking, on who works on what."""
+"""How the ranks of a group share one step's experience: who works on what, micro-batches, common results, seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -18,24 +17,11 @@ from castor.experience import Experience, ragged_take
 from castor.packing import PackedRows, micro_batches, pack_rows, partition
 from castor.scoring.frozen import in_micro_batches, require_finite
 
-READ_TIMEOUT_S = 600.0
 
-
-@dataclass(frozen=True)
-class StepBatch:
-    """One step's experience as refs, chunk by chunk in the order of their first uid. The driver holds only this.
-
-    Per-response-token arrays of chunk i are flat, in the order of experience i.
-    """
-
-    experience: list[Any]  # refs to Experience
-    reference: list[Any]  # refs to reference log-probabilities, float32 [R_i]
-    scores: dict[str, list[Any]]  # per signal: refs to float32 [N_i]
-
-
-def read(refs: Sequence[Any]) -> list[Any]:
-    """The objects behind refs that travelled inside a dataclass (Ray resolves only direct arguments)."""
-    return ray.get(list(refs), timeout=READ_TIMEOUT_S)
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Let the random numbers of a step (dropout) follow from seed, step and rank, so that no state has to be kept."""
+    sequence = np.random.SeedSequence([seed, step, rank])
+    torch.manual_seed(int(sequence.generate_state(1)[0]))
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from castor.config.training import Engine, Optimizer
+from castor.config.training import REDUCE_BUCKET, Engine, Optimizer
 from castor.models.device import device, resolve_dtype
 from castor.models.lora import inner_model
 from engines import deepspeed_state
-
-LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own default
 
 
 def init_process_group(rank: int, world_size: int, store: Any, timeout_s: float) -> None:
@@ -140,7 +138,7 @@ class TrainEngine:
                 yield name, parameter.detach()
 
     def save(self, folder: Path) -> None:
-        """Write this rank's part of the training state into `folder`, which exists. See `engines.deepspeed_state`."""
+        """Write this rank's part of the training state into `folder`, which exists."""
         deepspeed_state.save(self.engine, folder)
 
     def load(self, folder: Path) -> None:
@@ -168,7 +166,7 @@ def _deepspeed_config(config: Engine, world_size: int, trained: int) -> dict[str
             "stage": config.zero_stage,
             "overlap_comm": False,
             "contiguous_gradients": True,
-            "reduce_bucket_size": min(LARGEST_BUCKET, trained),
+            "reduce_bucket_size": min(REDUCE_BUCKET, trained),
             **({"stage3_param_persistence_threshold": 0} if config.zero_stage == 3 else {}),
             **_offloaded(config),
         },

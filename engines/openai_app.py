@@ -10,6 +10,8 @@ from typing import Any
 async def start_openai_app(engine_arguments: dict[str, Any], chat_template: str | None) -> tuple[Any, Any]:
     """Start an AsyncLLM; returns it and vLLM's FastAPI app around it, once the engine has sampled a token.
 
+    The app answers every malformed body with 400 in OpenAI's error shape.
+
     Args:
         engine_arguments: of vLLM's AsyncEngineArgs.
         chat_template: Jinja of `/v1/chat/completions`; None: the tokenizer's own.
@@ -21,8 +23,11 @@ async def start_openai_app(engine_arguments: dict[str, Any], chat_template: str 
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from engines.request_bodies import JSONBodies
+
     options = AsyncEngineArgs(**engine_arguments)
-    args = argparse.Namespace(**(vars(FrontendArgs(chat_template=chat_template)) | vars(options)))
+    frontend = FrontendArgs(chat_template=chat_template, middleware=[f"{JSONBodies.__module__}.{JSONBodies.__name__}"])
+    args = argparse.Namespace(**(vars(frontend) | vars(options)))
     engine = AsyncLLM.from_engine_args(options)
     await _warm_up(engine)
     tasks = await engine.get_supported_tasks()

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, Protocol
 
-import ray
-import torch
-
 from castor.config.rlhf import Rollout
-from castor.models.device import resolve_dtype
-from engines.weight_transfer import BACKEND, WorkerExtension
-from engines.weights import WeightUpdate
+from engines.vllm_arguments import engine_arguments
+from engines.weights.base import WeightUpdate, receiver_of
+from engines.weights.vllm_transfer import BACKEND, WorkerExtension
 
 STEP_TIMEOUT_S = 600.0
 
@@ -55,9 +49,9 @@ class RolloutEngine(Protocol):
         ...
 
     def load_weights(self, update: WeightUpdate) -> str:
-        """Take over the buckets of `update`; returns the digest of the bytes that were loaded.
+        """Take over the tensors of `update`, without its base; returns the digest of what was loaded.
 
-        Layers the buckets leave out keep their weights. From another thread also during `generate`: the responses under
+        Layers the update leaves out keep their weights. From another thread also during `generate`: the responses under
         way go on on the new weights. No key or value that the old weights computed survives.
         """
         ...
@@ -65,32 +59,20 @@ class RolloutEngine(Protocol):
 
 def make_engine(model: str, config: Rollout, max_length: int, trust_remote_code: bool) -> RolloutEngine:
     """The engine the config names, for sequences of up to `max_length` tokens."""
-    on_gpu = torch.cuda.is_available()
-    kwargs: dict[str, Any] = {
-        "model": model,
-        "dtype": str(resolve_dtype(config.dtype)).removeprefix("torch."),
-        "max_model_len": max_length,
-        "max_num_seqs": config.max_num_seqs,
-        "tensor_parallel_size": config.tensor_parallel_size,
+    engines: dict[str, Callable[[dict[str, Any], Rollout], RolloutEngine]]
+    engines = {"inproc": InprocEngine, "async": AsyncEngine}
+    return engines[config.engine](rollout_arguments(model, config, max_length, trust_remote_code), config)
+
+
+def rollout_arguments(model: str, config: Rollout, max_length: int, trust_remote_code: bool) -> dict[str, Any]:
+    """`engine_arguments`, and what sampling for training asks for beyond them."""
+    return engine_arguments(model, config, max_length, trust_remote_code) | {
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": {"backend": BACKEND},
         "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
-        "trust_remote_code": trust_remote_code,
         "generation_config": "vllm",  # a checkpoint's own sampling defaults would change what is sampled
-        "disable_log_stats": True,
         "seed": 0,
     }
-    if on_gpu:
-        kwargs["gpu_memory_utilization"] = config.gpu_memory_utilization
-    else:
-        kwargs |= {
-            "enforce_eager": True,
-            "distributed_executor_backend": "uni",
-            "kv_cache_memory_bytes": config.kv_cache_mib << 20,
-        }
-    engines: dict[str, Callable[[dict[str, Any], Rollout], RolloutEngine]]
-    engines = {"inproc": InprocEngine, "async": AsyncEngine}
-    return engines[config.engine](kwargs, config)
 
 
 def sampling_params(config: Rollout, seed: int) -> Any:
@@ -165,8 +147,8 @@ class InprocEngine:
         with self._turn, self._stepping:
             core.pause_scheduler(mode="keep", clear_cache=True)
             self.llm.collective_rpc("start_weight_update")
-            for bucket in update.buckets:
-                self.llm.collective_rpc("update_weights", kwargs={"update_info": {"bucket": [bucket]}})
+            for info in _pieces(update, in_process=True):
+                self.llm.collective_rpc("update_weights", kwargs={"update_info": info})
             self.llm.collective_rpc("finish_weight_update")
             self.llm.llm_engine.set_weight_version(str(update.version))
             core.resume_scheduler()
@@ -217,16 +199,13 @@ class AsyncEngine:
                 future.cancel()
 
     def load_weights(self, update: WeightUpdate) -> str:
-        """See `RolloutEngine`. The engine process cannot read the object store: buckets go through shared memory."""
+        """See `RolloutEngine`."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         self._run(self.llm.pause_generation(mode="keep", clear_cache=True))
         self._run(self.llm.start_weight_update())
-        for ref in update.buckets:
-            with NamedTemporaryFile(dir=_shared_memory(), suffix=".castor-weights") as file:
-                pickle.dump(ray.get(ref, timeout=STEP_TIMEOUT_S), file, protocol=5)
-                file.flush()
-                self._run(self.llm.update_weights(WeightTransferUpdateRequest(update_info={"path": file.name})))
+        for info in _pieces(update, in_process=False):
+            self._run(self.llm.update_weights(WeightTransferUpdateRequest(update_info=info)))
         self._run(self.llm.finish_weight_update(weight_version=str(update.version)))
         self._run(self.llm.resume_generation())
         return _agreed(self._run(self.llm.collective_rpc("loaded_digest")))
@@ -235,11 +214,13 @@ class AsyncEngine:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STEP_TIMEOUT_S)
 
 
+def _pieces(update: WeightUpdate, in_process: bool) -> Iterator[dict[str, Any]]:
+    """`engines.weights.vllm_transfer.Update` of every piece."""
+    for piece in receiver_of(update.transport).pieces(update, in_process):
+        yield {"transport": update.transport, "piece": piece}
+
+
 def _agreed(digests: list[str]) -> str:
     if len(set(digests)) != 1:
         raise RuntimeError(f"the vLLM workers of one engine loaded different weights: {sorted(set(digests))}")
     return digests[0]
-
-
-def _shared_memory() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None

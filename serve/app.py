@@ -82,19 +82,16 @@ def deploy(config: Serve, targets: Targets) -> Endpoints:
         logging_config=QUIET,
         controller_options={"runtime_env": {"env_vars": {key: os.environ[key] for key in SERVE_ENV}}},
     )
-    app = policy_app(targets.name, targets.policy, targets.max_model_len, config)
-    apps = [RunTarget(app, "policy", "/", QUIET)]
-    if targets.cost is not None:
-        name = f"{config.run_dir.absolute().name}/{config.cost}"
-        app = scores_app(name, targets.cost, targets.reward, config)
-        apps.append(RunTarget(app, "scores", "/v1/score", QUIET))
+    apps = [RunTarget(policy_app(targets, config), "policy", "/", QUIET)]
+    if targets.judges:
+        name = f"{config.run_dir.absolute().name}/{targets.judges['cost'].name}"
+        apps.append(RunTarget(scores_app(name, targets, config), "scores", "/v1/score", QUIET))
     serve.run_many(apps, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running([app.name for app in apps], config.start_timeout_s)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     root = f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
-    return Endpoints(
-        f"{root}/v1", targets.name, f"{root}/v1/score" if targets.cost is not None else None, f"{root}/-/healthz"
-    )
+    scores = f"{root}/v1/score" if targets.judges else None
+    return Endpoints(f"{root}/v1", targets.name, scores, f"{root}/-/healthz")
 
 
 def _require_no_serve() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException
@@ -18,6 +17,7 @@ from castor.config.serve import Serve
 from castor.data.rows.schemas import Exchange
 from castor.io.errors import CastorError
 from serve.replicas import deployment_options
+from serve.targets import Targets
 
 if TYPE_CHECKING:  # the driver deploys without importing torch and transformers
     import numpy as np
@@ -127,14 +127,15 @@ class ScoreResponse(BaseModel):
 class ScoreServer:
     """One replica: the cost model, and the reward model where there is one."""
 
-    def __init__(self, name: str, folders: dict[str, Path], config: Serve) -> None:
+    def __init__(self, name: str, targets: Targets, config: Serve) -> None:
         import torch
 
         from serve.scorer import load_scorer
 
         torch.set_num_threads(config.score_resources.threads)
         self.name = name
-        self.models = {kind: load_scorer(kind, folder, config) for kind, folder in folders.items()}
+        judges, template = targets.judges, targets.template
+        self.models = {kind: load_scorer(kind, judge, template, config) for kind, judge in judges.items()}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes. Called by Serve once the models are loaded."""
@@ -188,9 +189,8 @@ class ScoreServer:
         return Score(cost=values["cost"], reward=values.get("reward"), unsafe=values["cost"] > 0)
 
 
-def scores_app(name: str, cost: Path, reward: Path | None, config: Serve) -> Application:
-    """The Serve application that scores with the models in the given folders, under the model name `name`."""
-    folders = {"cost": cost} if reward is None else {"cost": cost, "reward": reward}
+def scores_app(name: str, targets: Targets, config: Serve) -> Application:
+    """The Serve application that scores with the models of a run, under the model name `name`."""
     options = deployment_options("scores", config.score_replicas, config.score_resources)
     deployment = serve.deployment(max_ongoing_requests=config.max_ongoing_requests, **options)
-    return deployment(serve.ingress()(ScoreServer)).bind(name, folders, config)
+    return deployment(serve.ingress()(ScoreServer)).bind(name, targets, config)

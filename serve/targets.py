@@ -1,4 +1,4 @@
-"""What of a run folder is served, and where: everything that can be refused before a process is started."""
+"""What of a run is served, and where: everything that can be refused before a process is started."""
 
 from __future__ import annotations
 
@@ -8,37 +8,48 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from castor.config.evaluate import Evaluate
+from castor.config.load import load_config
+from castor.config.model import ModelOption, source_of, stage_of
+from castor.config.rlhf import RLHF
 from castor.config.serve import Serve
+from castor.config.signal import Classifier
 from castor.io.errors import CastorError
 from castor.io.files import read_json
+from castor.model_reference import ModelReference
+from castor.run.files import RunFiles
+from castor.run.plan import Plan, make_plan
+from castor.run.records import Records
+from castor.run.stages.stage import Stage
 
-PREFERRED = "ppo_lag"
-POLICY_FOLDER = "policy"  # of an RLHF run
-SCORE_FILE = "castor_score.json"  # as in castor.models.score, whose import takes seconds
-MODERATION_FILE = "castor_moderation.json"  # as in castor.models.moderation
+
+@dataclass(frozen=True)
+class Judge:
+    """A model that scores: the reward or the cost model, or with `classifier` a moderation model as the latter."""
+
+    name: str  # of its stage, or the model's own
+    model: ModelReference
+    classifier: Classifier | None = None
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The model folders of a run that are served. Absolute: a replica has another working folder."""
+    """What is served."""
 
-    name: str  # of the policy: its run, or sft
-    policy: Path
+    name: str  # of the policy: that of its stage
+    policy: ModelReference
     max_model_len: int
-    cost: Path | None  # without a cost model there is no /v1/score
-    reward: Path | None
+    template: str  # prompt format the run was trained with
+    judges: dict[str, Judge]  # cost and reward, as far as the run has them; without a cost there is no /v1/score
 
 
 def resolve(config: Serve) -> Targets:
-    """Find the policy and the score models. Raises CastorError when there is no such run or it is not finished."""
-    run = config.run_dir.absolute()
-    if not run.is_dir():
-        raise CastorError(f"there is no run at {config.run_dir}: give the folder of a run, e.g. runs/demo")
-    name = config.policy or _default_policy(run)
-    policy = _policy_folder(run, name)
-    cost = _cost_folder(run, config)
-    reward = _score_folder(run / "reward", "reward") if cost else None
-    return Targets(name, policy, _max_model_len(config, name, policy), cost, reward)
+    """The policy and its score models, by the run's own config. Raises CastorError for a run that cannot be served."""
+    plan = _plan(config)
+    stage = _policy(plan, config.policy)
+    policy = plan.model(f"stage:{stage.name}")
+    longest = _max_model_len(config, stage.name, Path(policy.name))
+    return Targets(stage.name, policy, longest, plan.config.template, _judges(plan, stage, config))
 
 
 def require_free_port(host: str, port: int) -> None:
@@ -58,69 +69,120 @@ def require_free_port(host: str, port: int) -> None:
         raise CastorError(f"cannot listen on {host} port {port} ({reason}): choose another host or port") from None
 
 
-def _default_policy(run: Path) -> str:
-    if (run / PREFERRED).is_dir():
-        return PREFERRED
-    finished = sorted(folder.parent.name for folder in run.glob(f"*/{POLICY_FOLDER}") if _is_model(folder))
-    if len(finished) > 1:
-        raise CastorError(f"{run} holds several policies: choose one of {', '.join(finished)}")
-    return finished[0] if finished else "sft"
+def _plan(config: Serve) -> Plan:
+    """The plan of the run, wherever its folder lies."""
+    files = RunFiles(config.run_dir)
+    if not files.folder.is_dir():
+        raise CastorError(f"there is no run at {config.run_dir}: give the folder of a run, e.g. runs/demo")
+    if not files.config.is_file():
+        raise CastorError(f"{config.run_dir} is no run, it has no {files.config.name}: give the folder of a run")
+    Records(files).check()
+    return make_plan(load_config(files.config).model_copy(update={"run_dir": config.run_dir}))
 
 
-def _policy_folder(run: Path, name: str) -> Path:
-    stage = run / name
-    if name not in {path.name for path in run.iterdir() if path.is_dir()}:
-        raise CastorError(f"{run} holds no policy {name!r}: {_choices(run)}")
-    for file, kind in ((SCORE_FILE, "score"), (MODERATION_FILE, "moderation")):
-        if (stage / file).exists():
-            raise CastorError(f"{stage} is a {kind} model, not a policy: {_choices(run)}")
-    folder = next((path for path in (stage / POLICY_FOLDER, stage) if _is_model(path)), None)
-    if folder is None:
-        raise CastorError(f"{stage} holds no finished policy: run the pipeline to its end; {_choices(run)}")
-    return folder
+def _policy(plan: Plan, wanted: str | None) -> Stage:
+    """The stage whose policy is served: the one that is wanted, or the default."""
+    policies = {stage.name: stage for stage in plan.stages.values() if stage.makes == "language model"}
+    finished = {name: stage for name, stage in policies.items() if _is_model(plan.model_folder(name))}
+    choices = f"there is {', '.join(finished)}" if finished else "there is none yet"
+    run = plan.files.folder
+    if wanted is None:
+        return _default(finished, run, choices)
+    if wanted in finished:
+        return finished[wanted]
+    if wanted in policies:
+        raise CastorError(f"{run} holds no finished policy {wanted!r}: run the pipeline to its end; {choices}")
+    if wanted in plan.stages:
+        raise CastorError(f"stage {wanted} makes {plan.stages[wanted].makes}, not a policy: {choices}")
+    raise CastorError(f"{run} has no policy {wanted!r}: {choices}")
 
 
-def _choices(run: Path) -> str:
-    names = {path.parent.name for path in run.glob("*/config.json") if _is_policy(path.parent)}
-    names |= {path.parent.parent.name for path in run.glob(f"*/{POLICY_FOLDER}/config.json") if _is_policy(path.parent)}
-    return f"there is {', '.join(sorted(names))}" if names else "there is none yet"
+def _default(finished: dict[str, Stage], run: Path, choices: str) -> Stage:
+    """The policy of the last round, or of the only RLHF run; of several, of the only one with constraints; else SFT."""
+    runs = [stage for stage in finished.values() if stage.field == "rlhf"]
+    rounds = [stage for stage in runs if "/" in stage.name]
+    if rounds:
+        return rounds[-1]
+    constrained = [stage for stage in runs if stage.section.constraints]
+    for candidates in (runs, constrained):
+        if len(candidates) == 1:
+            return candidates[0]
+    if runs:
+        raise CastorError(f"{run} holds several policies: choose one with policy=NAME; {choices}")
+    if "sft" not in finished:
+        raise CastorError(f"{run} holds no finished policy: run the pipeline to its end; {choices}")
+    return finished["sft"]
 
 
-def _is_policy(folder: Path) -> bool:
-    return _is_model(folder) and not any((folder / file).exists() for file in (SCORE_FILE, MODERATION_FILE))
+def _judges(plan: Plan, policy: Stage, config: Serve) -> dict[str, Judge]:
+    """The score models that belong to a policy, those that are finished; `config.cost` may name another stage's."""
+    options = _judges_of(plan, policy)
+    if config.cost is not None:
+        if config.cost not in plan.stages:
+            raise CastorError(f"{plan.files.folder} has no stage {config.cost!r}, whose cost model was to be served")
+        options["cost"] = f"stage:{config.cost}", config.cost_classifier
+    elif config.cost_classifier is not None:
+        raise CastorError("cost_classifier makes a cost of a moderation model: set cost to the name of its stage")
+    judges = {}
+    for kind, (option, classifier) in options.items():
+        name = stage_of(source_of(option))
+        if name is not None and not _is_model(plan.model_folder(name)):
+            if config.cost is None and not plan.model_folder(name).is_dir():
+                continue
+            raise CastorError(f"{plan.model_folder(name)} holds no finished {kind} model: run the pipeline to its end")
+        if name is not None:
+            _check_kind(plan.stages[name], kind, classifier)
+        model = plan.model(option)
+        judges[kind] = Judge(name or str(model), model, classifier)
+    if "cost" not in judges:
+        return {}
+    classifier = judges["cost"].classifier
+    if classifier is not None:
+        from castor.models.classifier_cost import check_classifier
+        from castor.models.moderation import read_moderation_info
+
+        model = judges["cost"].model
+        check_classifier(read_moderation_info(model), classifier, str(model))
+    return judges
+
+
+def _judges_of(plan: Plan, policy: Stage) -> dict[str, tuple[ModelOption, Classifier | None]]:
+    """By kind: those a policy was trained against, else those of the comparison, else the stages of that name."""
+    found: dict[str, tuple[ModelOption, Classifier | None]] = {}
+    if policy.field == "rlhf":
+        run: RLHF = policy.section
+        for signal in run.signals.values():
+            if signal.model is not None:
+                kind = "reward" if signal.role == "objective" else "cost"
+                found.setdefault(kind, (signal.model, signal.classifier))
+    for stage in plan.of_kind("evaluate"):
+        section: Evaluate = stage.section
+        found.setdefault("reward", (section.reward, None))
+        found.setdefault("cost", (section.cost, section.cost_classifier))
+    for kind in ("reward", "cost"):
+        if kind in plan.stages:
+            found.setdefault(kind, (f"stage:{kind}", None))
+    return {kind: found[kind] for kind in ("cost", "reward") if kind in found}
+
+
+def _check_kind(stage: Stage, kind: str, classifier: Classifier | None) -> None:
+    """Raise CastorError when a stage does not make the score model that is asked for."""
+    wanted = "moderation model" if classifier is not None else f"{kind} model"
+    if stage.makes == wanted:
+        return
+    if stage.makes == "moderation model":
+        raise CastorError(
+            f"{stage.name} makes a moderation model: set cost_classifier.reduce to make its output a cost"
+        )
+    if classifier is not None:
+        raise CastorError(
+            f"{stage.name} makes no moderation model for cost_classifier: set cost to the name of such a stage"
+        )
+    raise CastorError(f"{stage.name} makes no {wanted}, but {stage.makes}: set cost to the name of such a stage")
 
 
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-
-
-def _cost_folder(run: Path, config: Serve) -> Path | None:
-    folder = run / config.cost
-    if config.cost_classifier is None:
-        if config.cost != "cost" and not folder.is_dir():
-            raise CastorError(f"{run} holds no stage {config.cost!r}, whose cost model was to be served")
-        if (folder / MODERATION_FILE).is_file():
-            raise CastorError(
-                f"{folder} holds a moderation model: set cost_classifier.reduce to make its output a cost"
-            )
-        return _score_folder(folder, "cost")
-    if not _is_model(folder) or not (folder / MODERATION_FILE).is_file():
-        raise CastorError(
-            f"{folder} holds no finished moderation model for cost_classifier: set cost to the name of such a stage"
-        )
-    from castor.models.classifier_cost import check_classifier
-    from castor.models.moderation import read_moderation_info
-
-    check_classifier(read_moderation_info(folder), config.cost_classifier, str(folder))
-    return folder
-
-
-def _score_folder(folder: Path, kind: str) -> Path | None:
-    if not folder.is_dir():
-        return None
-    if not _is_model(folder) or not (folder / SCORE_FILE).is_file():
-        raise CastorError(f"{folder} holds no finished {kind} model: run the pipeline to its end")
-    return folder
 
 
 def _max_model_len(config: Serve, name: str, policy: Path) -> int:

@@ -89,7 +89,7 @@ def _sample(run: StageRun, stage: Collect) -> Responses:
     ]
     answers: dict[int, str] = {}
     with run.terminal.bar(run.name) as bar:
-        pool = RolloutPool(policy.name, stage.rollout, policy.trust_remote_code)
+        pool = RolloutPool(policy, stage.rollout)
         try:
             pool.wait_ready()
             for chunk in pool.generate(requests, decode=True):

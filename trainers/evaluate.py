@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import ray
 
+from actors.folder_weights import FolderWeights
 from actors.group import START_TIMEOUT_S, actor_options, get
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, RolloutPool, request_seed
@@ -24,7 +25,6 @@ from castor.models.moderation import read_moderation_info
 from castor.run.actors import Frozen
 from castor.synthetic.judge import judge
 from castor.synthetic.prompts import find_prompt
-from engines.weights import FolderWeights
 from trainers.prompts import fitting_prompts
 from trainers.stage_run import StageRun
 
@@ -56,7 +56,7 @@ def evaluate(
     seed, total = run.seed, len(policies) * len(prompts)
     requests = [PromptRequest(i, prompt, request_seed(seed, "evaluate", i)) for i, prompt in enumerate(prompts)]
     first = next(iter(policies.values()))
-    pool = RolloutPool(first.name, stage.rollout, first.trust_remote_code)
+    pool = RolloutPool(first, stage.rollout)
     scorers = {
         "reward": _scorer(run, "reward", first, None),
         "cost": _scorer(run, "cost", first, stage.cost_classifier),
@@ -67,7 +67,7 @@ def evaluate(
         pool.wait_ready()
         get([scorer.ready.remote() for scorer in scorers.values()], START_TIMEOUT_S, "the scorers")
         for version, (name, model) in enumerate(policies.items(), start=1):
-            pool.load_weights(get(source.publish.remote(model.name, version), START_TIMEOUT_S, "publishing a policy"))
+            pool.load_weights(get(source.publish.remote(model, version), START_TIMEOUT_S, "publishing a policy"))
             pending: list[tuple[Chunk, dict[str, Any]]] = []
             for chunk in pool.generate(requests, decode=True):
                 pending.append((chunk, {k: s.score.remote(chunk.experience) for k, s in scorers.items()}))

@@ -7,27 +7,29 @@ from pydantic import Field
 from castor.config.base import LocalPath, Section
 from castor.config.cluster import RayCluster
 from castor.config.signal import Classifier
-from castor.config.template import PromptFormat
 from castor.config.training import Resources
 
 
 class Serve(Section):
-    """The policy of a run behind an OpenAI-compatible endpoint, and its score models behind `/v1/score`."""
+    """The policy of a run behind an OpenAI-compatible endpoint, and its score models behind `/v1/score`.
+
+    Prompt format, models and trust in their code are those of the run's own config.
+    """
 
     run_dir: LocalPath = Field(description="folder of the run")
     policy: str | None = Field(
-        None, description="sft, or the name of an RLHF run; default: ppo_lag, else the only RLHF run, else sft"
+        None,
+        description="name of the stage whose policy is served; default: the last round's, else the only RLHF run, else "
+        "the only one with constraints, else sft",
     )
-    cost: str = Field(
-        "cost", description="stage of the run whose cost model (with cost_classifier: moderation model) is served"
+    cost: str | None = Field(
+        None,
+        description="stage of the run whose cost model (with cost_classifier: moderation model) is served; default: "
+        "the one the policy was trained against, or else the comparison's",
     )
     cost_classifier: Classifier | None = Field(
         None, description="take the cost of /v1/score from a moderation model; e.g. cost=qa cost_classifier.reduce=max"
     )
-    template: PromptFormat = Field(
-        "auto", description="prompt format the models were trained with; auto: the chat template if there is one"
-    )
-    trust_remote_code: bool = Field(False, description="run model code shipped with the policy's checkpoint")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")

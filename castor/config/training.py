@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from castor.config.base import Section
 
+REDUCE_BUCKET = 500_000_000  # elements of ZeRO's gradient buffer at most: DeepSpeed's own default
+
 
 class Resources(Section):
     """What one actor asks of Ray. With `gpus: 0` it computes on the CPU with `threads` threads."""

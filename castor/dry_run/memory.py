@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from castor.config.demo_model import DemoModel
 from castor.config.rlhf import Rollout
-from castor.config.training import Engine, LoRA, Resources
+from castor.config.training import REDUCE_BUCKET, Engine, LoRA, Resources
 from castor.dry_run.known_models import KNOWN_MODELS
 from castor.model_reference import ModelLike, ModelReference
 
@@ -14,7 +14,6 @@ GIB = 1 << 30
 # resident memory of a process that has imported the libraries and loaded nothing: estimates
 TORCH_PROCESS, VLLM_PROCESS, HELPER_PROCESS = GIB // 2, 9 * GIB // 10, 3 * GIB // 10
 MOMENTS, MASTER = 8, 4  # bytes a parameter: AdamW's two float32 moments; DeepSpeed's float32 copy of the weights
-BUCKET = 500_000_000  # elements of DeepSpeed's gradient bucket
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,8 @@ def trained(
     learned = adapters or count
     # in float32, stages 1 and 2 keep their partition of the weights a second time; 0 and 3 update them in place
     master = MASTER if size == 2 or stage in (1, 2) else 0
-    bucket = 0 if stage == 0 else BUCKET if on_gpu else min(BUCKET, learned)  # on a CPU only touched pages are real
+    largest = REDUCE_BUCKET if on_gpu else min(REDUCE_BUCKET, learned)  # on a CPU only touched pages are real
+    bucket = largest if stage else 0
     weights = (count + adapters) * size / (ranks if stage == 3 else 1)
     optimizer = learned * (MOMENTS + master) / (ranks if stage >= 1 else 1)
     away = {"parameters": weights, "optimizer": optimizer} if on_gpu else {}  # without a GPU it all lies in one memory

@@ -78,10 +78,10 @@ def test_the_price_in_the_log_is_the_rule_applied_to_the_logged_costs(undisturbe
     price = 0.5
     for number, result in enumerate(undisturbed, start=1):
         cost = result.metrics["harm/score_mean"]  # the window is exactly one step wide
-        assert result.prices.mean_costs["harm"] == pytest.approx(cost, abs=tolerance(3.0, 16))  # 16 costs up to 3
+        assert result.coefficients.mean_costs["harm"] == pytest.approx(cost, abs=tolerance(3.0, 16))  # 16 costs up to 3
         price *= math.exp(0.5 * price * (cost + 0.2))
-        assert result.prices.version == result.step == number
-        assert result.prices.values["harm"] == pytest.approx(price, rel=1e-4)
+        assert result.coefficients.version == result.step == number
+        assert result.coefficients.multipliers["harm"] == pytest.approx(price, rel=1e-4)
 
 
 def test_every_step_trains_on_fresh_weights_and_all_responses(undisturbed):
@@ -102,6 +102,6 @@ def test_killing_the_rollout_worker_changes_nothing_but_the_time(
     disturbed, restarts = run(tiny_models, tokenised_prompts, tmp_path, kill_after_the_first_step)
     assert restarts == 1
     for calm, other in zip(undisturbed, disturbed, strict=True):
-        assert other.prices.values["harm"] == pytest.approx(calm.prices.values["harm"], rel=1e-4)
+        assert other.coefficients.multipliers["harm"] == pytest.approx(calm.coefficients.multipliers["harm"], rel=1e-4)
         for name in ("actor_loss", "kl", "help/score_mean", "harm/score_mean", "tokens", "help/critic_loss"):
             assert other.metrics[name] == pytest.approx(calm.metrics[name], rel=1e-3, abs=1e-4), (other.step, name)

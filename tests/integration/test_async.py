@@ -4,9 +4,11 @@ import pytest
 import ray
 import torch
 
+from actors.folder_weights import FolderWeights
 from actors.group import get
 from actors.rollout import PromptRequest
 from actors.signal import SignalModels
+from actors.step_batch import StepBatch
 from castor.config.rlhf import RLHF, Learner, Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
@@ -14,8 +16,8 @@ from castor.data.tokens.prompt_stream import PromptStream
 from castor.experience import Experience
 from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
-from engines.batch import StepBatch, make_micro_batch
-from engines.weights import FolderWeights, new_hasher, read_bucket
+from engines.batch import make_micro_batch
+from engines.weights.host import read_bucket
 from tests.numerics import TINY_MODELS, assert_close, tolerance
 from tests.plans import actors_of
 from trainers.rlhf.groups import Groups
@@ -99,8 +101,8 @@ def policy_of(models, update):
     """The policy with the weights of an update; None: as it started."""
     policy = PolicyModel.load(models.policy, torch.float32).eval()
     if update is not None:
-        for bucket in ray.get(update.buckets):
-            policy.lm.load_state_dict(dict(read_bucket(bucket, new_hasher())), strict=False)
+        for bucket in ray.get(update.pieces):
+            policy.lm.load_state_dict(dict(read_bucket(bucket)), strict=False)
     return policy
 
 

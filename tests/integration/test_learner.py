@@ -9,8 +9,9 @@ import torch
 
 from actors.group import ActorGroup, get
 from actors.learner import LearnerWorker
-from actors.multipliers import MultiplierOwner, Prices
+from actors.multipliers import Coefficients, MultiplierOwner
 from actors.signal import SignalModels, SignalWorker
+from actors.step_batch import StepBatch
 from castor.algorithms.advantages import combine
 from castor.algorithms.losses import clipped_policy_loss
 from castor.config.multipliers import Multipliers
@@ -22,7 +23,6 @@ from castor.experience import Experience
 from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
 from castor.packing import pack_rows
-from engines.batch import StepBatch
 from tests.numerics import TINY_MODELS, assert_close, tolerance
 
 LR = 1e-2
@@ -119,12 +119,12 @@ def plain_step(model, experience, advantages, lam, reference=None, loss_of=ppo_l
 
 def learner_step(group, model, config, batch, advantages, lam, step=1):
     get(group.call("load", model, config, 0, "auto", None), 300, "load")
-    prices = Prices(1, {"harm": lam}, {"harm": 0.0})
+    coefficients = Coefficients(1, {"harm": lam}, {"harm": 0.0})
     refs = {name: ray.put(a) for name, a in advantages.items()}
-    metrics = get(group.call("step", step, batch, refs, prices), 300, "step")[0]
+    metrics = get(group.call("step", step, batch, refs, coefficients), 300, "step")[0]
     update = get(group.call("publish", 1), 300, "publish")[0]
     weights = {}
-    for bucket in ray.get(update.buckets):
+    for bucket in ray.get(update.pieces):
         for name, (raw, dtype, shape) in bucket.items():
             weights[name] = torch.frombuffer(bytearray(raw), dtype=getattr(torch, dtype)).view(shape)
     return metrics, weights
@@ -314,8 +314,8 @@ def test_the_owner_takes_crpo_turns_and_adapts_the_kl_coefficient(ray_session, t
         return owner.update(version, {"harm": [ray.put(np.array(costs, np.float32))]}, (kl, 256))
 
     reward_step, cost_step = step(1, [0.0, 0.1], 12.0), step(2, [1.0, 1.0], 12.0)
-    assert (reward_step.objective_share, reward_step.values) == (1.0, {"harm": 0.0})  # within the tolerance
-    assert (cost_step.objective_share, cost_step.values) == (0.0, {"harm": 1.0})
+    assert (reward_step.objective_share, reward_step.multipliers) == (1.0, {"harm": 0.0})  # within the tolerance
+    assert (cost_step.objective_share, cost_step.multipliers) == (0.0, {"harm": 1.0})
     assert reward_step.kl_coeff == pytest.approx(0.102)
     assert cost_step.metrics()["kl_coeff"] == pytest.approx(0.1 * 1.02**2)
     assert cost_step.metrics()["harm/regret"] == pytest.approx(1.05)
@@ -334,11 +334,11 @@ def test_the_multiplier_owner_survives_its_process_and_never_updates_twice(ray_s
     costs = {"harm": [ray.put(np.array([1.0, 2.0], np.float32)), ray.put(np.array([0.5], np.float32))]}
     first = get(owner.update.remote(1, costs), 60, "update")
     expected = 0.5 * np.exp(0.3 * 0.5 * (3.5 / 3 - 0.2))
-    assert first.values["harm"] == pytest.approx(expected, rel=1e-9)
+    assert first.multipliers["harm"] == pytest.approx(expected, rel=1e-9)
     ray.kill(owner, no_restart=False)
     assert get(owner.update.remote(1, costs), 120, "update again") == first
     second = get(owner.update.remote(2, costs), 60, "update")
     assert second.version == 2
-    assert second.values["harm"] > first.values["harm"]
+    assert second.multipliers["harm"] > first.multipliers["harm"]
     with pytest.raises(Exception, match="an update was lost"):
         get(owner.update.remote(4, costs), 60, "update")

@@ -111,7 +111,7 @@ def test_only_the_adapter_is_trained_and_without_it_the_policy_is_the_reference(
     count = sum(LORA.rank * sum(base[name].shape) for name in layers)
     moments = [state["exp_avg"].numel() for state in engine.engine.basic_optimizer.state.values()]
     assert count <= sum(moments) < count + 64  # DeepSpeed pads its partitions
-    merged = dict(adapter.merged(engine))
+    merged = {name: tensor.clone() for name, tensor in adapter.merged(engine)}
     assert {name for name in merged if not torch.equal(merged[name], base[name])} == set(layers)
     plain.lm.load_state_dict(merged, strict=False)
     logprobs = plain_logprobs(plain, experience)
@@ -126,8 +126,8 @@ def test_only_the_adapter_is_trained_and_without_it_the_policy_is_the_reference(
     again.load(tmp_path)
     for each in (engine, again):
         step(each, experience, 1.0)
-    ours, theirs = dict(adapter.merged(engine)), dict(other.merged(again))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    pairs = zip(adapter.merged(engine), other.merged(again), strict=True)
+    assert all(ours[0] == theirs[0] and torch.equal(ours[1], theirs[1]) for ours, theirs in pairs)
 
 
 def loop_config(zero_stage):
@@ -167,7 +167,7 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tokenised_p
         get(groups.learner.call("export", tmp_path / "policy"), 300, "export")
         transfer, experience = groups.rollout.update, experience_of(prompts, model)
         updates = (transfer, transfer.base)
-        sent, once = ({name for bucket in ray.get(each.buckets) for name in bucket} for each in updates)
+        sent, once = ({name for bucket in ray.get(each.pieces) for name in bucket} for each in updates)
         shared = get(groups.reference_logprobs(0, ray.put(experience)), 120, "reference")
         get(groups.learner.call("load", model, loop_config(2), 3, "auto", rows), 300, "load")
         alone = get(groups.learner.handles[1].reference_logprobs.remote(experience), 120, "reference")

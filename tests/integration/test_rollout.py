@@ -8,6 +8,7 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
+from actors.folder_weights import FolderWeights
 from actors.group import get
 from actors.rollout import PromptRequest, RolloutWorker
 from actors.rollout_pool import RolloutPool
@@ -15,7 +16,6 @@ from castor.config.rlhf import Rollout
 from castor.experience import Experience
 from castor.models.policy import PolicyModel
 from engines.batch import make_micro_batch
-from engines.weights import FolderWeights
 from tests.faults import Faults, mortal
 from tests.numerics import TINY_MODELS, assert_close
 

@@ -1,5 +1,6 @@
 """`castor serve` from start to end: real Ray Serve, real vLLM, the official client, and what is left afterwards."""
 
+import json
 import os
 import signal
 import socket
@@ -172,6 +173,58 @@ def test_bad_requests_to_the_policy(client: OpenAI) -> None:
         client.completions.create(model="another", prompt=PROMPT)
     with pytest.raises(BadRequestError):
         client.completions.create(model="ppo_lag", prompt=PROMPT, max_tokens=CONTEXT + 1)
+
+
+CHAT = [{"role": "user", "content": PROMPT}]
+ROUTES = {"/v1/completions": {"prompt": PROMPT}, "/v1/chat/completions": {"messages": CHAT}}
+HALF = "\ud800"  # of a surrogate pair
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"structured_outputs": value} for value in (0, True, 1.5, "x", HALF, [], [0], [None])),
+        *({"structured_outputs": value} for value in ({"json": HALF}, {"regex": 0}, {"json": 0, "regex": "a"})),
+        *({"stop": value} for value in (HALF, [HALF], ["a", f"b{HALF}"], 0, {}, [[]])),
+        *({name: HALF} for name in ("prompt", "messages", "model", "request_id", "user", "cache_salt")),
+        *({name: [{"role": "user", "content": [{"type": "text", "text": HALF}]}]} for name in ("messages", "tools")),
+        *({"kv_transfer_params": value} for value in ({HALF: 1}, {"a": {"b": [HALF]}})),
+        *({"top_k": value} for value in (10**30, -(10**30), "x", [1])),
+        *({"logit_bias": value} for value in ({HALF: 1}, {"x": 1}, {"0": "x"}, 0)),
+        *({"temperature": value} for value in (float("nan"), float("inf"), "hot", -1)),
+        *({"seed": value} for value in (2**64, "x", 1.5)),
+        *({"max_tokens": value} for value in ("x", -1, CONTEXT + 1)),
+        *({"response_format": value} for value in (0, "x", {"type": "x"}, {"type": "json_schema", "json_schema": 0})),
+    ],
+    ids=ascii,
+)
+def test_malformed_requests_are_the_senders_fault(server: Server, path: str, wrong: dict[str, Any]) -> None:
+    body = json.dumps({"model": "ppo_lag", "max_tokens": 2, **ROUTES[path], **wrong}).encode()
+    _expect_refusal(server, path, body)
+
+
+@pytest.mark.parametrize("path", [*ROUTES, "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b" ", b"{", b"[]", b"0", b"null", b'"x"', b"\xff\xfe", b'{"prompt": "\xff"}', b"[" * 100_000,
+        b'{"a":' * 500 + b"1" + b"}" * 500, b'{"stop": "\\ud800"}', b'{"a": NaN}', b'{"a": 1' + b"0" * 5000 + b"}",
+    ],
+    ids=lambda body: repr(body[:20]),
+)  # fmt: skip
+def test_bodies_that_no_route_can_read(server: Server, path: str, body: bytes) -> None:
+    _expect_refusal(server, path, body)
+
+
+def _expect_refusal(server: Server, path: str, body: bytes) -> None:
+    """400 in OpenAI's error shape, and a policy that still answers."""
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{server.url}{path}", content=body, headers=headers, timeout=60)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["message"]
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
 
 
 def _direct(server: Server, kind: str, items: Sequence[tuple[str, str] | Exchange]) -> list[float]:

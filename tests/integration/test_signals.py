@@ -6,13 +6,13 @@ import ray
 
 from actors.group import ActorGroup, get
 from actors.signal import SignalModels, SignalWorker
+from actors.step_batch import StepBatch
 from castor.config.rlhf import RLHF
 from castor.config.training import Resources
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.io.errors import CastorError
 from castor.model_reference import ModelReference
-from engines.batch import StepBatch
 from tests.numerics import assert_close
 
 MODULE = """

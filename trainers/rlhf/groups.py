@@ -53,7 +53,7 @@ class Groups:
         """
         policy = ModelReference.of(policy)
         self.config, learner = config, config.learner
-        self.rollout = RolloutPool(policy.name, config.rollout, policy.trust_remote_code)
+        self.rollout = RolloutPool(policy, config.rollout)
         self.reference = _start_reference(actors["reference"], policy, config) if "reference" in actors else None
         self.learner = _start(actors["learner"], LearnerWorker)
         self.signals = {name: _start(actors[f"signal-{name}"], SignalWorker) for name in config.signals}
@@ -80,10 +80,10 @@ class Groups:
         a forward pass is a collective, all of them share the chunk.
         """
         if self.reference is not None:
-            return turn(self.reference.handles, number).logprobs.remote(experience)
+            return round_robin(self.reference.handles, number).logprobs.remote(experience)
         if self.config.learner.engine.zero_stage == 3:
             return self.learner.call("reference_logprobs", experience)[0]
-        return turn(self.learner.handles, number).reference_logprobs.remote(experience)
+        return round_robin(self.learner.handles, number).reference_logprobs.remote(experience)
 
     def nodes(self) -> dict[str, str]:
         """Which node the first actor of each group runs on."""
@@ -104,8 +104,8 @@ class Groups:
             ray.kill(self.multipliers)
 
 
-def turn(handles: Sequence[Any], number: int) -> Any:
-    """The actor whose turn it is to work on chunk `number`."""
+def round_robin(handles: Sequence[Any], number: int) -> Any:
+    """The actor that works on chunk `number`: they take turns."""
     return handles[number % len(handles)]
 
 
@@ -117,13 +117,7 @@ def _start(actors: Actors, worker: Any) -> ActorGroup:
 
 def _start_reference(actors: Actors, policy: ModelReference, config: RLHF) -> ActorGroup:
     assert actors.resources is not None
-    arguments = (
-        policy.name,
-        config.learner.engine,
-        config.rollout.temperature,
-        actors.resources.threads,
-        policy.trust_remote_code,
-    )
+    arguments = (policy, config.learner.engine, config.rollout.temperature, actors.resources.threads)
     worker = cast(Any, ReferenceWorker)
     options = [actor_options(actors.resources, name) for name in actors.rank_names]
     return ActorGroup("the reference policy", [worker.options(**option).remote(*arguments) for option in options])

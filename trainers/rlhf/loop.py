@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from actors.group import get
-from actors.multipliers import Prices
+from actors.multipliers import Coefficients
 from castor.config.rlhf import RLHF
 from castor.data.tokens.prompt_stream import PromptStream
 from trainers.rlhf.clock import Clock
@@ -19,11 +19,11 @@ from trainers.rlhf.producer import Producer
 
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars of one step. `prices` are the multipliers its loss used."""
+    """Scalars of one step. `coefficients` are those its loss used."""
 
     step: int
     metrics: dict[str, float]
-    prices: Prices | None
+    coefficients: Coefficients | None
 
 
 def train(
@@ -36,13 +36,13 @@ def train(
         batch = producer.take(step)
         clock.lap("rollout_s")
 
-        prices = None
+        coefficients = None
         if groups.multipliers is not None:  # λ and an adapted β first, then the policy
             costs = {name: batch.scores[name] for name in config.constraints}
             kl = groups.learner.handles[0].measure_kl.remote(batch) if config.advantage.kl_target else None
-            prices = groups.multipliers.update.remote(step, costs, kl)
-        advantages = {name: group.call("advantages", batch, prices)[0] for name, group in groups.signals.items()}
-        learning = groups.learner.call("step", step, batch, advantages, prices)
+            coefficients = groups.multipliers.update.remote(step, costs, kl)
+        advantages = {name: group.call("advantages", batch, coefficients)[0] for name, group in groups.signals.items()}
+        learning = groups.learner.call("step", step, batch, advantages, coefficients)
         fitting = {name: group.call("train_critic", step) for name, group in groups.signals.items()}
         timeout = config.learner.timeout_s
         metrics = producer.get(learning, timeout, "the learner")[0]
@@ -54,6 +54,6 @@ def train(
         publishing = groups.learner.call("publish", step)
         producer.load_weights(producer.get(publishing, timeout, "the learner (publishing weights)")[0])
         clock.lap("transfer_s")
-        applied = None if prices is None else get(prices, timeout, "the multiplier owner")
+        applied = None if coefficients is None else get(coefficients, timeout, "the multiplier owner")
         metrics |= (applied.metrics() if applied else {}) | clock.seconds | producer.metrics()
         on_step(StepResult(step, metrics, applied))

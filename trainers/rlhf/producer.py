@@ -16,11 +16,11 @@ import ray
 from actors.group import get, too_late
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, Job, request_seed
+from actors.step_batch import StepBatch
 from castor.config.rlhf import RLHF
 from castor.data.tokens.prompt_stream import Prompt, PromptStream
-from engines.batch import StepBatch
-from engines.weights import WeightUpdate
-from trainers.rlhf.groups import Groups, turn
+from engines.weights.base import WeightUpdate
+from trainers.rlhf.groups import Groups, round_robin
 
 
 def sample_requests(
@@ -128,7 +128,7 @@ class Producer:
             number = len(batch.chunks)
             reference = self.groups.reference_logprobs(number, chunk.experience)
             scores = {
-                name: turn(group.handles, number).score.remote(chunk.experience)
+                name: round_robin(group.handles, number).score.remote(chunk.experience)
                 for name, group in self.groups.signals.items()
             }
             batch.chunks.append((min(chunk.info.uids), chunk.experience, reference, scores))

@@ -132,8 +132,8 @@ class StepLog:
             "step": result.step,
             "mean_reward": sum(self.config.signals[k].weight * metrics[f"{k}/score_mean"] for k in objectives),
             "mean_costs": {key: metrics[f"{key}/score_mean"] for key in constraints},
-            "multipliers": dict(result.prices.values) if result.prices else {},
-            "window_costs": dict(result.prices.mean_costs) if result.prices else {},
+            "multipliers": dict(result.coefficients.multipliers) if result.coefficients else {},
+            "window_costs": dict(result.coefficients.mean_costs) if result.coefficients else {},
             "kl": metrics["kl"],
             "metrics": metrics,
         }

@@ -146,10 +146,10 @@ class Worker:
 
     def update(self, batch: NDArray[np.int64]) -> None:
         """One optimiser step on the mean loss over `batch`, or a skipped one where that is not finite."""
-        from engines.batch import sum_over_ranks
+        from engines.batch import seed_step, sum_over_ranks
 
         start = time.monotonic()
-        self._seed()
+        seed_step(self.job.seed, self.state.step, self.rank)
         total = self.task.weight(self.samples, batch)
         loss_sum, suspects = 0.0, list[int]()
         for chosen in self._micro_batches(batch):
@@ -173,11 +173,6 @@ class Worker:
             self._post(
                 {"loss": loss_sum, "grad_norm": norm, "learning_rate": self.engine.learning_rate, "tokens_per_s": speed}
             )
-
-    def _seed(self) -> None:
-        """Random numbers of a step follow from seed, step and rank, so that none have to be kept in a checkpoint."""
-        sequence = np.random.SeedSequence([self.job.seed, self.state.step, self.rank])
-        torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def _skip(self, loss: float, suspects: list[int], batch: NDArray[np.int64]) -> None:
         """Count an update that was left out. Raises CastorError when that was one too many."""

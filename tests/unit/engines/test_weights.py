@@ -1,28 +1,26 @@
-"""Digests of weight updates: what an engine loaded, base included, is what was published, or the digests differ."""
+"""Digests of weight updates: what an engine loaded, base included, is what was sent, or the digests differ."""
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
+import torch
 
-from engines.weights import HeldWeights, WeightUpdate, joined_digest, new_hasher, read_bucket
-
-
-def bucket(**values):
-    return {name: (np.array([value], np.float32).view(np.uint8), "float32", (1,)) for name, value in values.items()}
+from engines.weights.base import Digest, LoadedWeights, Sender
 
 
-def digest_of(buckets):
-    hasher = new_hasher()
-    for each in buckets:
-        for _ in read_bucket(each, hasher):
-            pass
-    return hasher.hexdigest()
+class Lists(Sender):
+    """A transport within this process: its pieces are tensors, in lists of two."""
+
+    transport = "lists"
+
+    def carry(self, tensors):
+        pairs = [(name, tensor.clone()) for name, tensor in tensors]
+        return [pairs[i : i + 2] for i in range(0, len(pairs), 2)]
 
 
 def update_of(version, base=None, **values):
-    buckets = [bucket(**values)]
-    return WeightUpdate(version, joined_digest(base and base.digest, digest_of(buckets)), buckets, base)
+    tensors = ((name, torch.tensor([value])) for name, value in values.items())
+    return Lists(keep=True).send(tensors, version, base)
 
 
 class Engine:
@@ -34,10 +32,11 @@ class Engine:
     def load(self, update):
         if self.broken:
             raise RuntimeError("out of memory")
-        self.loads.append((update.version, sum(len(each) for each in update.buckets)))
-        for each in update.buckets:
-            self.tensors |= {name: float(tensor) for name, tensor in read_bucket(each, new_hasher())}
-        return digest_of(update.buckets)
+        self.loads.append((update.version, sum(map(len, update.pieces))))
+        digest = Digest()
+        for piece in update.pieces:
+            self.tensors |= {name: float(tensor) for name, tensor in digest.adding(piece)}
+        return digest.over(None)
 
 
 @pytest.fixture
@@ -46,42 +45,72 @@ def engine():
 
 
 @pytest.fixture
-def held(engine):
-    return HeldWeights(engine.load)
+def loaded(engine):
+    return LoadedWeights(engine.load)
 
 
 BASE = update_of(0, embed=1.0, norm=2.0)
 
 
-def test_a_base_travels_once_and_is_in_every_digest(engine, held):
+def test_a_base_travels_once_and_is_in_every_digest(engine, loaded):
     for version, value in ((1, 3.0), (2, 4.0)):
         update = update_of(version, BASE, query=value)
-        assert held.take(update, version - 1) == update.digest
+        update.check(loaded.take(update))
         assert engine.tensors == {"embed": 1.0, "norm": 2.0, "query": value}
     assert engine.loads == [(0, 2), (1, 1), (2, 1)]  # no token was sampled from version 1 while the base was loaded
     assert update.digest != update_of(2, query=4.0).digest
 
 
-def test_another_base_or_other_bytes_have_another_digest(engine, held):
+def test_another_base_or_other_tensors_have_another_digest(loaded):
     update = update_of(1, BASE, query=3.0)
     other = update_of(0, embed=1.0, norm=2.5)
-    assert held.take(replace(update, base=replace(other, digest=BASE.digest)), 0) != update.digest
-    assert held.take(update, 0) == update.digest  # the wrong base was not taken for the right one
-    damaged = replace(update, buckets=[bucket(query=3.5)])
-    assert held.take(damaged, 1) != update.digest
+    with pytest.raises(RuntimeError, match="the weights did not arrive"):
+        update.check(loaded.take(replace(update, base=replace(other, digest=BASE.digest))))
+    update.check(loaded.take(update))  # the wrong base was not taken for the right one
+    with pytest.raises(RuntimeError, match="the weights did not arrive"):
+        update.check(loaded.take(replace(update, pieces=update_of(1, query=3.5).pieces)))
+    with pytest.raises(RuntimeError, match="holds version 2"):
+        update.check(loaded.take(replace(update, version=2)))
 
 
-def test_whole_updates_and_failures_make_the_engine_forget_its_base(engine, held):
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"b": 2.0, "a": 1.0},
+        {"a": 2.0, "b": 1.0},
+        {"a": 1.0},
+        {"a": 1.0, "c": 2.0},
+        {"a": [1.0], "b": 2.0},
+        {"a": 1, "b": 2.0},
+    ],
+)
+def test_a_digest_is_of_names_order_types_shapes_and_values(other):
+    assert update_of(1, **other).digest != update_of(1, a=1.0, b=2.0).digest
+
+
+def test_whole_updates_and_failures_make_the_engine_forget_its_base(engine, loaded):
     update = update_of(1, BASE, query=3.0)
-    held.take(update, 0)
+    loaded.take(update)
     whole = update_of(2, embed=9.0, norm=9.0, query=9.0)
-    assert held.take(whole, 1) == whole.digest == digest_of(whole.buckets)
-    assert held.take(update, 2) == update.digest
+    whole.check(loaded.take(whole))
+    update.check(loaded.take(update))
     assert engine.tensors == {"embed": 1.0, "norm": 2.0, "query": 3.0}
     engine.broken = True
     with pytest.raises(RuntimeError):
-        held.take(update, 1)
+        loaded.take(update)
     engine.broken = False
     engine.loads.clear()
-    assert held.take(update, 1) == update.digest
+    update.check(loaded.take(update))
     assert engine.loads == [(1, 2), (1, 1)]
+
+
+def test_ranks_that_do_not_keep_take_part_in_every_gathering():
+    gathered = []
+
+    def tensors():
+        for name in "abc":
+            gathered.append(name)
+            yield name, torch.zeros(2)
+
+    assert Lists(keep=False).send(tensors(), 1) is None
+    assert gathered == ["a", "b", "c"]

@@ -1,0 +1,51 @@
+"""The workers of a pool: started alike, and replaced when they die, a limited number of times."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from actors.group import ActorFailure
+
+log = logging.getLogger(__name__)
+
+
+class Workforce:
+    """Workers at work, and `stale` ones: started in place of dead ones, with the weights of the model's folder."""
+
+    def __init__(self, what: str, start: Callable[[], ActorHandle], size: int, max_restarts: int) -> None:
+        """`start` starts one without waiting for it; `what` they are, for messages."""
+        self.what, self.start, self.max_restarts = what, start, max_restarts
+        self.restarts = 0
+        self.working = [start() for _ in range(size)]
+        self.stale: list[ActorHandle] = []
+
+    def replace(self, worker: ActorHandle, error: RayActorError) -> bool:
+        """Start another worker in place of a dead one; False when that was done before, on the word of another call.
+
+        Raises ActorFailure when that was one too many.
+        """
+        if worker not in self.working:
+            return False
+        self.working = [other for other in self.working if other != worker]
+        self.restarts += 1
+        if self.restarts > self.max_restarts:
+            raise ActorFailure(
+                f"{self.what}s died {self.restarts} times, more than max_worker_restarts allows; the last: {error}"
+            ) from error
+        log.warning("a %s died and is being replaced (%d so far): %s", self.what, self.restarts, error)
+        self.stale.append(self.start())
+        return True
+
+    def admit_stale(self) -> None:
+        """The stale workers are about to get the weights of the others, and work from then on."""
+        self.working, self.stale = self.working + self.stale, []
+
+    def stop(self) -> None:
+        """Kill all of them."""
+        for worker in self.working + self.stale:
+            ray.kill(worker)

@@ -1,0 +1,84 @@
+"""vLLM's side of a weight update, whatever the transport: layers are opened, loaded, digested and closed again.
+
+One engine is registered with vLLM's weight-transfer factory, as "castor"; each piece it is given names its transport.
+This module is named as `worker_extension_cls`, so that every vLLM worker process imports it and the registration
+happens there.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from engines.weights.base import Digest, Tensors, receiver_of
+
+BACKEND = "castor"
+
+
+@dataclass
+class Init(WeightTransferInitInfo):
+    """Nothing to set up."""
+
+
+@dataclass
+class Update(WeightTransferUpdateInfo):
+    """One piece of an update, for the receiver of its transport."""
+
+    transport: str
+    piece: Any
+
+
+class ProvenTransfer(WeightTransferEngine[Init, Update]):
+    """Loads full, HF-named weights and keeps the digest of all it loaded since the update was started."""
+
+    init_info_cls = Init
+    update_info_cls = Update
+
+    def init_transfer_engine(self, init_info: Init) -> None:
+        """Nothing to connect to."""
+
+    def start_weight_update(self) -> None:
+        """Open the layer-wise reload: on a CPU the loaded layers are packed and cannot be written in place."""
+        self.digest = Digest()
+        with torch.device(self.device):
+            initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: Update) -> None:
+        """Load one piece."""
+        with torch.device(self.device):
+            receiver_of(update_info.transport).receive(update_info.piece, self._load)
+
+    def _load(self, tensors: Tensors) -> None:
+        cast(Any, self.model).load_weights(self.digest.adding(tensors))
+
+    def finish_weight_update(self) -> None:
+        """Pack the layers again."""
+        with torch.device(self.device):
+            finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Nothing to release."""
+
+
+class WorkerExtension:
+    """Mixed into every vLLM worker."""
+
+    weight_transfer_engine: ProvenTransfer
+
+    def loaded_digest(self) -> str:
+        """Digest of what the last update loaded."""
+        return self.weight_transfer_engine.digest.over(None)
+
+
+# an update over a base leaves layers out, which then keep their weights: vLLM would warn of each, every time
+logging.getLogger(finalize_layerwise_reload.__module__).addFilter(
+    lambda record: "Failed to load weights" not in str(record.msg)
+)
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, ProvenTransfer)
