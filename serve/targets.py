@@ -127,7 +127,7 @@ def _judges(plan: Plan, policy: Stage, config: Serve) -> dict[str, Judge]:
     for kind, (option, classifier) in options.items():
         name = stage_of(source_of(option))
         if name is not None and not _is_model(plan.model_folder(name)):
-            if config.cost is None and not plan.model_folder(name).is_dir():
+            if not (kind == "cost" and config.cost) and not plan.model_folder(name).is_dir():
                 continue
             raise CastorError(f"{plan.model_folder(name)} holds no finished {kind} model: run the pipeline to its end")
         if name is not None:

@@ -21,6 +21,8 @@ import torch
 from openai import BadRequestError, NotFoundError, OpenAI
 
 from castor.config.demo_model import DemoModel
+from castor.config.load import dump_config
+from castor.config.pipeline import Config
 from castor.config.signal import HTTPScorer
 from castor.data.rows.schemas import Exchange
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
@@ -56,6 +58,16 @@ class Server:
 
 
 def _make_run(run: Path) -> None:
+    """As a run with template pku leaves it: the served models read their texts in that format without being told."""
+    data = {"data": {"source": "synthetic"}}
+    signals = {
+        "help": {"role": "objective", "model": "stage:reward"},
+        "harm": {"role": "constraint", "model": "stage:cost", "threshold": 0.0},
+    }
+    lag = {"steps": 1, "signals": signals, "multipliers": {}}
+    values = {"template": "pku", "model": {}, "sft": data, "reward": data, "cost": data, "rlhf": {"ppo_lag": lag}}
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(Config.model_validate(values)))
     config = DemoModel(
         tokenizer="bpe", vocab_size=512, hidden_size=64, layers=2, heads=2, intermediate_size=64,
         max_position_embeddings=CONTEXT,
@@ -160,7 +172,7 @@ def test_chat_and_streaming_chat_agree(client: OpenAI) -> None:
 
 
 def test_chat_reads_the_prompt_as_in_training(server: Server, client: OpenAI) -> None:
-    template = PromptTemplate(load_tokenizer(str(server.run / "ppo_lag" / "policy")))
+    template = PromptTemplate(load_tokenizer(str(server.run / "ppo_lag" / "policy")), "pku")
     answer = client.chat.completions.create(
         model="ppo_lag", messages=[{"role": "user", "content": PROMPT}], max_tokens=1
     )
@@ -229,7 +241,7 @@ def _expect_refusal(server: Server, path: str, body: bytes) -> None:
 
 def _direct(server: Server, kind: str, items: Sequence[tuple[str, str] | Exchange]) -> list[float]:
     model = ScoreModel.load(server.run / kind, torch.float32).eval()
-    template = PromptTemplate(load_tokenizer(str(server.run / kind)))
+    template = PromptTemplate(load_tokenizer(str(server.run / kind)), "pku")
     scores = []
     for text in (Exchange(*item) for item in items):
         head = template.encode_prompt(text.prompt, text.history)

@@ -35,6 +35,7 @@ from castor.data.rows.schemas import Exchange, QARow, parse_row
 from castor.data.tokens.samples import Samples
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
+from castor.model_reference import ModelReference
 from castor.models.classifier_cost import ClassifierCost
 from castor.models.load import load_score_model, read_score_info
 from castor.models.moderation import (
@@ -53,6 +54,7 @@ from castor.scoring.moderator import Moderator, predict, verdicts
 from castor.synthetic.corpus import qa_rows
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
 from serve.scorer import load_scorer
+from serve.targets import Judge
 from tests.numerics import TINY_MODELS, assert_close
 from tests.plans import plan_of
 from trainers.supervised.tasks import make_task
@@ -500,7 +502,8 @@ def test_a_served_cost_is_the_same(backbone, tmp_path):
     folder = made(backbone, tmp_path / "m", thresholds=Thresholds((0.5,) * 19, 0.8, 0.4, 0.45, 1.2))
     for classifier in (Classifier(), Classifier(reduce="expected_severity", margin="logit")):
         expected, _ = costs(folder, **classifier.model_dump())
-        served = load_scorer("cost", folder, Serve(run_dir=tmp_path, cost="m", cost_classifier=classifier))
+        judge = Judge("m", ModelReference(str(folder)), classifier)
+        served = load_scorer("cost", judge, "auto", Serve(run_dir=tmp_path))
         found = served.outputs([Exchange(*pair) for pair in PAIRS])
         assert_close(found, expected, TINY_MODELS)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from castor.config.load import dump_config, load_config
+from castor.config.pipeline import Config
 from castor.config.serve import Serve
 from castor.config.signal import Classifier
 from castor.data.rows.schemas import Exchange
@@ -14,6 +16,7 @@ from castor.io.errors import CastorError
 from castor.models.moderation import ModerationInfo
 from serve.scores import ScoreRequest
 from serve.targets import require_free_port, resolve
+from tests.conftest import ROOT
 
 
 def _model(folder: Path, context: int | None = 64, kind: str = "policy") -> Path:
@@ -29,66 +32,125 @@ def _model(folder: Path, context: int | None = 64, kind: str = "policy") -> Path
     return folder
 
 
-def test_default_is_ppo_lag_and_both_score_models(tmp_path: Path) -> None:
+DATA = {"data": {"source": "synthetic"}}
+HELP = {"role": "objective", "model": "stage:reward"}
+HARM = {"role": "constraint", "model": "stage:cost", "threshold": 0.0}
+PPO = {"steps": 1, "signals": {"help": HELP}}
+LAG = {"steps": 1, "signals": {"help": HELP, "harm": HARM}, "multipliers": {}}
+JUDGES = {"reward": DATA, "cost": DATA}
+
+
+def _run(run: Path, **sections: object) -> Serve:
+    """A run of this config, whose folder was moved since."""
+    run.mkdir(exist_ok=True)
+    values = {"run_dir": "/nowhere/now", "sft": DATA | {"model": "org/base"}} | sections
+    (run / "config.yaml").write_text(dump_config(Config.model_validate(values)))
+    return Serve(run_dir=run)
+
+
+def test_default_is_the_constrained_run_with_the_models_it_was_trained_against(tmp_path: Path) -> None:
+    config = _run(tmp_path, **JUDGES, rlhf={"lag": LAG, "ppo": PPO}, template="pku")
     _model(tmp_path / "sft")
     _model(tmp_path / "ppo/policy")
-    policy = _model(tmp_path / "ppo_lag/policy")
+    policy = _model(tmp_path / "lag/policy")
     cost, reward = _model(tmp_path / "cost", kind="score"), _model(tmp_path / "reward", kind="score")
-    targets = resolve(Serve(run_dir=tmp_path))
-    assert (targets.name, targets.policy, targets.max_model_len) == ("ppo_lag", policy, 64)
-    assert (targets.cost, targets.reward) == (cost, reward)
+    targets = resolve(config)
+    assert (targets.name, targets.policy.name, targets.max_model_len) == ("lag", str(policy), 64)
+    assert {kind: judge.model.name for kind, judge in targets.judges.items()} == {
+        "cost": str(cost), "reward": str(reward),
+    }  # fmt: skip
+    assert targets.template == "pku"  # that of training, without being told
+    assert not targets.policy.trust_remote_code
 
 
 def test_default_is_the_only_rlhf_run_else_sft(tmp_path: Path) -> None:
+    config = _run(tmp_path, **JUDGES, rlhf={"one": PPO, "other": PPO})
     sft = _model(tmp_path / "sft")
-    assert resolve(Serve(run_dir=tmp_path)).policy == sft
-    policy = _model(tmp_path / "my_run/policy")
-    targets = resolve(Serve(run_dir=tmp_path))
-    assert (targets.name, targets.policy) == ("my_run", policy)
-    assert targets.cost is None
+    assert resolve(config).policy.name == str(sft)
+    policy = _model(tmp_path / "one/policy")
+    targets = resolve(config)
+    assert (targets.name, targets.policy.name, targets.judges) == ("one", str(policy), {})
     _model(tmp_path / "other/policy")
-    with pytest.raises(CastorError, match="several policies: choose one of my_run, other"):
-        resolve(Serve(run_dir=tmp_path))
+    with pytest.raises(CastorError, match="several policies: choose one with policy=NAME; there is sft, one, other"):
+        resolve(config)
+
+
+def test_the_last_round_is_served_with_its_score_models(tmp_path: Path) -> None:
+    """As configs/rounds.yaml makes them; a round that is not finished yet is none."""
+    run = tmp_path / "rounds"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(load_config(ROOT / "configs" / "rounds.yaml")))
+    for number in (1, 2):
+        _model(run / f"round-{number}/ppo_lag/policy")
+        for kind in ("reward", "cost"):
+            _model(run / f"round-{number}/{kind}", kind="score")
+    _model(run / "round-3/reward", kind="score")
+    targets = resolve(Serve(run_dir=run))
+    assert targets.name == "round-2/ppo_lag"
+    assert {kind: judge.model.name for kind, judge in targets.judges.items()} == {
+        "cost": str(run / "round-2/cost"), "reward": str(run / "round-2/reward"),
+    }  # fmt: skip
+    assert resolve(Serve(run_dir=run, policy="round-1/ppo_lag")).judges["cost"].name == "round-1/cost"
+
+
+def test_trust_is_that_of_the_run(tmp_path: Path) -> None:
+    trusted = {"source": "org/own-code", "trust_remote_code": True}
+    config = _run(tmp_path, sft=DATA | {"model": trusted}, rlhf={"one": PPO}, **JUDGES)
+    _model(tmp_path / "one/policy")
+    assert resolve(config).policy.trust_remote_code
 
 
 def test_a_policy_can_be_named(tmp_path: Path) -> None:
+    config = _run(tmp_path, **JUDGES, rlhf={"lag": LAG})
     sft = _model(tmp_path / "sft")
-    _model(tmp_path / "ppo_lag/policy")
-    targets = resolve(Serve(run_dir=tmp_path, policy="sft", max_model_len=32))
-    assert (targets.name, targets.policy, targets.max_model_len) == ("sft", sft, 32)
+    _model(tmp_path / "lag/policy")
+    targets = resolve(config.model_copy(update={"policy": "sft", "max_model_len": 32}))
+    assert (targets.name, targets.policy.name, targets.max_model_len) == ("sft", str(sft), 32)
 
 
 def test_the_cost_can_be_a_moderation_models(tmp_path: Path) -> None:
+    config = _run(tmp_path, moderation={"qa": DATA})
     _model(tmp_path / "sft")
     qa = _model(tmp_path / "qa", kind="moderation")
-    assert resolve(Serve(run_dir=tmp_path)).cost is None
-    targets = resolve(Serve(run_dir=tmp_path, cost="qa", cost_classifier=Classifier(reduce=["privacy_violation"])))
-    assert (targets.cost, targets.reward) == (qa, None)
+    assert resolve(config).judges == {}
+    classifier = Classifier(reduce=["privacy_violation"])
+    (judge,) = resolve(config.model_copy(update={"cost": "qa", "cost_classifier": classifier})).judges.values()
+    assert (judge.name, judge.model.name, judge.classifier) == ("qa", str(qa), classifier)
+
+
+def test_a_classifiers_cost_is_served_as_the_run_had_it(tmp_path: Path) -> None:
+    harm = {"role": "constraint", "model": "stage:qa", "classifier": {"reduce": "mean"}, "threshold": 0.0}
+    run = LAG | {"signals": {"help": HELP, "harm": harm | {"critic_model": "stage:sft"}}}
+    config = _run(tmp_path, **JUDGES, moderation={"qa": DATA}, rlhf={"lag": run})
+    _model(tmp_path / "lag/policy")
+    _model(tmp_path / "qa", kind="moderation")
+    assert resolve(config).judges["cost"].classifier == Classifier(reduce="mean")
 
 
 def test_paths_do_not_depend_on_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _run(tmp_path / "demo")
     _model(tmp_path / "demo/sft")
     monkeypatch.chdir(tmp_path)
-    assert resolve(Serve(run_dir=Path("demo"))).policy.is_absolute()
+    assert Path(resolve(Serve(run_dir=Path("demo"))).policy.name).is_absolute()
 
 
 @pytest.mark.parametrize(
     ("folders", "options", "message"),
     [
         ([], {"run_dir": "nowhere"}, "there is no run at nowhere"),
-        ([], {}, "holds no policy 'sft': there is none yet"),
-        (["ppo_lag/"], {}, "no finished policy: run the pipeline to its end; there is none yet"),
-        (["sft", "ppo_lag/"], {}, "no finished policy: run the pipeline to its end; there is sft"),
-        (["sft", "ppo/policy"], {"policy": "ppp"}, "holds no policy 'ppp': there is ppo, sft"),
-        (["sft"], {"policy": ".."}, "holds no policy '..'"),
-        (["sft", "cost:score"], {"policy": "cost"}, "is a score model, not a policy: there is sft"),
-        (["sft", "cost"], {}, "holds no finished cost model"),
-        (["sft", "cost:score", "reward/"], {}, "holds no finished reward model"),
+        ([], {}, "holds no finished policy: run the pipeline to its end; there is none yet"),
+        (["sft"], {"policy": "lag"}, "holds no finished policy 'lag': run the pipeline to its end; there is sft"),
+        (["sft", "ppo/policy"], {"policy": "ppp"}, "has no policy 'ppp': there is sft, ppo"),
+        (["sft"], {"policy": ".."}, "has no policy '..'"),
+        (["sft", "cost:score"], {"policy": "cost"}, "stage cost makes cost model, not a policy: there is sft"),
+        (["lag/policy", "cost/"], {}, "holds no finished cost model: run the pipeline to its end"),
+        (["lag/policy", "cost:score", "reward/"], {}, "holds no finished reward model"),
         (["sft"], {"max_model_len": 65}, "longer than the context of sft, 64 tokens"),
-        (["sft", "qa:moderation"], {"policy": "qa"}, "is a moderation model, not a policy: there is sft"),
-        (["sft", "qa:moderation"], {"cost": "harm"}, "holds no stage 'harm', whose cost model"),
-        (["sft", "qa:moderation"], {"cost": "qa"}, "holds a moderation model: set cost_classifier.reduce"),
-        (["sft", "cost:score"], {"cost_classifier": {}}, "set cost to the name of such a stage"),
+        (["sft", "qa:moderation"], {"cost": "harm"}, "has no stage 'harm', whose cost model"),
+        (["sft", "qa:moderation"], {"cost": "qa"}, "qa makes a moderation model: set cost_classifier.reduce"),
+        (["sft", "cost:score"], {"cost": "cost", "cost_classifier": {}}, "cost makes no moderation model"),
+        (["sft", "cost:score"], {"cost_classifier": {}}, "set cost to the name of its stage"),
+        (["sft", "reward:score"], {"cost": "reward"}, "reward makes no cost model, but reward model"),
         (
             ["sft", "qa:moderation"],
             {"cost": "qa", "cost_classifier": {"reduce": "expected_severity"}},
@@ -97,6 +159,7 @@ def test_paths_do_not_depend_on_the_working_folder(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_what_cannot_be_served(tmp_path: Path, folders: list[str], options: dict, message: str) -> None:
+    _run(tmp_path, **JUDGES, moderation={"qa": DATA}, rlhf={"lag": LAG, "ppo": PPO})
     for name in folders:
         if name.endswith("/"):
             (tmp_path / name).mkdir()
@@ -107,6 +170,16 @@ def test_what_cannot_be_served(tmp_path: Path, folders: list[str], options: dict
         resolve(Serve(**({"run_dir": tmp_path} | options)))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_no_run_and_a_run_of_another_version(tmp_path: Path) -> None:
+    _model(tmp_path / "sft")
+    with pytest.raises(CastorError, match=r"is no run, it has no config\.yaml"):
+        resolve(Serve(run_dir=tmp_path))
+    config = _run(tmp_path)
+    (tmp_path / "stages.json").write_text('{"sft": {"key": "k", "seconds": 1.0}}')
+    with pytest.raises(CastorError, match="was made by another version of Castor"):
+        resolve(config)
 
 
 def test_port_in_use_is_one_sentence() -> None:
