@@ -98,8 +98,14 @@ class _Loader(yaml.SafeLoader):
         text = self.construct_scalar(node)
         return plain_scalar(text) if node.style is None else text
 
+    # PyYAML's own constructors of collections let a mapping contain itself. These two construct it as a whole.
+    def construct_whole_mapping(self, node: yaml.MappingNode) -> dict[Hashable, Any]:
+        return self.construct_mapping(node, deep=True)
 
-# PyYAML's own constructors of collections let a mapping contain itself. These do not: they construct a node as a whole.
+    def construct_whole_sequence(self, node: yaml.SequenceNode) -> list[Any]:
+        return self.construct_sequence(node, deep=True)
+
+
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_plain_or_quoted)
-_Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))
-_Loader.add_constructor("tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True))
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_whole_mapping)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_whole_sequence)
