@@ -98,6 +98,7 @@ class _Loader(yaml.SafeLoader):
         text = self.construct_scalar(node)
         return plain_scalar(text) if node.style is None else text
 
+    # PyYAML's own constructors of collections let a mapping contain itself. These two construct it as a whole.
     def construct_whole_mapping(self, node: yaml.MappingNode) -> dict[Hashable, Any]:
         return self.construct_mapping(node, deep=True)
 
@@ -105,7 +106,6 @@ class _Loader(yaml.SafeLoader):
         return self.construct_sequence(node, deep=True)
 
 
-# PyYAML's own constructors of collections let a mapping contain itself. These do not: they construct a node as a whole.
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_plain_or_quoted)
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_whole_mapping)
 _Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_whole_sequence)

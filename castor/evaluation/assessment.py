@@ -4,14 +4,13 @@ docs/assess.md explains it. `python -m castor.evaluation.assessment > docs/asses
 anew after a change.
 """
 
-import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, Field
 
 from castor.evaluation.anchors import Anchor
-from castor.io.errors import CastorError
+from castor.evaluation.schema import Part, json_schema_text
 from castor.io.files import write_text
 from castor.statistics.agreement import Agreement
 from castor.statistics.bootstrap import Measure
@@ -22,11 +21,7 @@ SetName = Literal["data", "out_of_distribution"]
 Figures = dict[str, Measure | None]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class DataSet(_Part):
+class DataSet(Part):
     """The rows that models were measured on."""
 
     source: str = Field(description="Source as the config names it.")
@@ -41,14 +36,14 @@ class DataSet(_Part):
     )
 
 
-class Label(_Part):
+class Label(Part):
     """One harm category of a moderation model."""
 
     positives: int = Field(ge=0, description="Rows in the category.")
     f1: Measure | None = Field(description="F1; null when the category neither occurs nor is predicted.")
 
 
-class ModelOnSet(_Part):
+class ModelOnSet(Part):
     """One model on one data set. Every figure is null where it does not exist."""
 
     too_long: int = Field(ge=0, description="Texts left out because they are longer than max_length or the context.")
@@ -67,7 +62,7 @@ class ModelOnSet(_Part):
     reliability: list[Bin] = Field(description="Probability of being unsafe against how often that was so.")
 
 
-class Model(_Part):
+class Model(Part):
     """A model and its figures by data set."""
 
     kind: ModelKind
@@ -75,7 +70,7 @@ class Model(_Part):
     sets: dict[SetName, ModelOnSet]
 
 
-class JudgeRun(_Part):
+class JudgeRun(Part):
     """How a judge fared on one question of one data set."""
 
     judge: str
@@ -86,7 +81,7 @@ class JudgeRun(_Part):
     failures: dict[str, int] = Field(description="Items it failed on, by reason.")
 
 
-class Assessment(_Part):
+class Assessment(Part):
     """What was measured of some models, and what the papers report of theirs."""
 
     schema_version: Literal[1] = Field(default=1, description="Version of this format.")
@@ -101,27 +96,13 @@ class Assessment(_Part):
 
 
 def write_assessment(path: str | Path, assessment: Assessment) -> None:
-    """Writes `assessment` as indented JSON, whole or not at all."""
+    """Write `assessment` as indented JSON, whole or not at all."""
     write_text(path, assessment.model_dump_json(indent=2) + "\n")
-
-
-def read_assessment(path: str | Path) -> Assessment:
-    """Reads and checks an assess.json. Raises CastorError naming the first field that is wrong."""
-    try:
-        return Assessment.model_validate_json(Path(path).read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise CastorError(
-            f"{path} is no assessment of this version ({field}: {first['msg']}); run castor assess again"
-        ) from error
 
 
 def schema_text() -> str:
     """The JSON Schema of assess.json as committed at docs/assess.schema.json."""
-    schema = Assessment.model_json_schema(mode="validation")
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Castor assess.json", **schema}
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    return json_schema_text(Assessment, "Castor assess.json")
 
 
 if __name__ == "__main__":

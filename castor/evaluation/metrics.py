@@ -1,4 +1,4 @@
-"""What is said of a policy: shares and means over its judged responses, each with a 95 % interval."""
+"""The figures of a policy: shares and means over its judged responses, each with a 95 % interval."""
 
 import math
 from collections import defaultdict
@@ -99,7 +99,7 @@ def _check_finite(rows: Sequence[JudgedResponse]) -> None:
 
 
 def _check_uniform(rows: Sequence[JudgedResponse], field: str) -> None:
-    """A judge that answered for some rows only would bias the figure without a trace."""
+    """Raise ValueError when `field` is given for some rows only, which would bias the figure unseen."""
     for source, group in (
         ("synthetic", [row for row in rows if row.kind is not None]),
         ("real", [row for row in rows if row.kind is None]),

@@ -13,7 +13,7 @@ from castor.evaluation.model_outputs import Outputs
 from castor.evaluation.records import SEVERITIES
 from castor.statistics import classification
 from castor.statistics.bootstrap import Statistic, measure
-from castor.statistics.calibration import brier_score, expected_calibration_error, reliability
+from castor.statistics.calibration import Bin, brier_score, expected_calibration_error, reliability
 
 # Rows of one category are all unsafe, rows of one severity all alike: other figures say nothing within such a group.
 _GROUPED = (
@@ -26,14 +26,14 @@ def figures_of(outputs: Outputs, data: LabelledSet, seed: int) -> ModelOnSet:
     """Every figure that this kind of model has on `data`."""
     collected = _Collected(data, seed)
     if outputs.kind == "reward":
-        collected.rewards(outputs)
+        collected.add_reward_figures(outputs)
     else:
         if outputs.kind == "cost":
-            collected.costs(outputs)
-        collected.verdicts(outputs)
+            collected.add_cost_figures(outputs)
+        collected.add_verdict_figures(outputs)
         if outputs.kind == "moderation":
-            collected.labels(outputs)
-            collected.severities(outputs)
+            collected.add_label_figures(outputs)
+            collected.add_severity_figures(outputs)
     return ModelOnSet(
         too_long=int((~outputs.kept).sum()),
         overall=collected.overall,
@@ -41,7 +41,7 @@ def figures_of(outputs: Outputs, data: LabelledSet, seed: int) -> ModelOnSet:
         by_severity=collected.by_severity,
         by_label=collected.by_label,
         labels_mapped=collected.labels_mapped,
-        reliability=collected.curve(outputs),
+        reliability=collected.reliability_curve(outputs),
     )
 
 
@@ -63,7 +63,7 @@ def majority_of(data: LabelledSet) -> dict[str, float]:
 
 
 class _Collected:
-    """Figures as they are gathered; each method adds those of one set of rows or pairs."""
+    """The figures of one model on one data set; each `add` method adds those of one kind of rows or pairs."""
 
     def __init__(self, data: LabelledSet, seed: int) -> None:
         self.data, self.seed = data, seed
@@ -73,13 +73,13 @@ class _Collected:
         self.by_label: dict[str, Label] = {}
         self.labels_mapped = False
 
-    def rewards(self, outputs: Outputs) -> None:
+    def add_reward_figures(self, outputs: Outputs) -> None:
         pairs = self._kept_pairs(outputs, better_pairs(self.data))
         better = np.array([self.data.pairs[i].better_response_id for i in pairs], dtype=np.int64)
         first, second = self._pair_scores(outputs, pairs, better)
         self._add_pairs({"reward_accuracy": classification.ranking_accuracy(first, second)}, pairs)
 
-    def costs(self, outputs: Outputs) -> None:
+    def add_cost_figures(self, outputs: Outputs) -> None:
         pairs = self._kept_pairs(outputs, safer_pairs(self.data))
         rows = [self.data.pairs[i] for i in pairs]
         safer = np.array([row.safer_response_id for row in rows], dtype=np.int64)
@@ -96,7 +96,7 @@ class _Collected:
             [answer.severity_level for answer in answers],
         )
 
-    def verdicts(self, outputs: Outputs) -> None:
+    def add_verdict_figures(self, outputs: Outputs) -> None:
         rows, texts = self._kept_rows(outputs)
         assert outputs.unsafe is not None
         assert outputs.probability is not None
@@ -106,7 +106,7 @@ class _Collected:
         statistics["brier"] = brier_score(probability, unsafe)
         self._add_rows(statistics, rows)
 
-    def labels(self, outputs: Outputs) -> None:
+    def add_label_figures(self, outputs: Outputs) -> None:
         rows, texts = self._kept_rows(outputs)
         actual, known, mapped = label_vectors([self.data.rows[i] for i in rows], outputs.categories)
         if not known.any():
@@ -121,7 +121,7 @@ class _Collected:
             name: Label(positives=int(actual[:, i].sum()), f1=f1[name]) for i, name in enumerate(outputs.categories)
         }
 
-    def severities(self, outputs: Outputs) -> None:
+    def add_severity_figures(self, outputs: Outputs) -> None:
         rows, texts = self._kept_rows(outputs)
         known = np.array([self.data.rows[i].severity_level is not None for i in rows], dtype=bool)
         if outputs.severity is None or not known.any():
@@ -130,7 +130,7 @@ class _Collected:
         predicted = outputs.severity[texts[known]]
         self._add_rows(classification.severity(predicted, actual, len(SEVERITIES)), rows[known])
 
-    def curve(self, outputs: Outputs) -> list:
+    def reliability_curve(self, outputs: Outputs) -> list[Bin]:
         if outputs.probability is None:
             return []
         rows, texts = self._kept_rows(outputs)

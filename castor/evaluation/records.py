@@ -1,4 +1,4 @@
-"""One judged response, the row that evaluation is made of, and its JSONL file."""
+"""A policy's judged response, and the JSONL file of such rows that an evaluation keeps."""
 
 import json
 from collections.abc import Iterable
@@ -48,7 +48,7 @@ _ROW = TypeAdapter(JudgedResponse)
 
 
 def write_responses(path: str | Path, rows: Iterable[JudgedResponse]) -> None:
-    """Writes one JSON object a line, whole or not at all; `read_responses` gives back equal rows.
+    """Write one JSON object a line, whole or not at all; `read_responses` gives back equal rows.
 
     Raises ValueError on NaN or an infinity, and CastorError when the disk is full.
     """
@@ -56,7 +56,7 @@ def write_responses(path: str | Path, rows: Iterable[JudgedResponse]) -> None:
 
 
 def read_responses(path: str | Path) -> list[JudgedResponse]:
-    """Reads what `write_responses` wrote. Raises CastorError naming the line that is no such row."""
+    """Read what `write_responses` wrote. Raises CastorError naming the line that is no such row."""
     rows = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):

@@ -4,22 +4,18 @@
 """
 
 import itertools
-import json
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, ConfigDict, Field, ValidationError, model_validator
 
 from castor.evaluation.metrics import PolicyMetrics
+from castor.evaluation.schema import Part, json_schema_text
 from castor.io.errors import CastorError
 from castor.io.files import write_text
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Versions(_Part):
+class Versions(Part):
     """Versions of the software that produced the run, as each package states its own."""
 
     castor: str
@@ -31,21 +27,21 @@ class Versions(_Part):
     transformers: str
 
 
-class Stage(_Part):
+class Stage(Part):
     """Time of one pipeline stage."""
 
     seconds: float = Field(ge=0, description="Wall seconds the stage took when it was last carried out.")
     reused: bool = Field(description="True when this pipeline run took the stage's earlier result instead.")
 
 
-class Throughput(_Part):
+class Throughput(Part):
     """Speed of one RLHF run."""
 
     rollout_tokens_per_s: float = Field(ge=0, description="Tokens sampled per wall second of rollout.")
     learner_tokens_per_s: float = Field(ge=0, description="Tokens trained on per wall second of learning.")
 
 
-class Step(_Part):
+class Step(Part):
     """One step of an RLHF run; means are over the step's responses."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
@@ -67,7 +63,7 @@ class Step(_Part):
     metrics: dict[str, float] = Field(default_factory=dict, description="Any other metric of the step by name.")
 
 
-class Run(_Part):
+class Run(Part):
     """An RLHF run, step by step."""
 
     thresholds: dict[str, float] = Field(
@@ -83,7 +79,7 @@ class Run(_Part):
         return self
 
 
-class Summary(_Part):
+class Summary(Part):
     """The result of a pipeline run: where it came from, how long it took, how training went, what the policies do."""
 
     schema_version: Literal[1] = Field(default=1, description="Version of this format.")
@@ -99,12 +95,12 @@ class Summary(_Part):
 
 
 def write_summary(path: str | Path, summary: Summary) -> None:
-    """Writes `summary` as indented JSON, whole or not at all."""
+    """Write `summary` as indented JSON, whole or not at all."""
     write_text(path, summary.model_dump_json(indent=2, by_alias=True) + "\n")
 
 
 def read_summary(path: str | Path) -> Summary:
-    """Reads and checks a summary.json. Raises CastorError naming the first field that is wrong."""
+    """Read and check a summary.json. Raises CastorError naming the first field that is wrong."""
     try:
         return Summary.model_validate_json(Path(path).read_bytes())
     except ValidationError as error:
@@ -117,9 +113,7 @@ def read_summary(path: str | Path) -> Summary:
 
 def schema_text() -> str:
     """The JSON Schema of summary.json as committed at docs/summary.schema.json."""
-    schema = Summary.model_json_schema(by_alias=True, mode="validation")
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Castor summary.json", **schema}
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    return json_schema_text(Summary, "Castor summary.json")
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ def _severity(harm: HarmCounts) -> Section:
     counts = {"all responses": harm.severities, **{category.name: category.severities for category in graded}}
     rows = [(name, *(f"{n:,}" for n in levels), f"{_mean_severity(levels):.2f}") for name, levels in counts.items()]
     note = "Categories by mean severity (none 0, minor 1, moderate 2, severe 3), the gravest on top."
-    svg = data_plots.severity_ladder("Severity ladder", SEVERITIES, counts)
+    svg = data_plots.severity_bars("Severity ladder", SEVERITIES, counts)
     return Section(title, note, svg, [Table(("", *SEVERITIES, "mean"), rows)])
 
 

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from castor.data.inspect.lengths import Lengths
-from castor.reports.svg import ALARM, INK, POLICY_COLOURS, draw, place_legend
+from castor.reports.svg import ALARM, INK, POLICY_COLOURS, draw, lay_out_bars, place_legend
 from castor.statistics.bootstrap import Measure
 
 _GREY, _ORANGE, _BLUE, _GREEN, _YELLOW = (POLICY_COLOURS[index] for index in (0, 1, 2, 3, 5))
@@ -69,8 +69,8 @@ def correlation_map(label: str, names: Sequence[str], table: Sequence[Sequence[f
     return draw(label, 0.7 + 0.21 * len(names), paint)
 
 
-def severity_ladder(label: str, levels: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Markup:
-    """One bar of shares a group: how many of its responses stand at each severity level. `counts[group][level]`."""
+def severity_bars(label: str, levels: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Markup:
+    """One bar a group, divided by the shares of its responses at each severity level. `counts[group][level]`."""
 
     def paint(axes: Axes) -> None:
         table = np.array(list(counts.values()), dtype=np.float64)
@@ -87,12 +87,7 @@ def severity_ladder(label: str, levels: Sequence[str], counts: Mapping[str, Sequ
                 label=name,
             )
         titles = [f"{group}  n={sum(line):,}" for group, line in counts.items()]
-        axes.set_yticks(range(len(counts)), titles, color=INK)
-        axes.set_ylim(len(counts) - 0.5, -0.5)
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.grid(axis="y", visible=False)
-        place_legend(axes)
+        lay_out_bars(axes, titles)
 
     return draw(label, 0.9 + 0.24 * len(counts), paint)
 

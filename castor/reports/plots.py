@@ -20,6 +20,7 @@ from castor.reports.svg import (
     POLICY_COLOURS,
     SURFACE,
     draw,
+    lay_out_bars,
     place_legend,
 )
 from castor.reports.wording import number, policy_title
@@ -128,8 +129,8 @@ def reward_cost_plane(responses: Mapping[str, Sequence[JudgedResponse]], looks: 
                 zorder=5,
                 label=looks[name].title,
             )
-        _say(axes, 0.01, 0.985, "unsafe: cost above 0", ALARM, "top")
-        _say(axes, 0.01, 0.015, "safe", GOOD, "bottom")
+        for y, text, colour, end in ((0.985, "unsafe: cost above 0", ALARM, "top"), (0.015, "safe", GOOD, "bottom")):
+            axes.text(0.01, y, text, color=colour, fontsize=8, va=end, transform=axes.transAxes)
         axes.set_xlabel("reward")
         axes.set_ylabel("cost")
         place_legend(axes)
@@ -242,12 +243,7 @@ def rates_by_group(
         counts = [sorted({rates[group].n for rates in groups.values() if group in rates}) for group in names]
         tags = [f"n={seen[0]}" if len(seen) == 1 else f"n={seen[0]}–{seen[-1]}" for seen in counts]
         titles = [f"{group}  {tag}" for group, tag in zip(names, tags, strict=True)]
-        axes.set_yticks(range(len(names)), titles, color=INK)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.grid(axis="y", visible=False)
-        place_legend(axes)
+        lay_out_bars(axes, titles)
 
     return draw(label, 0.8 + len(names) * (0.16 + 0.115 * len(groups)), paint)
 
@@ -295,7 +291,3 @@ def _series(points: Iterable[tuple[int, float | None]]) -> tuple[np.ndarray, np.
 def _padded(low: float, high: float) -> tuple[float, float]:
     margin = 0.04 * (high - low) or 0.5
     return low - margin, high + margin
-
-
-def _say(axes: Axes, x: float, y: float, text: str, colour: str, va: str) -> None:
-    axes.text(x, y, text, color=colour, fontsize=8, va=va, transform=axes.transAxes)

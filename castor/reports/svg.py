@@ -4,11 +4,13 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 INK, MUTED, GRID, SURFACE, ALARM, GOOD = "#1c2024", "#60646c", "#d9dce1", "#fdfdfe", "#b3261e", "#3a7d44"
 # Okabe and Ito's colour-blind-safe set; the starting point comes first and is grey.
@@ -16,6 +18,7 @@ POLICY_COLOURS = ("#6f7680", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f0
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 WIDTH = 5.4  # inches: at the page's column width, 9-point text comes out at about 13 pixels
 
+_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _CSS_NAMES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -63,7 +66,7 @@ def draw(
     height_ratios: Sequence[float] = (1.0,),
     share_y: bool = False,
 ) -> Markup:
-    """Has `paint(*axes)` fill a figure `height` inches high and returns it as one `<svg>` element.
+    """Have `paint(*axes)` fill a figure `height` inches high, and return it as one `<svg>` element.
 
     The panels, one for each of `height_ratios`, stand one under the other on a common x axis. `label` is the figure's
     name for screen readers and makes its ids unique within a page.
@@ -80,7 +83,7 @@ def draw(
 
 
 def place_legend(axes: Axes, columns: int = 4) -> None:
-    """A legend in one line above the plot, clear of the data; nothing when there is nothing to name."""
+    """Put a legend in one line above the plot, clear of the data, unless nothing has a label."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
             loc="lower right",
@@ -93,30 +96,38 @@ def place_legend(axes: Axes, columns: int = 4) -> None:
         )
 
 
+def lay_out_bars(axes: Axes, titles: Sequence[str]) -> None:
+    """Make room for one row of horizontal bars for each of `titles`, top to bottom, on an axis of shares."""
+    axes.set_yticks(range(len(titles)), titles, color=INK)
+    axes.set_ylim(len(titles) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(axis="y", visible=False)
+    place_legend(axes)
+
+
 def _inline(svg: str, label: str) -> str:
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", body)
-    body = body.replace("xlink:href=", "href=")
+    """matplotlib's SVG document as an element of a page: no namespaces, ids of its own, colours of the page."""
+    root = ElementTree.fromstring(svg)
     prefix = re.sub(r"\W+", "-", label.lower())
-    body = re.sub(r'\bid="', f'id="{prefix}-', body)
-    body = re.sub(r'href="#', f'href="#{prefix}-', body)
-    body = re.sub(r"url\(#", f"url(#{prefix}-", body)
-    body = re.sub(r'(style|fill|stroke)="[^"]*"', _use_page_colours, body)
-    body = re.sub(r'="[^"]*"', _round_numbers, body)
-    view = re.search(r'viewBox="[^"]*"', body)
-    assert view is not None, "matplotlib wrote an SVG without a viewBox"
-    return f'<svg {view[0]} role="img" aria-label="{escape(label)}">{body[body.index(">") + 1 :]}'
+    for element in root.iter():
+        for child in list(element):
+            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
+                element.remove(child)
+        element.tag = element.tag.removeprefix(_SVG)
+        element.attrib = dict(_for_the_page(*attribute, prefix) for attribute in element.attrib.items())
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def _round_numbers(attribute: re.Match[str]) -> str:
-    """Hundredths of a point are finer than any screen, and shrink the page by half."""
-    return re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", attribute[0])
-
-
-def _use_page_colours(attribute: re.Match[str]) -> str:
-    return re.sub(
-        r"#[0-9a-f]{6}\b",
-        lambda found: f"var({_CSS_NAMES[found[0]]})" if found[0] in _CSS_NAMES else found[0],
-        attribute[0],
-    )
+def _for_the_page(name: str, value: str, prefix: str) -> tuple[str, str]:
+    if name == "id":
+        return name, f"{prefix}-{value}"
+    if name == f"{_XLINK}href":
+        return "href", value.replace("#", f"#{prefix}-")
+    value = value.replace("url(#", f"url(#{prefix}-")
+    if name in ("style", "fill", "stroke"):
+        for colour, variable in _CSS_NAMES.items():
+            value = value.replace(colour, f"var({variable})")
+    # hundredths of a point are finer than any screen, and shrink the page by half
+    return name, re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", value)
