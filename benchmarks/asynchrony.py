@@ -75,7 +75,7 @@ def main() -> None:
     models = {name: plan.model(signal.model).name for name, signal in objectives.items() if signal.model}
     signals = {name: SignalModels(model, model, policy) for name, model in models.items()}
     template = PromptTemplate(load_tokenizer(policy), whole.template)
-    prompts = [template.tokenised(prompt) for prompt in load_prompts(section.prompts, RowReport(), args.run)]
+    prompts = [template.tokenised(prompt) for prompt in load_prompts(section.prompts, RowReport())]
     modes = {k: with_staleness(config, k) for k in (0, 1)}
     measured: dict[int, list[tuple[float, ...]]] = {k: [] for k in modes}
     with (

@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="also write the predictions' figures to this JSON file")
     args = parser.parse_args()
     source = DataSource(source=str(args.rows))
-    rows = load_qa(source, RowReport(), None, need=("is_safe", "category"))
+    rows = load_qa(source, RowReport(), need=("is_safe", "category"))
     actual, _, _ = label_vectors(rows, BEAVERTAILS_CATEGORIES)
     prompts = np.unique([row.prompt for row in rows], return_inverse=True)[1]
     folds = list(GroupKFold(args.folds, shuffle=True, random_state=args.seed).split(actual, groups=prompts))

@@ -111,7 +111,7 @@ def outputs_of(run_dir: Path, name: str, texts: list[Exchange]) -> Outputs:
 
 def preference_figures(run_dir: Path, split: str, n: int, seed: int) -> list[Figure]:
     """Accuracy of the reward and cost model on noisy labels, beside that of the gold judge."""
-    rows = load_preferences(DataSource(split=split, limit=n), RowReport(), None, need=("better", "safer", "safe_flags"))
+    rows = load_preferences(DataSource(split=split, limit=n), RowReport(), need=("better", "safer", "safe_flags"))
     texts = [exchange for row in rows for exchange in row.exchanges]
     reward, cost = (pair_scores(run_dir, name, texts) for name in ("reward", "cost"))
     verdicts = [judge(text.prompt, text.response) for text in texts]
@@ -174,7 +174,7 @@ def against_ceiling(
 
 def moderation_figures(run_dir: Path, split: str, n: int, seed: int) -> list[Figure]:
     """The moderation models on noisy labels, beside the gold judge, each other and the majority answer."""
-    rows = load_qa(DataSource(split=split, limit=n), RowReport(), None, need=("is_safe", "category"))
+    rows = load_qa(DataSource(split=split, limit=n), RowReport(), need=("is_safe", "category"))
     unsafe, prompts = np.array([not row.is_safe for row in rows]), prompt_numbers(rows)
     gold = np.array([judge(row.prompt, row.response).harmful for row in rows])
     texts = [row.exchange for row in rows]
@@ -200,7 +200,7 @@ def moderation_figures(run_dir: Path, split: str, n: int, seed: int) -> list[Fig
 def severity_figures(run_dir: Path, split: str, n: int, seed: int) -> list[Figure]:
     """Exact match over the 19 labels and severity accuracy, beside the gold judge and the majority answer."""
     source = DataSource(split=split, limit=n, synthetic=SyntheticOptions(taxonomy="pku"))
-    rows = load_qa(source, RowReport(), None, need=("is_safe", "category", "severity_level"))
+    rows = load_qa(source, RowReport(), need=("is_safe", "category", "severity_level"))
     outputs = outputs_of(run_dir, "severity", [row.exchange for row in rows])
     assert outputs.labels is not None
     assert outputs.severity is not None

@@ -78,7 +78,7 @@ def main() -> None:
     config = load_config(args.run / "config.yaml")
     (rollout, *_) = (run.rollout for run in config.rlhf.values())
     (source, *_) = (run.prompts for run in config.rlhf.values())
-    prompts = load_prompts(source, RowReport(), args.run)[: args.prompts]
+    prompts = load_prompts(source, RowReport())[: args.prompts]
     with cluster(config.ray):
         actor = (
             cast(Any, Both)

@@ -54,7 +54,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     from castor.models.tiny import make_demo_model
 
     folder = tmp_path_factory.mktemp("models")
-    rows = list(stream_demonstrations(DataSource(limit=600), RowReport(), None))
+    rows = list(stream_demonstrations(DataSource(limit=600), RowReport()))
     config = DemoModel(hidden_size=64, intermediate_size=96, heads=2, max_position_embeddings=160)
     make_demo_model(config, (text for row in rows for text in (row.prompt, row.response)), 0, folder / "policy")
     torch.manual_seed(1)
@@ -72,7 +72,7 @@ def prompts() -> list[str]:
     from castor.data.rows.load import load_prompts
     from castor.data.sources.report import RowReport
 
-    return load_prompts(DataSource(limit=200), RowReport(), None)
+    return load_prompts(DataSource(limit=200), RowReport())
 
 
 @pytest.fixture(scope="session")

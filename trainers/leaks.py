@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
 
 from castor.config.data import SYNTHETIC, DataSource
 from castor.config.model import stage_of
@@ -17,7 +16,7 @@ from castor.io.terminal import Terminal
 from castor.run.plan import Plan
 from castor.run.stages.stage import Rows
 
-Stream = Callable[[DataSource, RowReport, Path | None], Iterator[str] | Iterator[QARow] | Iterator[PreferenceRow]]
+Stream = Callable[[DataSource, RowReport], Iterator[str] | Iterator[QARow] | Iterator[PreferenceRow]]
 STREAMS: dict[Rows, Stream] = {
     "demonstrations": stream_demonstrations,
     "preferences": stream_preferences,
@@ -50,14 +49,14 @@ def report_leaks(plan: Plan, terminal: Terminal) -> list[Leak]:
     if stage_of(held_out.source) is not None:
         return []
     index = PromptIndex("evaluate.prompts")
-    for prompt in stream_prompts(held_out, RowReport(), None):
+    for prompt in stream_prompts(held_out, RowReport()):
         index.add((prompt,), index.name)
     leaks = []
     for keys, source, stream in _distinct(plan):
         if stage_of(source.source) is not None or _disjoint(source, held_out):
             continue
         leak = Leak(", ".join(keys), index.name)
-        for prompt in _prompts(stream(source, RowReport(), None)):
+        for prompt in _prompts(stream(source, RowReport())):
             leak.look((prompt,), source.source, index)
         if leak.rows:
             leaks.append(leak)

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from castor.config.data import DataSource
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 StoredRow = TypeVar("StoredRow", QARow, PreferenceRow)
-Loader = Callable[[DataSource, RowReport, Path | None], list[Row]]
-Stream = Callable[[DataSource, RowReport, Path | None], Iterator[Row]]
+Loader = Callable[[DataSource, RowReport], list[Row]]
+Stream = Callable[[DataSource, RowReport], Iterator[Row]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class RowReader:
 
     def load(self, sources: Sequence[DataSource], load: Loader[Row]) -> list[Row]:
         """Good rows of all sources, mixed. Raises CastorError when none is left."""
-        parts = [load(self.resolve(source), report, None) for source, report in self._reported(sources)]
+        parts = [load(self.resolve(source), report) for source, report in self._reported(sources)]
         return list(self._mixed(sources, parts))
 
     @contextmanager
@@ -57,7 +56,7 @@ class RowReader:
         shutil.rmtree(folder, ignore_errors=True)
         try:
             parts = [
-                RowStore.write(folder / f"{number}.arrow", kind, stream(self.resolve(source), report, None))
+                RowStore.write(folder / f"{number}.arrow", kind, stream(self.resolve(source), report))
                 for number, (source, report) in enumerate(self._reported(sources, use))
             ]
             yield self._mixed(sources, parts)

@@ -55,10 +55,10 @@ def load_labelled(name: SetName, source: DataSource, kinds: Collection[ModelKind
     rows: list[QARow] = []
     pairs: list[PreferenceRow] = []
     if {"reward", "cost"} & set(kinds):
-        pairs = load_preferences(source, report, None)
+        pairs = load_preferences(source, report)
     if {"cost", "moderation"} & set(kinds):
         report = RowReport()
-        rows = load_qa(source, report, None, need=["is_safe"])
+        rows = load_qa(source, report, need=["is_safe"])
     if "reward" in kinds and not any(row.better_response_id is not None for row in pairs):
         raise _lacking(source, "reward", "better_response_id")
     if "cost" in kinds and not any(_ranked_by_safety(row) for row in pairs):

@@ -150,7 +150,7 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tokenised_p
     """Two ranks of ZeRO-3, with entropy and PTX; then the same learners at ZeRO-2, whose ranks answer by themselves."""
     model, config, results = tiny_models.policy, loop_config(3), []
     before = {path: sha256_file(path) for path in Path(model).iterdir()}
-    rows = list(stream_demonstrations(DataSource(limit=40), RowReport(), None))
+    rows = list(stream_demonstrations(DataSource(limit=40), RowReport()))
     with Groups(
         config,
         actors=actors_of(config),

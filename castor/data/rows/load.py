@@ -6,7 +6,6 @@ raises CastorError when no, or hardly any, row was usable; one that is not read 
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from castor.config.data import DataSource
@@ -33,7 +32,7 @@ class GoodRow(NamedTuple, Generic[Row]):
 
 
 def stream_preferences(
-    source: DataSource, report: RowReport, run_dir: Path | None, need: Collection[PreferenceLabel] = ()
+    source: DataSource, report: RowReport, need: Collection[PreferenceLabel] = ()
 ) -> Iterator[PreferenceRow]:
     """Preference rows in the order of the source; QA rows that share a prompt follow as safety pairs (safety_pairs.py).
 
@@ -60,13 +59,11 @@ def stream_preferences(
         limit = None if source.limit is None else source.limit - report.kept
         yield from _paired(answers, source, report, need, limit)
 
-    rows = _good_rows(raw_records(source, run_dir, "preference", report), source, report, parse)
+    rows = _good_rows(raw_records(source, "preference", report), source, report, parse)
     return _usable(chain((good.row for good in rows), paired()), source, report)
 
 
-def stream_qa(
-    source: DataSource, report: RowReport, run_dir: Path | None, need: Collection[QALabel] = ()
-) -> Iterator[QARow]:
+def stream_qa(source: DataSource, report: RowReport, need: Collection[QALabel] = ()) -> Iterator[QARow]:
     """QA rows in the order of the source, for moderation; a preference row gives two, one for each response.
 
     A row without a label named in `need` is dropped as "missing label". `source.limit` counts the rows of the source.
@@ -80,11 +77,11 @@ def stream_qa(
             _require_labels(answer, need)
         return answers
 
-    rows = _good_rows(raw_records(source, run_dir, "qa", report), source, report, parse)
+    rows = _good_rows(raw_records(source, "qa", report), source, report, parse)
     return _usable(chain.from_iterable(good.row for good in rows), source, report)
 
 
-def stream_demonstrations(source: DataSource, report: RowReport, run_dir: Path | None) -> Iterator[QARow]:
+def stream_demonstrations(source: DataSource, report: RowReport) -> Iterator[QARow]:
     """Prompts with the response to imitate, in the order of the source (SFT and the PTX term).
 
     QA rows are taken as they are, whatever their labels. A preference row gives its better response, or its safer one
@@ -102,11 +99,11 @@ def stream_demonstrations(source: DataSource, report: RowReport, run_dir: Path |
             raise RowError("missing label", "neither better_response_id nor safer_response_id says what to imitate")
         return row.qa(chosen)
 
-    rows = _good_rows(raw_records(source, run_dir, "demonstration", report), source, report, parse)
+    rows = _good_rows(raw_records(source, "demonstration", report), source, report, parse)
     return _usable((good.row for good in rows), source, report)
 
 
-def stream_prompts(source: DataSource, report: RowReport, run_dir: Path | None) -> Iterator[str]:
+def stream_prompts(source: DataSource, report: RowReport) -> Iterator[str]:
     """The distinct prompts of rows of any kind, in the order they first appear.
 
     A rollout begins with one prompt, so prompts in the middle of a conversation are set aside and counted.
@@ -126,7 +123,7 @@ def stream_prompts(source: DataSource, report: RowReport, run_dir: Path | None) 
         known.add(row.prompt)
         return row.prompt
 
-    rows = _good_rows(raw_records(source, run_dir, "prompt", report), source, report, parse)
+    rows = _good_rows(raw_records(source, "prompt", report), source, report, parse)
     return _usable((good.row for good in rows), source, report)
 
 
@@ -136,24 +133,24 @@ def stream_every_kind(source: DataSource, report: RowReport, kind: Kind = "prefe
     `kind` is what the synthetic corpus is to make. `source.limit` counts good rows. Raises CastorError when the source
     cannot be read, or a row is bad under `strict`.
     """
-    return _good_rows(raw_records(source, None, kind, report), source, report, parse_row)
+    return _good_rows(raw_records(source, kind, report), source, report, parse_row)
 
 
 def load_preferences(
-    source: DataSource, report: RowReport, run_dir: Path | None, need: Collection[PreferenceLabel] = ()
+    source: DataSource, report: RowReport, need: Collection[PreferenceLabel] = ()
 ) -> list[PreferenceRow]:
     """`stream_preferences` as a list."""
-    return list(stream_preferences(source, report, run_dir, need))
+    return list(stream_preferences(source, report, need))
 
 
-def load_qa(source: DataSource, report: RowReport, run_dir: Path | None, need: Collection[QALabel] = ()) -> list[QARow]:
+def load_qa(source: DataSource, report: RowReport, need: Collection[QALabel] = ()) -> list[QARow]:
     """`stream_qa` as a list."""
-    return list(stream_qa(source, report, run_dir, need))
+    return list(stream_qa(source, report, need))
 
 
-def load_prompts(source: DataSource, report: RowReport, run_dir: Path | None) -> list[str]:
+def load_prompts(source: DataSource, report: RowReport) -> list[str]:
     """`stream_prompts` as a list."""
-    return list(stream_prompts(source, report, run_dir))
+    return list(stream_prompts(source, report))
 
 
 def _good_rows(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from castor.config.data import SYNTHETIC, is_function
+from castor.config.model import stage_of
 from castor.data.sources.file_names import is_url
-from castor.data.sources.read import STAGE
 from castor.io.files import sha256_file
 from castor.io.user_function import add_to_import_path
 
@@ -23,7 +23,7 @@ def input_state(name: str) -> Any:
     module's source text (not of what it imports). A data set or model of the hub, the synthetic corpus and `stage:NAME`
     have None: the config alone decides them.
     """
-    if name == SYNTHETIC or name.startswith(STAGE):
+    if name == SYNTHETIC or stage_of(name) is not None:
         return None
     if is_url(name):
         return _url_state(name)

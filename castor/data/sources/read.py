@@ -1,11 +1,11 @@
 """The raw rows of a source, wherever they come from."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from castor.config.data import SYNTHETIC, SYNTHETIC_ROWS, DataSource, is_function
+from castor.config.model import stage_of
 from castor.data.sources.file_names import is_data_file, is_url
 from castor.data.sources.files import read_records
 from castor.data.sources.hub import is_saved_dataset, read_hub, read_saved
@@ -16,13 +16,8 @@ from castor.io.user_function import load_function
 
 Kind = Literal["preference", "qa", "demonstration", "prompt"]
 
-STAGE = "stage:"
-STAGE_ROWS = "rows.jsonl"
 
-
-def raw_records(
-    source: DataSource, run_dir: Path | None, kind: Kind, report: RowReport | None = None
-) -> Iterator[Record]:
+def raw_records(source: DataSource, kind: Kind, report: RowReport | None = None) -> Iterator[Record]:
     """The raw rows of `source`, in order; `kind` chooses what the synthetic corpus makes.
 
     A local file or folder is preferred to a data set of the same name. Raises CastorError when the source cannot be
@@ -31,8 +26,8 @@ def raw_records(
     name = source.source
     if name == SYNTHETIC:
         return _synthetic(source, kind)
-    if name.startswith(STAGE):
-        return read_records(_stage_rows(name, run_dir))
+    if stage_of(name) is not None:
+        raise CastorError(f"{name} means the rows of a stage, and there is no run here: give the file of rows instead")
     if is_url(name):
         return read_records(name)
     if is_function(name):
@@ -46,20 +41,6 @@ def raw_records(
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise CastorError(f"there is no file or folder {name}; check the path given as source")
     return read_hub(name, source.name, source.split, source.revision, report)
-
-
-def _stage_rows(name: str, run_dir: Path | None) -> Path:
-    stage = name.removeprefix(STAGE)
-    if not re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?", stage):
-        raise CastorError(f"{name!r} names no stage; write stage: and the stage's name, such as stage:collect")
-    if run_dir is None:
-        raise CastorError(
-            f"{name} means the rows of a stage of this run, but there is no run folder; give a file instead"
-        )
-    path = run_dir / stage / STAGE_ROWS
-    if not path.is_file():
-        raise CastorError(f"stage {stage} has written no rows yet (no file {path}); run that stage first")
-    return path
 
 
 def _own_rows(source: DataSource) -> Iterator[Record]:

@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
+from castor.config.data import DataSource
 from castor.config.load import load_config
 from castor.config.pipeline import Config
 from castor.io.errors import CastorError
-from castor.io.files import write_json
+from castor.io.files import write_json, write_jsonl
 from castor.run.check import check
 from castor.run.files import RunFiles
 from castor.run.plan import make_plan
@@ -92,3 +93,13 @@ def test_every_path_of_a_run_lies_in_its_folder(tmp_path):
     assert all(path.is_relative_to(tmp_path) for path in paths)
     assert stage.bad_rows(0, 1) == tmp_path / "round-1" / "reward.bad_rows.jsonl"
     assert stage.bad_rows(1, 2, "ptx") == tmp_path / "round-1" / "reward.ptx.bad_rows.1.jsonl"
+
+
+def test_rows_of_a_stage_are_a_file_of_the_run(tmp_path):
+    plan = plan_of({"run_dir": str(tmp_path), "sft": DATA, "collect": {"policy": "org/policy"}})
+    source = DataSource(source="stage:collect", limit=3)
+    with pytest.raises(CastorError, match=r"stage collect has written no rows yet .*run that stage first"):
+        plan.source(source)
+    write_jsonl(tmp_path / "collect" / "rows.jsonl", [])
+    assert plan.source(source) == DataSource(source=str(tmp_path / "collect" / "rows.jsonl"), limit=3)
+    assert plan.source(DataSource(source="org/set")).source == "org/set"

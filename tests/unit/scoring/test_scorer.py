@@ -25,7 +25,7 @@ ENGINE = Engine(micro_batch_tokens=200, pack_length=64)
 
 @pytest.fixture(scope="module")
 def exchanges():
-    rows = list(stream_demonstrations(DataSource(limit=600), RowReport(), None))
+    rows = list(stream_demonstrations(DataSource(limit=600), RowReport()))
     return [(row.prompt, row.response) for row in rows]
 
 

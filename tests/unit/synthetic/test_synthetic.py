@@ -496,7 +496,7 @@ def test_qa_rows_in_the_schema_of_pku_saferlhf_qa():
     assert {name for row in rows for name, on in row["harm_category"].items() if on} == set(PKU_CATEGORIES)
     assert Counter(type(row["severity_level"]) for row in rows) == {int: len(rows)}
     assert {row["severity_level"] for row in rows} == {0, 1, 2, 3}
-    answers = load_qa(DataSource(limit=50, synthetic=options), RowReport(), None, need=("category", "severity_level"))
+    answers = load_qa(DataSource(limit=50, synthetic=options), RowReport(), need=("category", "severity_level"))
     assert [answer.severity_level for answer in answers] == [row["severity_level"] for row in rows[:50]]
 
 

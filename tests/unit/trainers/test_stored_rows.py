@@ -47,7 +47,7 @@ KINDS = {
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    rows = stream_demonstrations(DataSource(limit=60), RowReport(), None)
+    rows = stream_demonstrations(DataSource(limit=60), RowReport())
     small = DemoModel(hidden_size=16, layers=1, heads=2, intermediate_size=24)
     make_demo_model(small, (text for row in rows for text in (row.prompt, row.response)), 0, path)
     return PromptTemplate(load_tokenizer(str(path)))
@@ -57,7 +57,7 @@ def template(tmp_path_factory):
 def test_stored_rows_give_the_samples_of_a_list(kind, template, tmp_path):
     """Tokens, the order and the split of the rows, and what the task learns from their labels."""
     stage, row_type, stream = KINDS[kind]
-    lists = [list(stream(source, RowReport(), None)) for source in DATA]
+    lists = [list(stream(source, RowReport())) for source in DATA]
     stores = [RowStore.write(tmp_path / f"{i}.arrow", row_type, iter(rows)) for i, rows in enumerate(lists)]
     listed, stored = list(mix(DATA, lists, 1)), pickle.loads(pickle.dumps(mix(DATA, stores, 1)))
     assert len(stored) == len(listed) >= 60
@@ -91,7 +91,7 @@ def test_only_a_handle_is_sent(tmp_path, monkeypatch):
 
 
 def test_class_weights_are_those_of_the_training_rows():
-    rows = list(stream_qa(DataSource(limit=200), RowReport(), None, need=("is_safe",)))
+    rows = list(stream_qa(DataSource(limit=200), RowReport(), need=("is_safe",)))
     stage, training = Moderation(data=DATA, class_weights="balanced", max_class_weight=1000.0), np.arange(0, 200, 3)
     task = make_task(stage, rows, "m", training)
     chosen = task.targets[torch.from_numpy(training)]
@@ -123,7 +123,7 @@ def test_a_set_with_one_class_is_an_error_before_training(loss, tmp_path):
 def test_a_cost_learns_from_real_rows_without_preferences(tmp_path):
     """BeaverTails rows have safety flags only: enough for the classification-only loss."""
     source = DataSource(source=str(REAL_ROWS), limit=400)
-    rows = list(stream_qa(source, RowReport(), None, need=("is_safe",)))
+    rows = list(stream_qa(source, RowReport(), need=("is_safe",)))
     task = make_task(Cost(data=[source], loss="sign"), rows, "m")
     assert len(task.safe) == 400
     outputs = torch.where(torch.tensor([row.is_safe for row in rows]), -1.0, 1.0)

@@ -51,7 +51,7 @@ def test_prompts_among_answers_count_as_prompts_and_are_told_of(tmp_path: Path) 
     assert dict(found.kinds) == {"prompt": 2, "qa": 1}
     assert found.report.dropped == []
     assert found.warnings()[-1] == "rows of several kinds: 2 prompt, 1 qa"
-    assert load_prompts(source, RowReport(), None) == ["Why?", "How?", "Who?"]
+    assert load_prompts(source, RowReport()) == ["Why?", "How?", "Who?"]
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ WRITERS = {
 def test_ids_as_floats_in_every_format(tmp_path, name):
     WRITERS[name](tmp_path / name)
     report = RowReport()
-    rows = load_preferences(DataSource(source=str(tmp_path / name)), report, None)
+    rows = load_preferences(DataSource(source=str(tmp_path / name)), report)
     assert [row.better_response_id for row in rows] == [0, 1, None]
     assert [(row.reason, row.detail) for row in report.dropped] == [
         ("id out of range", "better_response_id is 0.5, not 0 to 1")
@@ -139,7 +139,7 @@ def test_a_spreadsheet_of_answers(tmp_path):
         "prompt,response,is_safe,category,severity_level\n"
         "a,b,TRUE,,0\nc,d,FALSE,self_harm,3.0\ne,f,no,\"{'self_harm': True, 'animal_abuse': None}\",N/A\ng,h,NA,,\n"
     )
-    rows = load_qa(DataSource(source=str(tmp_path / "rows.csv")), RowReport(), None)
+    rows = load_qa(DataSource(source=str(tmp_path / "rows.csv")), RowReport())
     harm = frozenset({"self_harm"})
     assert rows[:2] == [QARow("a", "b", True, None, 0), QARow("c", "d", False, harm, 3)]
     assert rows[2:] == [QARow("e", "f", False, harm), QARow("g", "h")]
@@ -156,7 +156,7 @@ def test_keys_that_other_rows_lack_are_null_in_arrow(tmp_path):
     table = pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
     pq.write_table(table, tmp_path / "rows.parquet")
     report = RowReport()
-    found = load_qa(DataSource(source=str(tmp_path / "rows.parquet")), report, None)
+    found = load_qa(DataSource(source=str(tmp_path / "rows.parquet")), report)
     assert report.summary() == "kept 4 of 4 rows"
     assert [row.category for row in found[:2]] == [{"self_harm"}, {"animal_abuse"}]
     assert found[2:] == [QARow("p", "a"), QARow("p", "b"), QARow("p", "a", True)]

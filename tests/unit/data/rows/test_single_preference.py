@@ -47,7 +47,7 @@ def test_a_missing_label_is_a_bad_row(given, rule):
 
 def test_a_source_gives_it():
     def load(**options):
-        return load_preferences(DataSource(limit=200, **options), RowReport(), None, need=("better",))
+        return load_preferences(DataSource(limit=200, **options), RowReport(), need=("better",))
 
     plain, first = load(), load(single_preference="harmless_first")
     differing = [(a, b) for a, b in zip(plain, first, strict=True) if a.better_response_id != b.better_response_id]

@@ -18,7 +18,7 @@ ROWS = [{"prompt": "p0"}, {"prompt": "p1"}]
 
 
 def prompts(source, **options):
-    return load_prompts(DataSource(source=str(source), **options), RowReport(), None)
+    return load_prompts(DataSource(source=str(source), **options), RowReport())
 
 
 @pytest.mark.parametrize("name", ["PKU-SafeRLHF", "pku-saferlhf", "PKU-Alignment/PKU-SAFERLHF", "SafeRLHF"])
@@ -132,7 +132,7 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
         "def text(source):\n    return 'rows'\ndef numbers(source):\n    return [1]\n"
     )
     assert prompts("own_rows:generated", split="dev") == ["dev 0", "dev 1"]
-    records = list(raw_records(DataSource(source="own_rows:numbers"), None, "qa"))
+    records = list(raw_records(DataSource(source="own_rows:numbers"), "qa"))
     assert (records[0].location, records[0].raw.reason) == ("own_rows:numbers:row 1", "wrong type")
     with pytest.raises(CastorError, match="own_rows:text returned str; it must return an iterable of rows"):
         prompts("own_rows:text")
