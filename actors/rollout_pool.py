@@ -18,6 +18,7 @@ from actors.weight_proofs import WeightProofs
 from actors.workforce import Workforce
 from castor.config.rlhf import Rollout
 from castor.model_reference import ModelLike, ModelReference
+from castor.run.actors import rollout_workers
 from engines.vllm_arguments import VLLM_ENV
 from engines.weights.base import WeightUpdate
 
@@ -71,13 +72,15 @@ class RolloutPool:
     def __init__(self, model: ModelLike, config: Rollout) -> None:
         """Start the workers without waiting for them; `wait_ready` does."""
         self.config = config
-        self._args = (ModelReference.of(model), config, config.resources.threads)
-        self._workforce = Workforce("rollout worker", self._start, config.workers, config.max_worker_restarts)
+        model = ModelReference.of(model)
+        self._asked = rollout_workers(model.name, config)
+        self._args = (model, config, config.resources.threads)
+        self._workforce = Workforce("rollout worker", self._start, self._asked.count, config.max_worker_restarts)
         self._weights = WeightProofs()
         self._streams: dict[Any, _Dealt] = {}
 
     def _start(self) -> ActorHandle:
-        options = actor_options(self.config.resources, "rollout", **VLLM_ENV)
+        options = actor_options(self.config.resources, self._asked.name, **VLLM_ENV)
         worker = ContinuingWorker if self._continues else FinishingWorker
         return cast(Any, worker).options(**options).remote(*self._args)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the command line imports stages to name its commands; sections cost a quarter of a second
     from castor.config.model import ModelOption
     from castor.config.rlhf import Rollout
+    from castor.config.supervised import Supervised
     from castor.config.training import Engine, LoRA, Resources
 
 
@@ -53,3 +54,17 @@ class Actors:
     def rank_names(self) -> list[str]:
         """A name for each of them."""
         return [f"{self.name}-{rank}" for rank in range(self.count)]
+
+
+def rollout_workers(model: ModelOption, rollout: Rollout) -> Actors:
+    """The actors of a rollout pool that starts with the weights of `model`."""
+    parallel = f", tensor parallel {rollout.tensor_parallel_size}" if rollout.tensor_parallel_size > 1 else ""
+    work = f"vLLM ({rollout.engine}){parallel}"
+    return Actors("rollout", rollout.workers, rollout.resources, work, (Sampled(model, rollout),))
+
+
+def train_workers(stage: Supervised, *, score: bool) -> Actors:
+    """Ray Train's workers of a supervised stage, at the most; `score`: it trains a backbone with a head."""
+    elastic = "" if stage.min_workers == stage.max_workers else f", elastic from {stage.min_workers}"
+    held = Trained(stage.model, stage.engine, stage.min_workers, score, stage.lora)
+    return Actors("RayTrainWorker", stage.max_workers, stage.resources, f"trains{elastic}", (held,))

@@ -21,6 +21,7 @@ from castor.data.inspect.leaks import digest
 from castor.io.errors import CastorError
 from castor.io.files import read_json
 from castor.model_reference import ModelLike, ModelReference
+from castor.run.actors import train_workers
 from castor.run.files import StageFiles
 from trainers.supervised.stage_state import claim
 from trainers.supervised.train_loop import Job, train_worker
@@ -125,10 +126,12 @@ def scaling(stage: Supervised) -> Any:
     """Ray Train's ScalingConfig: how many workers, and what each of them reserves."""
     from ray.train import ScalingConfig
 
-    resources, workers = stage.resources, stage.workers
-    count: dict[str, Any] = {"num_workers": workers}
+    asked, workers = train_workers(stage, score=False), stage.workers  # a head changes nothing here
+    resources = asked.resources
+    assert resources is not None
+    count: dict[str, Any] = {"num_workers": asked.count}
     if isinstance(workers, Workers):
-        count = {"num_workers": (workers.min, workers.max), "elastic_resize_monitor_interval_s": workers.resize_s}
+        count = {"num_workers": (workers.min, asked.count), "elastic_resize_monitor_interval_s": workers.resize_s}
     return cast(Any, ScalingConfig)(  # annotated as the one of Ray Train v1
         **count,
         use_gpu=resources.gpus > 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from castor.run.actors import Actors, Sampled
+from castor.run.actors import Actors, rollout_workers
 from castor.run.stages.stage import LANGUAGE_MODEL, Read, RowsRead, Stage
 
 if TYPE_CHECKING:
@@ -37,10 +37,4 @@ class CollectStage(Stage):
 
     def actors(self) -> list[Actors]:
         """Rollout workers."""
-        return [rollout_workers(self.section.rollout, Sampled(self.section.policy, self.section.rollout))]
-
-
-def rollout_workers(rollout: Rollout, held: Sampled) -> Actors:
-    """The actors of a rollout pool."""
-    parallel = f", tensor parallel {rollout.tensor_parallel_size}" if rollout.tensor_parallel_size > 1 else ""
-    return Actors("rollout", rollout.workers, rollout.resources, f"vLLM ({rollout.engine}){parallel}", (held,))
+        return [rollout_workers(self.section.policy, self.section.rollout)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from castor.run.actors import Actors, Frozen, Sampled
-from castor.run.stages.collect import rollout_workers
+from castor.run.actors import Actors, Frozen, rollout_workers
 from castor.run.stages.stage import LANGUAGE_MODEL, Kind, Read, RowsRead, Stage, helper
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class EvaluateStage(Stage):
             for kind, model in (("reward", stage.reward), ("cost", stage.cost))
         ]
         return [
-            rollout_workers(stage.rollout, Sampled(first, stage.rollout)),
+            rollout_workers(first, stage.rollout),
             *scorers,
             helper("FolderWeights", f"hands {len(self.policies)} policies to the engines in turn"),
         ]

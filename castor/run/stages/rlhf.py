@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from castor.run.actors import Actors, Frozen, Sampled, Trained
+from castor.run.actors import Actors, Frozen, Trained, rollout_workers
 from castor.run.files import StageFiles
-from castor.run.stages.collect import rollout_workers
 from castor.run.stages.stage import ANY_MODEL, LANGUAGE_MODEL, Kind, Read, RowsRead, Stage, helper, most_rows
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class RLHFStage(Stage):
     def actors(self) -> list[Actors]:
         """Rollout workers, reference, learner, a group for every signal, and the owner of what is adapted."""
         run, learner, policy = self.section, self.section.learner, self.section.policy
-        actors = [rollout_workers(run.rollout, Sampled(policy.model, run.rollout))]
+        actors = [rollout_workers(policy.model, run.rollout)]
         if policy.lora is None:
             frozen = Frozen(policy.model, learner.engine, score=False)
             actors.append(

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from castor.run.actors import Actors, Trained
+from castor.run.actors import Actors, train_workers
 from castor.run.stages.stage import ANY_MODEL, Kind, Read, Rows, RowsRead, Stage, data_rows, helper, most_rows
 
 if TYPE_CHECKING:
@@ -61,11 +61,8 @@ class SupervisedStage(Stage):
 
     def actors(self) -> list[Actors]:
         """Ray Train's workers and those that look after them."""
-        stage = self.section
-        elastic = "" if stage.min_workers == stage.max_workers else f", elastic from {stage.min_workers}"
-        held = Trained(stage.model, stage.engine, stage.min_workers, self.head is not None, stage.lora)
         return [
-            Actors("RayTrainWorker", stage.max_workers, stage.resources, f"trains{elastic}", (held,)),
+            train_workers(self.section, score=self.head is not None),
             helper("fit", "Ray Train's driver"),
             helper("TrainController", "Ray Train: restarts the workers"),
             helper("ProgressBoard", "newest step, for the progress bar"),
