@@ -39,7 +39,7 @@ class Sampler:
 @pytest.fixture(scope="module")
 def start(ray_session, tmp_path_factory):
     folder = tmp_path_factory.mktemp("long") / "policy"
-    shape = DemoModel(hidden_size=32, intermediate_size=48, heads=2, layers=1, max_position_embeddings=CONTEXT)
+    shape = DemoModel(hidden_size=64, intermediate_size=96, heads=2, layers=1, max_position_embeddings=CONTEXT)
     make_demo_model(shape, (f"word{i} and word{i + 1}" for i in range(400)), 0, folder)
 
     def start(*left_out):
