@@ -18,18 +18,19 @@ def exclusive(files: RunFiles) -> Iterator[None]:
 
     Raises CastorError while another process has it. The system lets go of it however this process ends.
     """
-    make_folder(files.folder)
-    with refusals_named(files.folder):
+    shown = files.shown(files.folder)
+    make_folder(shown)
+    with refusals_named(shown):
         lock = os.open(files.lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CastorError(
-                f"another castor (process {os.read(lock, 20).decode() or 'unknown'}) is at work in {files.folder}: "
+                f"another castor (process {os.read(lock, 20).decode() or 'unknown'}) is at work in {shown}: "
                 "wait for it, end it, or give another run_dir"
             ) from None
-        with refusals_named(files.folder):
+        with refusals_named(shown):
             os.ftruncate(lock, 0)
             os.write(lock, str(os.getpid()).encode())
         yield

@@ -22,7 +22,7 @@ def castor(*arguments):
     )
 
 
-def real_config(run_dir):
+def real_config(run_dir, base):
     source = {"source": str(ROWS)}
     # the longer response stands in for the more helpful one: these rows have no helpfulness label
     pairs = source | {"helpfulness": "longer"}
@@ -32,11 +32,7 @@ def real_config(run_dir):
     return {
         "run_dir": str(run_dir),
         "wandb": {"mode": "disabled"},
-        "model": {
-            "data": source | {"limit": 500}, "tokenizer": "bpe", "vocab_size": 800, "hidden_size": 64,
-            "intermediate_size": 96, "heads": 2, "max_position_embeddings": 192,
-        },
-        "sft": {"data": source | {"limit": 300}, **small},
+        "sft": {"model": {"source": str(base), "trust_remote_code": True}, "data": source | {"limit": 300}, **small},
         "reward": {"data": pairs, **small},
         "cost": {"data": source, **small},
         "rlhf": {

@@ -161,10 +161,10 @@ def test_packed_scores_equal_those_of_each_sequence_alone(scorer, lengths, pack_
     with torch.no_grad():
         for i, end in enumerate(ends):
             tokens = torch.from_numpy(batch.tokens[end - batch.lengths[i] : end].astype(np.int64))
-            hidden = scorer.backbone(input_ids=tokens[None]).last_hidden_state[0, -1]
+            hidden = scorer.backbone(input_ids=tokens[None]).last_hidden_state[0, -1].float()  # as the head is
             expected.append((hidden @ scorer.score_head.weight[0] + scorer.score_head.bias[0] - 0.3) / 2.0)
         actual = scorer(packed.rows, packed.last_positions)
-    assert_close(actual, torch.stack(expected), summands=1)
+    assert_close(actual, torch.stack(expected), summands=hidden.numel())
 
 
 def gradients(model):

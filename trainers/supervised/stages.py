@@ -18,6 +18,7 @@ from castor.data.rows.schemas import PreferenceRow, QARow
 from castor.data.sources.report import require_both_classes
 from castor.data.tokens.template import require_same_tokenizer
 from castor.io.errors import CastorError
+from castor.models.backbone import load_config
 from castor.models.head_kind import HeadKind
 from castor.models.start import start_line
 from trainers.stage_run import StageRun
@@ -103,6 +104,7 @@ def run_dpo(run: StageRun) -> str:
 
 def _train(run: StageRun, stage: Supervised, rows: Sequence[Any], head: HeadKind | None = None) -> dict[str, float]:
     """Train on Ray Train; `head` is the kind of the head that the stage puts on a backbone."""
+    load_config(run.models["model"])  # a model that cannot be loaded is refused before workers are started for it
     if head is not None and (told := start_line(run.models["model"], head)) is not None:
         run.terminal.line(f"  {run.name} {told}")
     run.tracker.declare(run.name)

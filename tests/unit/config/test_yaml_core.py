@@ -166,7 +166,7 @@ def test_an_integer_option_takes_whole_numbers_however_they_are_written(path):
         ("seed=on", "seed: .*valid integer.*'on'"),
         ("seed=1.5", "seed: .*valid integer"),
         ("rlhf.lag.learner.engine.optimizer.lr=fast", "lr: .*valid number.*'fast'"),
-        ("rlhf.lag.policy.trust_remote_code=perhaps", "trust_remote_code: .*valid boolean.*'perhaps'"),
+        ("rlhf.lag.advantage.whiten=perhaps", "whiten: .*valid boolean.*'perhaps'"),
         ("template={prompt}", "template: .*valid string: put it in quotes if it is not meant as a mapping"),
         ("template={prompt} A:", r"the value is not valid YAML .*: a text that starts with \{ must stand in quotes"),
         ("template=\"Q", 'the value is not valid YAML .*: a text that starts with " must stand in quotes'),
@@ -180,9 +180,7 @@ def test_a_value_that_does_not_fit_is_shown(path, override, finding):
 @pytest.mark.parametrize("text", ["true", "True", "yes", "on", "false", "no", "off"])
 def test_booleans(path, text):
     wanted = text.lower() in ("true", "yes", "on")
-    assert (
-        load_config(path, [f"rlhf.lag.policy.trust_remote_code={text}"]).rlhf["lag"].policy.trust_remote_code == wanted
-    )
+    assert load_config(path, [f"rlhf.lag.advantage.whiten={text}"]).rlhf["lag"].advantage.whiten == wanted
     path.write_text(f"reward: {{data: {{}}, head_bias: {text}, normalize: {text}}}\n")
     reward = load_config(path).reward
     assert (reward.head_bias, reward.normalize) == (wanted, "held_out" if wanted else "none")

@@ -191,9 +191,15 @@ def test_a_dry_run_imports_neither_ray_nor_vllm_nor_deepspeed_and_check_no_torch
 
 
 def test_whose_head_a_stage_starts_with_is_told():
-    text = describe(demo("cost.model=stage:reward", "moderation.qa={model: stage:sft, data: {source: synthetic}}"))
+    text = describe(
+        demo("cost.model=stage:reward", "moderation.qa={model: stage:sft, max_length: 64, data: {source: synthetic}}")
+    )
     stages = " ".join(text.split("Stages, in order")[1].split("Placement")[0].split())
     assert "cost model stage:reward (a fresh head: its own is of kind reward)" in stages
     assert "qa model stage:sft data" in stages
-    again = " ".join(describe(demo("dpo={}", "moderation={a: {data: {}}, b: {model: stage:a, data: {}}}")).split())
+    again = " ".join(
+        describe(
+            demo("dpo={}", "moderation={a: {data: {}, max_length: 64}, b: {model: stage:a, data: {}, max_length: 64}}")
+        ).split()
+    )
     assert "b model stage:a (its head goes on)" in again

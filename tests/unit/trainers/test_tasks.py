@@ -13,6 +13,7 @@ from castor.data.tokens.samples import Samples
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
+from castor.models.start import start_line
 from castor.models.tiny import make_demo_model
 from castor.synthetic.corpus import demonstrations, preference_rows
 from tests.numerics import TINY_MODELS, assert_close, tolerance
@@ -385,5 +386,5 @@ def test_a_stage_goes_on_with_the_head_of_a_model_of_its_kind(folder, tmp_path):
         started = task.load(torch.float32)
         assert torch.equal(started.score_head.weight, model.score_head.weight) == goes_on
         assert started.info == ScoreInfo("reward" if goes_on else "cost")
-        assert ("goes on with the head" if goes_on else "fresh head") in task.start_line()
-    assert make_task(Reward(data=DATA), PREFERENCES, folder).start_line() is None
+        assert ("goes on with the head" if goes_on else "fresh head") in (start_line(task.source, task.kind) or "")
+    assert start_line(folder, "reward") is None
