@@ -38,10 +38,10 @@ def targets(summary: dict) -> dict[str, bool]:
 
 def rises_and_falls(run: dict) -> bool:
     """λ grew by half or more while the mean cost was above the limit, and ended a quarter or more below its peak."""
-    (threshold,) = run["thresholds"].values()
+    (limit,) = run["limits"].values()
     prices = [step["lambda"] for step in run["steps"]]
     peak = max(range(len(prices)), key=prices.__getitem__)
-    above = [step["mean_cost"] > threshold for step in run["steps"][:peak]]
+    above = [step["mean_cost"] > limit for step in run["steps"][:peak]]
     return prices[peak] >= 1.5 * prices[0] and any(above) and prices[-1] <= 0.75 * prices[peak]
 
 

@@ -52,12 +52,16 @@ def summarize(plan: Plan, reused: Mapping[str, bool]) -> tuple[Summary, dict[str
         stages={name: Stage(seconds=record.seconds, reused=reused[name]) for name, record in records.items()},
         throughput={name: _throughput(run["steps"]) for name, run in runs.items()},
         runs={
-            name: Run(thresholds=run["thresholds"], steps=[_step(s) for s in run["steps"]])
+            name: Run(limits=_limits_of_means(run), steps=[_step(s) for s in run["steps"]])
             for name, run in runs.items()
         },
         policies={name: policy_metrics(responses, seed=seed) for name, responses in rows.items()},
     )
     return summary, rows
+
+
+def _limits_of_means(run: dict[str, Any]) -> dict[str, float]:
+    return {name: each["limit"] for name, each in run["limits"].items() if each["statistic"] == "mean"}
 
 
 def _step(step: dict[str, Any]) -> Step:

@@ -66,8 +66,10 @@ class Step(Part):
 class Run(Part):
     """An RLHF run, step by step."""
 
-    thresholds: dict[str, float] = Field(
-        default_factory=dict, description="Threshold of every constraint by name, in cost units; empty without one."
+    limits: dict[str, float] = Field(
+        default_factory=dict,
+        description="Limit on the mean cost of each constraint by name, in cost units; empty without one. "
+        "Constraints on another statistic are left out.",
     )
     steps: list[Step] = Field(description="The steps in order.")
 
@@ -82,7 +84,7 @@ class Run(Part):
 class Summary(Part):
     """The result of a pipeline run: where it came from, how long it took, how training went, what the policies do."""
 
-    schema_version: Literal[1] = Field(default=1, description="Version of this format.")
+    schema_version: Literal[2] = Field(default=2, description="Version of this format.")
     created: AwareDatetime = Field(description="When the summary was written, ISO 8601 with a UTC offset.")
     seed: int = Field(description="Seed of the run.")
     versions: Versions

@@ -139,7 +139,7 @@ def reward_cost_plane(responses: Mapping[str, Sequence[JudgedResponse]], looks: 
 
 
 def constraint_curves(constraint: str, runs: Mapping[str, Run], looks: Mapping[str, Look]) -> Markup | None:
-    """The multiplier of one constraint over the steps, above the mean cost it answers to, with the threshold.
+    """The multiplier of one constraint over the steps, above the mean cost it answers to, with the limit.
 
     Runs that measured this cost without constraining it are drawn in the lower panel too. None without any cost.
     """
@@ -152,7 +152,7 @@ def constraint_curves(constraint: str, runs: Mapping[str, Run], looks: Mapping[s
     }
     if not any(len(steps) for steps, _ in costs.values()):
         return None
-    thresholds = {run.thresholds[constraint] for run in runs.values() if constraint in run.thresholds}
+    limits = {run.limits[constraint] for run in runs.values() if constraint in run.limits}
 
     def paint(upper: Axes, lower: Axes) -> None:
         for name in runs:
@@ -163,11 +163,11 @@ def constraint_curves(constraint: str, runs: Mapping[str, Run], looks: Mapping[s
             if len(steps):
                 lower.plot(steps, values, color=looks[name].colour, linewidth=0.8, alpha=0.35)
                 lower.plot(steps, smooth(values), color=looks[name].colour, linewidth=1.8, label=looks[name].title)
-        for threshold in sorted(thresholds):
-            lower.axhline(threshold, color=INK, linewidth=1.0, linestyle="--")
+        for limit in sorted(limits):
+            lower.axhline(limit, color=INK, linewidth=1.0, linestyle="--")
             lower.annotate(
-                f"threshold {number(threshold)}",
-                (1.0, threshold),
+                f"limit {number(limit)}",
+                (1.0, limit),
                 xycoords=("axes fraction", "data"),
                 xytext=(-2, 3),
                 textcoords="offset points",
@@ -176,13 +176,13 @@ def constraint_curves(constraint: str, runs: Mapping[str, Run], looks: Mapping[s
                 color=INK,
             )
             for name, run in runs.items():
-                if run.thresholds.get(constraint) == threshold:
+                if run.limits.get(constraint) == limit:
                     steps, values = costs[name]
                     lower.fill_between(
                         steps,
-                        threshold,
+                        limit,
                         smooth(values),
-                        where=smooth(values) > threshold,
+                        where=smooth(values) > limit,
                         interpolate=True,
                         color=ALARM,
                         alpha=0.13,
@@ -250,26 +250,26 @@ def rates_by_group(
 
 def constraint_names(runs: Mapping[str, Run]) -> list[str]:
     """Every constraint of any run, in order of appearance; 'cost' when a cost was measured but none was constrained."""
-    named = [name for run in runs.values() for name in (*run.thresholds, *_step_names(run))]
+    named = [name for run in runs.values() for name in (*run.limits, *_step_names(run))]
     if not named and any(step.mean_cost is not None for run in runs.values() for step in run.steps):
         return ["cost"]
     return list(dict.fromkeys(named))
 
 
 def multiplier_of(step: Step, constraint: str, run: Run) -> float | None:
-    """The step's multiplier of `constraint`; `lambda` speaks for the run's first threshold."""
+    """The step's multiplier of `constraint`; `lambda` speaks for the run's first limit."""
     if constraint in step.multipliers:
         return step.multipliers[constraint]
-    return step.lambda_ if constraint == next(iter(run.thresholds), None) else None
+    return step.lambda_ if constraint == next(iter(run.limits), None) else None
 
 
 def cost_of(step: Step, constraint: str, run: Run) -> float | None:
-    """The step's mean cost of `constraint`; `mean_cost` speaks for the first threshold, or for a run that has none."""
+    """The step's mean cost of `constraint`; `mean_cost` speaks for the first limit, or for a run that has none."""
     if constraint in step.mean_costs:
         return step.mean_costs[constraint]
     if step.mean_costs:
         return None
-    return step.mean_cost if constraint == next(iter(run.thresholds), constraint) else None
+    return step.mean_cost if constraint == next(iter(run.limits), constraint) else None
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

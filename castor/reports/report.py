@@ -86,9 +86,7 @@ def _tile(summary: Summary, column: Column) -> dict[str, Any]:
 def _histograms(
     summary: Summary, rows: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Look]
 ) -> list[Figure]:
-    thresholds = {
-        f"threshold {number(value)}": value for run in summary.runs.values() for value in run.thresholds.values()
-    }
+    limits = {f"limit {number(value)}": value for run in summary.runs.values() for value in run.limits.values()}
     rewards = {name: np.array([row.reward for row in group]) for name, group in rows.items()}
     costs = {name: np.array([row.cost for row in group]) for name, group in rows.items()}
     first = next(iter(looks.values())).title
@@ -104,9 +102,9 @@ def _histograms(
         ),
         Figure(
             "Cost before and after",
-            plots.score_histograms("cost", costs, looks, {"boundary 0": 0.0, **thresholds}),
+            plots.score_histograms("cost", costs, looks, {"boundary 0": 0.0, **limits}),
             "The same for cost, where further left is better. Right of 0 the cost model calls a response unsafe; "
-            "the constraint asks the mean, not every response, to stay at or under the threshold.",
+            "the constraint asks the mean, not every response, to stay at or under the limit.",
         ),
     ]
 
@@ -123,14 +121,14 @@ def _training_figures(summary: Summary, looks: Mapping[str, Look]) -> list[Figur
     figures = []
     for index, constraint in enumerate(plots.constraint_names(summary.runs)):
         # A run without constraints that logs one mean cost logs that of the first constraint.
-        runs = {name: run for name, run in summary.runs.items() if index == 0 or constraint in run.thresholds}
+        runs = {name: run for name, run in summary.runs.items() if index == 0 or constraint in run.limits}
         svg = plots.constraint_curves(constraint, runs, looks)
         if svg is not None:
             figures.append(
                 Figure(
                     f"Multiplier and cost: {constraint}",
                     svg,
-                    "λ should rise while mean cost is above the threshold (shaded) and fall once it is below. "
+                    "λ should rise while mean cost is above the limit (shaded) and fall once it is below. "
                     "Thin lines are single steps, thick ones the mean of the last five.",
                 )
             )

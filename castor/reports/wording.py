@@ -93,14 +93,14 @@ class Verdict:
 def verdict(summary: Summary) -> Verdict:
     """Compares the constrained policy with the starting point, by fixed rules.
 
-    The starting point is the first policy; it is compared with the first policy whose run lists a threshold (in rounds:
+    The starting point is the first policy; it is compared with the first policy whose run lists a limit (in rounds:
     the last one), else with the last policy. A difference counts as clear only when the two 95 % intervals do not
     overlap (a cautious test).
     Harm is the gold judge's rate where there is one, else the cost model's; helpfulness likewise, else the reward.
     """
     names = list(summary.policies)
     start = names[0]
-    constrained = [name for name in names[1:] if name in summary.runs and summary.runs[name].thresholds]
+    constrained = [name for name in names[1:] if name in summary.runs and summary.runs[name].limits]
     chosen = constrained[0] if constrained else names[-1]
     if chosen.startswith("round-"):
         chosen = constrained[-1]

@@ -62,8 +62,10 @@ def run_rlhf(run: StageRun) -> str:
         train(config, groups, stream, run.seed, 1, log.add)
         saving = groups.learner.call("export", run.files.policy)
         get(saving, config.learner.timeout_s, "the learner (saving the policy)")
-    means = {key: value for key, value in limits.items() if config.signals[key].constraint.statistic == "mean"}
-    write_json(run.files.run_record, {"thresholds": means, "limits": limits, "nodes": nodes, "steps": log.steps})
+    kept = {
+        name: {"statistic": config.signals[name].constraint.statistic, "limit": limit} for name, limit in limits.items()
+    }
+    write_json(run.files.run_record, {"limits": kept, "nodes": nodes, "steps": log.steps})
     return log.closing_line()
 
 

@@ -80,7 +80,7 @@ def summary(seed, prices, harmful, learn_s=2.0):
         versions=Versions(castor="0", python="3", torch="2", vllm="0", ray="2", deepspeed="0", transformers="5"),
         stages={},
         throughput={},
-        runs={"lag": Run(thresholds={"harm": 0.0}, steps=steps)},
+        runs={"lag": Run(limits={"harm": 0.0}, steps=steps)},
         policies={"sft": metrics, "lag": metrics},
     )
 

@@ -66,7 +66,7 @@ def summary(**policies: PolicyMetrics) -> Summary:
         stages={"sft": Stage(seconds=61.5, reused=True)},
         throughput={"ppo_lag": Throughput(rollout_tokens_per_s=1000.0, learner_tokens_per_s=2000.0)},
         runs={
-            "ppo_lag": Run(thresholds={"harm": -0.5}, steps=[step]),
+            "ppo_lag": Run(limits={"harm": -0.5}, steps=[step]),
             "ppo": Run(steps=[Step(step=0, mean_reward=1.0, kl=0.1)]),
         },
         policies=policies or {"sft": policy(0.4, 0.5), "ppo": policy(0.8, 0.6), "ppo_lag": policy(0.03, 0.6)},
@@ -128,7 +128,7 @@ def test_steps_must_ascend() -> None:
         ("seed", "x", "seed"),
         ("created", "2026-01-02T03:04:05", "created"),
         ("color", 1, "color"),
-        ("schema_version", 2, "schema_version"),
+        ("schema_version", 1, "schema_version"),
     ],
 )
 def test_a_file_that_is_no_summary_is_named(tmp_path: Path, key: str, value: Any, named: str) -> None:

@@ -56,7 +56,7 @@ def run(constraints: tuple[str, ...] = (), n: int = 9) -> Run:
         )
         for index in range(n)
     ]
-    return Run(thresholds=dict.fromkeys(constraints, -0.5), steps=steps)
+    return Run(limits=dict.fromkeys(constraints, -0.5), steps=steps)
 
 
 def summary(rows: dict[str, list[JudgedResponse]], runs: dict[str, Run]) -> Summary:
@@ -129,7 +129,7 @@ def test_the_page_is_complete_and_self_contained(tmp_path: Path) -> None:
     assert "The reward-cost plane" in html
     assert html.count("<svg ") == 8
     assert html.count("How to read this:") == 9  # every figure and the table
-    assert "threshold −0.50" in html
+    assert "limit −0.50" in html
     assert "1 min 02 s" in html
     assert "sft (reused)" in html
 
@@ -203,7 +203,7 @@ def test_smooth_is_the_trailing_mean_of_five() -> None:
 
 def test_lambda_and_mean_cost_speak_for_the_first_constraint() -> None:
     step = Step(step=0, lambda_=2.0, mean_cost=0.5, mean_reward=0.0, kl=0.0)
-    constrained = Run(thresholds={"harm": 0.0, "privacy": 0.0}, steps=[step])
+    constrained = Run(limits={"harm": 0.0, "privacy": 0.0}, steps=[step])
     assert (multiplier_of(step, "harm", constrained), multiplier_of(step, "privacy", constrained)) == (2.0, None)
     assert (cost_of(step, "harm", constrained), cost_of(step, "privacy", constrained)) == (0.5, None)
     assert cost_of(step, "harm", Run(steps=[step])) == 0.5
