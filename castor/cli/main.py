@@ -71,7 +71,7 @@ def pipeline(
     dry_run: DryRun = False,
 ) -> None:
     """All stages of CONFIG in order: model, SFT, preference data, reward, cost, RLHF, evaluation, report."""
-    _run(config, overrides, dry_run, lambda pipeline: pipeline.run(fresh))
+    _run(config, overrides, dry_run, lambda pipeline: pipeline.run(fresh), starts_over=fresh)
 
 
 def _stage_command(kind: type[Stage]) -> None:
@@ -137,10 +137,14 @@ def _run_stages(pipeline: Any, path: Path, kind: type[Stage], names: list[str] |
         pipeline.close({name: name != kind.field for name in pipeline.plan.stages})
 
 
-def _run(path: Path, overrides: list[str] | None, dry_run: bool, work: Callable[[Any], None]) -> None:
+def _run(
+    path: Path, overrides: list[str] | None, dry_run: bool, work: Callable[[Any], None], starts_over: bool = False
+) -> None:
+    """Plan, check, and do the work, unless only the plan is wanted. A run of another version can only start over."""
     from castor.config.load import load_config
     from castor.run.check import check
     from castor.run.plan import make_plan
+    from castor.run.records import Records
 
     plan = make_plan(load_config(path, overrides or []))
     check(plan)
@@ -149,6 +153,8 @@ def _run(path: Path, overrides: list[str] | None, dry_run: bool, work: Callable[
 
         print(describe(plan))
         return
+    if not starts_over:
+        Records(plan.files).check()
     with _pipeline(plan) as pipeline:
         work(pipeline)
 

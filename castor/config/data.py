@@ -19,7 +19,7 @@ def is_function(source: str) -> bool:
 
 
 class SyntheticOptions(Section):
-    """The built-in corpus (castor/data/synthetic): harm and helpfulness of every text are known by construction."""
+    """The built-in corpus (castor/synthetic): harm and helpfulness of every text are known by construction."""
 
     seed: int = Field(0, description="seed of the generator; the same seed gives the same rows")
     label_noise: float = Field(0.07, ge=0, lt=0.5, description="share of flipped preference labels (both preferences)")
@@ -42,7 +42,7 @@ class DataSource(Section):
     any other hub id; or `module:function`, called with this DataSource for an iterable of rows.
 
     Several sources in a list follow each other, unless they have weights: then rows are taken from each until the
-    numbers of rows stand as the weights do (castor/data/mixture.py).
+    numbers of rows stand as the weights do (castor/data/rows/mixture.py).
     """
 
     source: str = Field(SYNTHETIC, description="synthetic, stage:NAME, a file or URL, a folder, a set's name or hub id")

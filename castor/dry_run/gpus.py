@@ -78,11 +78,11 @@ def _placed(actors: list[PlacedActors], hardware: Hardware, capacity: float) -> 
             if not chosen:
                 unplaced.append(each.name)
             for gpu in chosen:
-                gpu.take(min(wanted, 1.0), each.name, _held(each.memory, capacity))
+                gpu.take(min(wanted, 1.0), each.name, _bytes_on_gpu(each.memory, capacity))
     return StageGPUs([gpu for node in nodes for gpu in node if gpu.actors], capacity, unplaced)
 
 
-def _held(memory: Memory | None, capacity: float) -> float | None:
+def _bytes_on_gpu(memory: Memory | None, capacity: float) -> float | None:
     if memory is None:
         return None
     return memory.gpu if memory.gpu_share is None else memory.gpu_share * capacity

@@ -1,15 +1,25 @@
-"""The whole pipeline for a few steps on real BeaverTails rows: pairs from rows that share a prompt."""
+"""The whole pipeline for a few steps on real BeaverTails rows, from a model that ships its own code; then served."""
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
 
+import httpx
 import pytest
 import yaml
 
+from castor.config.data import DataSource
+from castor.config.demo_model import DemoModel
+from castor.data.rows.load import stream_demonstrations
+from castor.data.sources.report import RowReport
 from castor.evaluation.summary import read_summary
+from castor.models.tiny import make_demo_model
 from tests.conftest import ROOT, SHARED_DATA
 from tests.numerics import TINY_MODELS, tolerance
+from tests.own_code import write_own_code_model
 
 ROWS = SHARED_DATA / "beavertails" / "beavertails-30k-test-part.jsonl.gz"
 EVALUATION = SHARED_DATA / "beavertails-evaluation" / "BeaverTails-Evaluation.json"
@@ -59,9 +69,32 @@ def real_config(run_dir, base):
     }  # fmt: skip
 
 
-def test_pipeline_on_real_rows_then_again(tmp_path):
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A model with code of its own, whose tokenizer knows these rows."""
+    folder = tmp_path_factory.mktemp("base")
+    rows = list(stream_demonstrations(DataSource(source=str(ROWS), limit=500), RowReport()))
+    small = DemoModel(
+        tokenizer="bpe", vocab_size=800, hidden_size=64, intermediate_size=96, heads=2, max_position_embeddings=192
+    )
+    make_demo_model(small, (text for row in rows for text in (row.prompt, row.response)), 0, folder / "llama")
+    return write_own_code_model(folder / "own", folder / "llama")
+
+
+def test_code_that_is_not_trusted_is_refused_in_one_sentence(base, tmp_path):
+    config = real_config(tmp_path / "run", base)
+    config["sft"]["model"] = str(base)
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(config))
+    refused = castor("pipeline", str(tmp_path / "real.yaml"))
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    told = refused.stdout + refused.stderr
+    assert f"{base} ships code of its own" in told
+    assert f"model: {{source: {base}, trust_remote_code: true}}" in told
+
+
+def test_pipeline_on_real_rows_then_again_then_served(base, tmp_path):
     run_dir, config = tmp_path / "run", tmp_path / "real.yaml"
-    config.write_text(yaml.safe_dump(real_config(run_dir)))
+    config.write_text(yaml.safe_dump(real_config(run_dir, base)))
     first = castor("pipeline", str(config))
     assert first.returncode == 0, first.stdout + first.stderr + (run_dir / "logs" / "castor.log").read_text()[-4000:]
     summary = read_summary(run_dir / "summary.json")
@@ -76,7 +109,43 @@ def test_pipeline_on_real_rows_then_again(tmp_path):
     assert all(step["metrics"]["ptx_loss"] > 0 for step in steps)
     assert all(step["metrics"]["logprob_gap_mean"] < tolerance(6.0, TINY_MODELS) for step in steps)
     assert (run_dir / "report.html").stat().st_size > 10_000
+    for folder in ("sft", "reward", "cost", "ppo_lag/policy"):  # each can be loaded again, with trust
+        assert (run_dir / folder / "modeling_own.py").is_file(), folder
     second = castor("pipeline", str(config))
     assert second.returncode == 0, second.stdout + second.stderr
-    assert second.stdout.count("finished before, unchanged") == 6
-    assert all(stage.reused for stage in read_summary(run_dir / "summary.json").stages.values())
+    assert second.stdout.count("finished before, unchanged") == 5
+    exported = castor("export", str(run_dir / "reward"), str(tmp_path / "exported"), "--trust-remote-code")
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    assert (tmp_path / "exported" / "modeling_own.py").is_file()
+    answer, score = served(run_dir)
+    assert answer["choices"][0]["message"]["content"] is not None
+    assert score["scores"][0]["reward"] is not None
+
+
+def served(run_dir):
+    """What `castor serve` answers to a chat and to a score request, without being told anything about the run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "castor", "serve", str(run_dir), f"port={port}", "kv_cache_mib=32"]
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        told = []
+        for line in process.stdout:
+            told.append(line)
+            if "Ctrl-C" in line:
+                break
+        else:
+            pytest.fail(f"castor serve ended: {told} {(run_dir / 'logs' / 'serve.log').read_text()[-3000:]}")
+        url = f"http://127.0.0.1:{port}/v1"
+        messages = [{"role": "user", "content": "hello"}]
+        chat = {"model": "ppo_lag", "messages": messages, "max_tokens": 4}
+        answer = httpx.post(f"{url}/chat/completions", json=chat, timeout=120)
+        score = httpx.post(f"{url}/score", json={"prompt": "hello", "response": "no"}, timeout=120)
+        assert (answer.status_code, score.status_code) == (200, 200), answer.text + score.text
+        return answer.json(), score.json()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)

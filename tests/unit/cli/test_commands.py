@@ -84,3 +84,16 @@ def test_a_tilde_is_the_home_folder_in_every_argument(tmp_path, monkeypatch, cas
     (tmp_path / "run.yaml").write_text(DEMO.read_text(encoding="utf-8"), encoding="utf-8")
     assert "rlhf.nope" in castor("pipeline", "~/run.yaml", "rlhf.nope={}")[1]
     assert not (tmp_path / "~").exists()
+
+
+def test_a_run_of_another_version_is_refused_and_left_as_it_is(castor, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "stages.json").write_text('{"sft": {"key": "k", "seconds": 1.0}}')
+    (run / "config.yaml").write_text("seed: 7\n")
+    (tmp_path / "c.yaml").write_text(f"run_dir: {run}\nsft: {{model: org/base, data: {{source: synthetic}}}}\n")
+    code, told = castor("pipeline", tmp_path / "c.yaml")
+    assert code == 2
+    assert told.count("\n") == 1
+    assert "was made by another version of Castor" in told
+    assert (run / "config.yaml").read_text() == "seed: 7\n"
