@@ -182,6 +182,12 @@ class Signal(Section):
         return self.critic or Engine()
 
     @property
+    def known_limit(self) -> float | None:
+        """The limit of a constraint in the unit of its statistic; None: it follows from the cost model."""
+        by_share = self.constraint.statistic == "share"
+        return self.unsafe_share if by_share else self.threshold
+
+    @property
     def source(self) -> str:
         """What judges, in words."""
         if self.model is not None:

@@ -19,6 +19,7 @@ from castor.dry_run.placement import PlacedActors, cluster_cpus, placement, tota
 from castor.models.head_kind import head_kind
 from castor.run.check import check
 from castor.run.plan import Plan
+from castor.run.stages.rlhf import RLHFStage
 from castor.run.stages.stage import Stage
 from castor.run.stages.supervised import SupervisedStage
 
@@ -86,6 +87,9 @@ def _stages_table(plan: Plan) -> Table:
         for number, read in enumerate(stage.reads()):
             note = _head_note(plan, stage) if read.key == "model" else ""
             table.add_row("" if number else name, read.key, f"{source_of(read.reference)}{note}")
+        if isinstance(stage, RLHFStage):
+            for constraint, limit in stage.limits().items():
+                table.add_row("", f"limit of {constraint}", limit)
         table.add_section()
     return table
 

@@ -89,11 +89,9 @@ def limit_of(signal: Signal, model: ModelLike | None) -> float:
 
     Raises CastorError when a share must be translated into a cost and the model cannot.
     """
-    if signal.threshold is not None:
-        return signal.threshold
+    if signal.known_limit is not None:
+        return signal.known_limit
     assert signal.unsafe_share is not None
-    if signal.constraint.statistic == "share":
-        return signal.unsafe_share
     assert model is not None  # `Signal` takes the share of a text judge as a share only
     info = read_score_info(model)
     if info.safe_mean is None or info.unsafe_mean is None:

@@ -90,6 +90,10 @@ class RLHFStage(Stage):
         parts = [f"{len(rules)} λ, rule {', '.join(dict.fromkeys(rules))}"] if rules else []
         return " and ".join([*parts, *(["the KL coefficient"] if self.section.advantage.kl_target else [])])
 
+    def limits(self) -> dict[str, str]:
+        """What each constraint asks for, in words."""
+        return {name: _limit(signal) for name, signal in self.section.constraints.items()}
+
     def findings(self) -> Iterator[str]:
         """Fewer prompts than one step takes, where their number is known."""
         most = most_rows(self.section.prompts)
@@ -98,6 +102,15 @@ class RLHFStage(Stage):
                 f"{self.place}.prompts.limit {most} gives fewer prompts than one step takes, prompts_per_step "
                 f"{self.section.prompts_per_step}: raise the one or lower the other"
             )
+
+
+def _limit(signal: Signal) -> str:
+    bound = "the upper confidence bound of " if signal.constraint.confidence else ""
+    if signal.constraint.statistic == "share":
+        return f"{bound}the share of unsafe responses at most {signal.known_limit:.1%}"
+    if signal.known_limit is not None:
+        return f"{bound}the mean cost at most {signal.known_limit:g}"
+    return f"{bound}the mean cost at most that of {signal.unsafe_share:.1%} unsafe responses, by the cost model"
 
 
 def judge_kind(signal: Signal) -> Kind:
