@@ -74,7 +74,7 @@ def test_ctrl_c_ends_everything(tmp_path):
             "lambda_max (0.1) is below lambda_init",
         ),
         (["sft", "configs/demo.yaml", "sft.data.source=absent.jsonl"], "absent.jsonl"),
-        (["reward", "configs/demo.yaml"], "stage collect has written no rows yet"),
+        (["reward", "configs/demo.yaml"], "stage:sft has no model at"),
     ],
 )
 def test_what_a_person_can_put_right_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path):

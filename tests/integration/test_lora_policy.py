@@ -171,7 +171,7 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tokenised_p
         shared = get(groups.reference_logprobs(0, ray.put(experience)), 120, "reference")
         get(groups.learner.call("load", model, loop_config(2), 3, "auto", rows), 300, "load")
         alone = get(groups.learner.handles[1].reference_logprobs.remote(experience), 120, "reference")
-    worker = ActorGroup("reference", [ReferenceWorker.remote(model, engine_of(3), 1.0, 1, False)])
+    worker = ActorGroup("reference", [ReferenceWorker.remote(model, engine_of(3), 1.0, 1)])
     expected = get(worker.call("logprobs", experience)[0], 300, "reference")
     worker.stop()
     assert_close(shared, expected, TINY_MODELS)

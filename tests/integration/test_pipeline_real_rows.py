@@ -114,9 +114,9 @@ def test_pipeline_on_real_rows_then_again_then_served(base, tmp_path):
     second = castor("pipeline", str(config))
     assert second.returncode == 0, second.stdout + second.stderr
     assert second.stdout.count("finished before, unchanged") == 5
-    exported = castor("export", str(run_dir / "reward"), str(tmp_path / "exported"), "--trust-remote-code")
+    exported = castor("export", str(run_dir / "reward"), str(tmp_path / "out"), "--as", "castor", "--trust-remote-code")
     assert exported.returncode == 0, exported.stdout + exported.stderr
-    assert (tmp_path / "exported" / "modeling_own.py").is_file()
+    assert (tmp_path / "out" / "modeling_own.py").is_file()
     answer, score = served(run_dir)
     assert answer["choices"][0]["message"]["content"] is not None
     assert score["scores"][0]["reward"] is not None
