@@ -127,18 +127,18 @@ def test_a_saved_folder(tmp_path):
 
 def test_a_function_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "own_rows.py").write_text(
+    (tmp_path / "own_functions.py").write_text(
         "def generated(source):\n    return ({'prompt': f'{source.split} {i}'} for i in range(2))\n"
         "def text(source):\n    return 'rows'\ndef numbers(source):\n    return [1]\n"
     )
-    assert prompts("own_rows:generated", split="dev") == ["dev 0", "dev 1"]
-    records = list(raw_records(DataSource(source="own_rows:numbers"), "qa"))
-    assert (records[0].location, records[0].raw.reason) == ("own_rows:numbers:row 1", "wrong type")
-    with pytest.raises(CastorError, match="own_rows:text returned str; it must return an iterable of rows"):
-        prompts("own_rows:text")
+    assert prompts("own_functions:generated", split="dev") == ["dev 0", "dev 1"]
+    records = list(raw_records(DataSource(source="own_functions:numbers"), "qa"))
+    assert (records[0].location, records[0].raw.reason) == ("own_functions:numbers:row 1", "wrong type")
+    with pytest.raises(CastorError, match="own_functions:text returned str; it must return an iterable of rows"):
+        prompts("own_functions:text")
     with pytest.raises(
-        CastorError, match="own_rows:gone: module own_rows has no function gone; check the function's name"
+        CastorError, match="own_functions:gone: module own_functions has no function gone; check the function's name"
     ):
-        prompts("own_rows:gone")
+        prompts("own_functions:gone")
     with pytest.raises(CastorError, match="no_such_module:rows: No module named 'no_such_module'; start castor in"):
         prompts("no_such_module:rows")
