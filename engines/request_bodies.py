@@ -106,6 +106,6 @@ def _can_read(model: Any, value: Any) -> bool:
         TypeAdapter(model).validate_python(value)
     except ValidationError:
         return True
-    except Exception:
+    except Exception:  # a validator of vLLM's that fell over, in whatever way: the caller refuses the body with a 400
         return False
     return True

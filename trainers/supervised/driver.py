@@ -70,7 +70,7 @@ def run_supervised(
         for progress in ray.get(board.drain.remote(), timeout=BOARD_TIMEOUT_S):
             on_progress(progress)
     try:
-        ray.get(running)
+        ray.get(running)  # has ended: this does not wait
     except RayTaskError as error:
         raise ray.get(board.refusal.remote(), timeout=BOARD_TIMEOUT_S) or error.cause from error
     shutil.rmtree(files.training.folder)
