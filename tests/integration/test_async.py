@@ -170,15 +170,14 @@ def test_overlapped_runs_with_finishing_responses_are_reproducible(finished, gro
     assert [update.digest for update in again.updates.values()] == [u.digest for u in finished.updates.values()]
 
 
-def drain(pool, job, on_chunk=lambda: None):
-    """All chunks of a job; `on_chunk` is called after the first."""
+def drain(pool, job, on_chunk=lambda number: None):
+    """All chunks of a job; `on_chunk` is told of each, by its number from 1 on."""
     chunks = []
     while job.unfinished:
         arrived = pool.wait()
         if arrived is not None:
             chunks.append(arrived[1])
-            if len(chunks) == 1:
-                on_chunk()
+            on_chunk(len(chunks))
     experience = Experience.concatenate([ray.get(chunk.experience) for chunk in chunks])
     assert {chunk.info.oldest for chunk in chunks} | {chunk.info.newest for chunk in chunks} == set(
         experience.versions.tolist()
@@ -192,12 +191,14 @@ def test_weights_that_arrive_in_mid_response_are_used_from_the_next_token_on(
     pool = groups.rollout
     pool.config = config(1, "continue").rollout
     pool.load_weights(finished.updates[1])
-    count = 96  # four at a time: the weights need a small part of the time that remains after the first chunk
+    count = 96  # four at a time: the weights need a small part of the time that remains after the first chunks
     job = pool.submit([PromptRequest(uid, tokenised_prompts[uid], uid) for uid in range(count)])
-    experience = drain(pool, job, lambda: pool.load_weights(finished.updates[4]))
+    # responses of one length end together, and weights may arrive just then: not three times
+    arriving = {1: finished.updates[2], 4: finished.updates[3], 7: finished.updates[4]}
+    experience = drain(pool, job, lambda number: pool.load_weights(arriving[number]) if number in arriving else None)
     assert sorted(experience.uids.tolist()) == list(range(count))
-    assert set(experience.versions.tolist()) == {1, 4}
-    assert any(set(experience.select([i]).versions.tolist()) == {1, 4} for i in range(count))
+    assert {1, 4} <= set(experience.versions.tolist()) <= {1, 2, 3, 4}
+    assert any(len(set(experience.select([i]).versions.tolist())) > 1 for i in range(count))
     check_tokens(tiny_models, finished.updates, experience)
 
 
