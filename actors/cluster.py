@@ -43,6 +43,11 @@ def cluster(config: RayCluster) -> Iterator[None]:
         ray.shutdown()
 
 
+def gpus_of_nodes() -> list[int]:
+    """GPUs of every node that is up, as Ray counts them."""
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
 def _connect(address: str | None, config: RayCluster) -> None:
     if address:
         ray.init(address=address, log_to_driver=True)

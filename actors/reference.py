@@ -6,6 +6,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from actors.device import take_device
 from castor.config.training import Engine
 from castor.experience import Experience
 from castor.model_reference import ModelLike
@@ -19,6 +20,7 @@ class ReferenceWorker:
         import torch
 
         torch.set_num_threads(threads)
+        take_device()
         from castor.models.device import device, resolve_dtype
         from castor.models.policy import PolicyModel
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import ray
 
+from actors.device import require_gpu
 from actors.group import node_id
 from castor.config.rlhf import Rollout
 from castor.data.tokens.prompt_stream import Prompt
@@ -49,6 +50,7 @@ class RolloutWorker:
         import torch
 
         torch.set_num_threads(threads)  # vLLM turns later calls into no-ops
+        require_gpu()  # vLLM takes it, maybe in processes of its own
         from castor.data.tokens.template import load_tokenizer
         from castor.models.policy import context_length
         from engines.vllm_engine import make_engine

@@ -12,7 +12,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from actors.group import START_TIMEOUT_S, ActorFailure, actor_options, get
+from actors.group import START_TIMEOUT_S, ActorFailure, get
+from actors.reservation import Reservation
 from actors.rollout import ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
 from actors.weight_proofs import WeightProofs
 from actors.workforce import Workforce
@@ -69,18 +70,24 @@ class RolloutPool:
     is sampled with them. Where they continue on the new ones, weights overtake, and count once all have proven them.
     """
 
-    def __init__(self, model: ModelLike, config: Rollout) -> None:
-        """Start the workers without waiting for them; `wait_ready` does."""
-        self.config = config
+    def __init__(self, model: ModelLike, config: Rollout, reservation: Reservation | None = None) -> None:
+        """Start the workers where they are reserved, without waiting for them; `wait_ready` does.
+
+        Workers that share their GPUs are waited for: vLLM takes what memory it finds free while it starts, and would
+        count a neighbour that loads its model meanwhile as its own.
+        """
+        self.config, self.reservation = config, reservation or Reservation()
         model = ModelReference.of(model)
         self._asked = rollout_workers(model.name, config)
         self._args = (model, config, config.resources.threads)
         self._workforce = Workforce("rollout worker", self._start, self._asked.count, config.max_worker_restarts)
         self._weights = WeightProofs()
         self._streams: dict[Any, _Dealt] = {}
+        if self.reservation.shares(self._asked):
+            self.wait_ready()
 
-    def _start(self) -> ActorHandle:
-        options = actor_options(self.config.resources, self._asked.name, **VLLM_ENV)
+    def _start(self, number: int) -> ActorHandle:
+        options = self.reservation.options(self._asked, number, **VLLM_ENV)
         worker = ContinuingWorker if self._continues else FinishingWorker
         return cast(Any, worker).options(**options).remote(*self._args)
 

@@ -17,15 +17,17 @@ log = logging.getLogger(__name__)
 class Workforce:
     """Workers at work, and `stale` ones: started in place of dead ones, with the weights of the model's folder."""
 
-    def __init__(self, what: str, start: Callable[[], ActorHandle], size: int, max_restarts: int) -> None:
-        """`start` starts one without waiting for it; `what` they are, for messages."""
+    def __init__(self, what: str, start: Callable[[int], ActorHandle], size: int, max_restarts: int) -> None:
+        """`start` starts the one of that number without waiting for it; `what` they are, for messages."""
         self.what, self.start, self.max_restarts = what, start, max_restarts
         self.restarts = 0
-        self.working = [start() for _ in range(size)]
+        self.working = [start(number) for number in range(size)]
         self.stale: list[ActorHandle] = []
+        self._numbers = {worker: number for number, worker in enumerate(self.working)}
 
     def replace(self, worker: ActorHandle, error: RayActorError) -> bool:
-        """Start another worker in place of a dead one; False when that was done before, on the word of another call.
+        """Start another worker in place of a dead one, of the same number; False when that was done before, on the
+        word of another call.
 
         Raises ActorFailure when that was one too many.
         """
@@ -38,7 +40,9 @@ class Workforce:
                 f"{self.what}s died {self.restarts} times, more than max_worker_restarts allows; the last: {error}"
             ) from error
         log.warning("a %s died and is being replaced (%d so far): %s", self.what, self.restarts, error)
-        self.stale.append(self.start())
+        number = self._numbers.pop(worker)
+        self.stale.append(self.start(number))
+        self._numbers[self.stale[-1]] = number
         return True
 
     def admit_stale(self) -> None:

@@ -20,8 +20,11 @@ from castor.models.lora import inner_model
 from engines import deepspeed_state
 
 
-def init_process_group(rank: int, world_size: int, store: Any, timeout_s: float) -> None:
-    """Join the SPMD group that meets in a torch `Store`. A collective longer than `timeout_s` raises on every rank."""
+def init_process_group(rank: int, world_size: int, local_rank: int, store: Any, timeout_s: float) -> None:
+    """Join the SPMD group that meets in a torch `Store`. A collective longer than `timeout_s` raises on every rank.
+
+    `local_rank` is the number of this process's GPU, the current one, among those it sees.
+    """
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
         store=store,
@@ -29,16 +32,16 @@ def init_process_group(rank: int, world_size: int, store: Any, timeout_s: float)
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
     )
-    adopt_process_group(rank, world_size)
+    adopt_process_group(rank, world_size, local_rank)
 
 
-def adopt_process_group(rank: int, world_size: int) -> None:
-    """Let DeepSpeed use this process's group."""
+def adopt_process_group(rank: int, world_size: int, local_rank: int) -> None:
+    """Let DeepSpeed use this process's group, and the GPU of number `local_rank`."""
     import deepspeed
 
     # on a CPU, DeepSpeed would compile a shared-memory op at first use that only its inference path calls
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE="1")
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 

@@ -34,4 +34,6 @@ def run_of(plan: Plan, name: str, terminal: Terminal | None = None, key: str = "
     files, screen = plan.files.stage(name), terminal or Terminal()
     rows = RowReader(name, files, plan.source, plan.config.seed, screen)
     seed, template = plan.seed(name), plan.config.template
-    return StageRun(plan.stage(name), {}, files, rows, seed, template, key, False, screen, None)  # type: ignore[arg-type]
+    return StageRun(
+        plan.stage(name), {}, files, rows, seed, template, key, plan.bundles(plan.stage(name)), False, screen, None
+    )  # type: ignore[arg-type]

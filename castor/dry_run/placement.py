@@ -79,7 +79,7 @@ def totals(actors: list[PlacedActors]) -> Totals:
 
 def cluster_cpus(ray: RayCluster) -> int | None:
     """CPUs of the cluster that would be started here; None where a running one would be joined."""
-    if ray.address or os.environ.get("RAY_ADDRESS"):
+    if not ray.started_here:
         return None
     return ray.num_cpus or os.cpu_count() or 1
 

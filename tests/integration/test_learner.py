@@ -10,6 +10,7 @@ import torch
 from actors.group import ActorGroup, get
 from actors.learner import LearnerWorker
 from actors.multipliers import Coefficients, MultiplierOwner
+from actors.reservation import Reservation
 from actors.signal import SignalModels, SignalWorker
 from actors.step_batch import StepBatch
 from castor.algorithms.advantages import combine
@@ -23,6 +24,7 @@ from castor.experience import Experience
 from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
 from castor.packing import pack_rows
+from castor.run.actors import Actors
 from tests.numerics import TINY_MODELS, assert_close, tolerance
 
 LR = 1e-2
@@ -140,7 +142,7 @@ def check_update(weights, expected):
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
 def learners(request, ray_session):
-    group = ActorGroup.start("learner", LearnerWorker, request.param, Resources())
+    group = ActorGroup.start(Actors("learner", request.param, Resources(), ""), LearnerWorker, Reservation())
     group.join(120)
     yield group
     group.stop()
@@ -261,7 +263,7 @@ def test_a_signal_scores_estimates_and_fits(ray_session, tiny_models, step_data)
     config, batch = rlhf_config(1, 3), as_batch(experience, reference)
     advantages = {}
     for ranks in (1, 2):
-        group = ActorGroup.start("signal", SignalWorker, ranks, Resources())
+        group = ActorGroup.start(Actors("signal", ranks, Resources(), ""), SignalWorker, Reservation())
         try:
             group.join(120)
             get(group.call("load", "harm", cost_models(tiny_models), config, 0), 300, "load")
@@ -286,7 +288,7 @@ def test_a_signal_without_a_critic_compares_the_samples_of_a_prompt(ray_session,
     batch = as_batch(experience, reference)
     batch.scores["watched"] = batch.scores["harm"]
     for name in ("harm", "watched"):
-        group = ActorGroup.start("signal", SignalWorker, 1, Resources())
+        group = ActorGroup.start(Actors("signal", 1, Resources(), ""), SignalWorker, Reservation())
         try:
             group.join(120)
             get(group.call("load", name, cost_models(tiny_models), config, 0, 0.0), 300, "load")

@@ -5,6 +5,7 @@ import pytest
 import ray
 
 from actors.group import ActorGroup, get
+from actors.reservation import Reservation
 from actors.signal import SignalModels, SignalWorker
 from actors.step_batch import StepBatch
 from castor.config.rlhf import RLHF
@@ -13,6 +14,7 @@ from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.io.errors import CastorError
 from castor.model_reference import ModelReference
+from castor.run.actors import Actors
 from tests.numerics import assert_close
 
 MODULE = """
@@ -49,7 +51,7 @@ def experience(tiny_models, prompts):
 
 
 def step(models, config, experience):
-    group = ActorGroup.start("signal", SignalWorker, 1, Resources())
+    group = ActorGroup.start(Actors("signal", 1, Resources(), ""), SignalWorker, Reservation())
     try:
         group.join(120)
         get(group.call("load", "harm", models, config, 0, 3.0), 300, "load")

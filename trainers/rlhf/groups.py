@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import ray
 
-from actors.group import START_TIMEOUT_S, ActorGroup, actor_options, get
+from actors.group import START_TIMEOUT_S, ActorGroup, get
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
 from actors.reference import ReferenceWorker
+from actors.reservation import Reservation
 from actors.rollout_pool import RolloutPool
 from actors.signal import SignalModels, SignalWorker
 from castor.config.rlhf import RLHF
@@ -29,6 +30,7 @@ class Groups:
         config: RLHF,
         *,
         actors: Mapping[str, Actors],
+        reservation: Reservation,
         policy: ModelLike,
         signals: Mapping[str, SignalModels],
         limits: Mapping[str, float],
@@ -42,6 +44,7 @@ class Groups:
         Args:
             config: the run.
             actors: what the stage starts, by name.
+            reservation: where they go.
             policy: the policy's and the reference's weights.
             signals: what each signal's judge and critic are made from.
             limits: limit of each constraint, in the unit of its statistic.
@@ -53,10 +56,15 @@ class Groups:
         """
         policy = ModelReference.of(policy)
         self.config, learner = config, config.learner
-        self.rollout = RolloutPool(policy, config.rollout)
-        self.reference = _start_reference(actors["reference"], policy, config) if "reference" in actors else None
-        self.learner = _start(actors["learner"], LearnerWorker)
-        self.signals = {name: _start(actors[f"signal-{name}"], SignalWorker) for name in config.signals}
+        start = ActorGroup.start
+        self.rollout = RolloutPool(policy, config.rollout, reservation)
+        self.reference: ActorGroup | None = None
+        if asked := actors.get("reference"):
+            assert asked.resources is not None
+            arguments = (policy, learner.engine, config.rollout.temperature, asked.resources.threads)
+            self.reference = start(asked, ReferenceWorker, reservation, *arguments, name="the reference policy")
+        self.learner = start(actors["learner"], LearnerWorker, reservation)
+        self.signals = {name: start(actors[f"signal-{name}"], SignalWorker, reservation) for name in config.signals}
         self.multipliers: Any = None
         if "MultiplierOwner" in actors:
             owner = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
@@ -107,17 +115,3 @@ class Groups:
 def round_robin(handles: Sequence[Any], number: int) -> Any:
     """The actor that works on chunk `number`: they take turns."""
     return handles[number % len(handles)]
-
-
-def _start(actors: Actors, worker: Any) -> ActorGroup:
-    """The actors of an SPMD group, without waiting for them."""
-    assert actors.resources is not None
-    return ActorGroup.start(actors.name, worker, actors.count, actors.resources)
-
-
-def _start_reference(actors: Actors, policy: ModelReference, config: RLHF) -> ActorGroup:
-    assert actors.resources is not None
-    arguments = (policy, config.learner.engine, config.rollout.temperature, actors.resources.threads)
-    worker = cast(Any, ReferenceWorker)
-    options = [actor_options(actors.resources, name) for name in actors.rank_names]
-    return ActorGroup("the reference policy", [worker.options(**option).remote(*arguments) for option in options])

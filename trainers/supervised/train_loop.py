@@ -16,6 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
+from actors.device import take_device
 from actors.progress import Progress
 from castor.config.supervised import Supervised
 from castor.io.checkpoint import atomic_folder
@@ -101,7 +102,7 @@ class Worker:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(stage.resources.threads)
-        adopt_process_group(self.rank, self.world_size)
+        adopt_process_group(self.rank, self.world_size, take_device())
         self.files = job.files.training
         self.task = make_task(
             stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training, job.reference

@@ -8,10 +8,12 @@ from castor.config.cluster import Hardware
 from castor.config.load import load_config
 from castor.config.training import Resources
 from castor.dry_run.describe import WIDTH, describe
-from castor.dry_run.gpus import gpu_plan
-from castor.dry_run.memory import measure
+from castor.dry_run.gpus import stage_gpus
+from castor.dry_run.memory import Memory, measure
 from castor.dry_run.placement import PlacedActors, placement
 from castor.io.errors import CastorError
+from castor.run.actors import Actors
+from castor.run.bundles import make_bundles
 from castor.run.check import check
 from castor.run.plan import make_plan
 
@@ -39,7 +41,9 @@ def test_the_8b_presets_fit_eight_gpus_of_80_gb_a_node(preset, overrides):
     config = load_config(CONFIGS / "llama-8b" / f"{preset}.yaml", overrides)
     hardware = config.ray.hardware
     assert (hardware.nodes, hardware.gpus_per_node) == (1 + len(overrides), 8)
-    for stage, gpus in gpu_plan(placement(make_plan(config)), hardware).items():
+    plan = make_plan(config)
+    for stage, actors in placement(plan).items():
+        gpus = stage_gpus(plan.bundles(plan.stages[stage]), actors, hardware)
         assert gpus.fits, gpus.verdict(stage)
         assert all(gpu.used is not None for gpu in gpus.gpus), stage
 
@@ -53,6 +57,9 @@ def test_a_dry_run_says_what_each_gpu_holds():
     gpus = text.split("GPU memory on 1 x 8 GPUs of 79 GiB")[1]
     assert "ppo_lag: fits" in gpus
     assert max(map(len, gpus.splitlines())) <= WIDTH
+    reserved = text.split("GPUs: each line is reserved on one node")[1].split("GPU memory on")[0]
+    assert "rollout-0, reference-0" in reserved
+    assert "learner-0, learner-1" in reserved
     crowded = described(CONFIGS / "llama-8b" / "ppo_lag.yaml", "ray.hardware.gpus_per_node=4")
     assert "ppo_lag: TOO FEW GPUs for" in crowded
     small = described(CONFIGS / "llama-8b" / "ppo_lag.yaml", "ray.hardware.gpu_memory_gib=40")
@@ -92,16 +99,22 @@ def test_presets_hold_the_values_of_their_sources():
     assert not run("ppo").constraints
 
 
-def test_shares_of_a_gpu_are_packed_and_several_gpus_come_from_one_node():
-    def actors(name, count, gpus):
-        return PlacedActors(name, count, Resources(gpus=gpus), "", None, None)
+def test_each_gpu_holds_what_its_bundle_says():
+    def actors(name, count, gpus, held):
+        memory = Memory(process=0, weights=held, on_gpu=True)
+        resources = Resources(gpus=gpus)
+        return Actors(name, count, resources, ""), PlacedActors(name, count, resources, "", memory, None)
 
-    started = [actors("rollout", 2, 0.65), actors("reference", 2, 0.35), actors("wide", 1, 2), actors("late", 1, 1)]
-    plan = gpu_plan({"run": started}, Hardware(nodes=2, gpus_per_node=2))["run"]
-    assert [gpu.actors for gpu in plan.gpus] == [["rollout", "reference"], ["rollout", "reference"], ["wide"], ["wide"]]
-    assert plan.unplaced == ["late"]
-    assert not plan.fits
-    assert plan.verdict("run") == "run: TOO FEW GPUs for late."
+    pairs = [actors("rollout", 2, 0.65, 40), actors("reference", 2, 0.35, 16), actors("wide", 1, 2, 70)]
+    asked, placed = zip(*pairs, strict=True)
+    for nodes, unplaced in ((2, []), (1, ["rollout", "reference"] * 2)):
+        hardware = Hardware(nodes=nodes, gpus_per_node=2, gpu_memory_gib=1)
+        found = stage_gpus(make_bundles(asked, 2), placed, hardware)
+        shared, alone = (("rollout", "reference"), 56), (("wide",), 70)
+        assert [(gpu.actors, gpu.used) for gpu in found.gpus] == [alone, alone, shared, shared][: 2 * nodes]
+        assert found.unplaced == unplaced
+        assert found.fits == (not unplaced)
+    assert found.verdict("run") == "run: TOO FEW GPUs for rollout, reference."
 
 
 def test_known_models_are_sized_without_a_network():

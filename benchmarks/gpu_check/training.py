@@ -1,0 +1,147 @@
+"""Parts that train: a step of the learner and of a critic under DeepSpeed, the same in plain torch, and offloading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu_check import models
+from benchmarks.gpu_check.setting import GIB, Figures, Setting, close
+from castor.algorithms.losses import clipped_policy_loss, clipped_value_loss
+from castor.config.training import Engine, Optimizer, Resources
+from castor.dry_run.memory import trained
+
+Role = Literal["policy", "critic"]
+ROLES: tuple[Role, ...] = ("policy", "critic")
+
+
+def torch_steps(setting: Setting) -> Iterator[tuple[str, Figures]]:
+    """Forward, backward and AdamW in bfloat16, without an engine around them."""
+    for name in [models.TINY] if setting.small else ["0.1B", "1B"]:
+        for role in ROLES:
+            model, batch = _model(role, name, setting), _batch(name, setting)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+            def step(
+                model: nn.Module = model, batch: models.Batch = batch, optimizer: Any = optimizer, role: Role = role
+            ) -> None:
+                _loss(role, model(batch.rows, batch.positions)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+            yield f"{role} {name}", _speed(setting, name, batch, step)
+            del model, optimizer, step
+
+
+def engine_steps(setting: Setting) -> Iterator[tuple[str, Figures]]:
+    """A step of the learner and of a critic at every ZeRO stage on one rank; peak memory against its estimate."""
+    from engines.deepspeed_engine import TrainEngine
+
+    _alone(setting)
+    sizes = [models.TINY] if setting.small else ["0.1B", "1B"]
+    for name in sizes:
+        for role in ROLES:
+            for stage in (0, 1, 2, 3) if name == sizes[0] else (2,):
+                config = _engine(setting, stage)
+                batch = _batch(name, setting)
+                engine = TrainEngine(_model(role, name, setting), config, 100)
+
+                def step(engine: TrainEngine = engine, batch: models.Batch = batch, role: Role = role) -> None:
+                    engine.accumulate(_loss(role, engine.forward(batch.rows, batch.positions)))
+                    engine.step()
+
+                figures = _speed(setting, name, batch, step)
+                if not setting.small:
+                    resources = Resources(gpus=1)
+                    held = trained(models.shape(name), config, 1, resources, score=role == "critic")
+                    figures["estimated GiB"] = held.gpu / GIB
+                yield f"{role} {name} ZeRO-{stage}", figures
+                engine.engine.destroy()
+                del engine, step
+
+
+def offloading(setting: Setting) -> Iterator[tuple[str, Figures]]:
+    """DeepSpeed moves the states of an engine to the host and back; training then goes on as if it had not."""
+    from engines.deepspeed_engine import TrainEngine
+
+    _alone(setting)
+    name = models.TINY if setting.small else "1B"
+    batch = _batch(name, setting)
+    engine = TrainEngine(_model("policy", name, setting), _engine(setting, 3), 100)
+
+    def step() -> float:
+        loss = _loss("policy", engine.forward(batch.rows, batch.positions))
+        engine.accumulate(loss)
+        engine.step()
+        return float(loss.detach())
+
+    step()
+    before = engine.forward(batch.rows, batch.positions).detach().clone()
+    held = 0 if setting.small else torch.cuda.memory_allocated(setting.device)
+    offload = partial(engine.engine.offload_states, pin_memory=not setting.small)
+    figures: Figures = {"s to the host": setting.once(offload)}
+    left = 0 if setting.small else torch.cuda.memory_allocated(setting.device)
+    figures["s back"] = setting.once(engine.engine.reload_states)
+    figures["largest difference"] = close(engine.forward(batch.rows, batch.positions).detach(), before, 0.0)
+    step()
+    if not setting.small:
+        figures |= {"GiB before": held / GIB, "GiB offloaded": left / GIB}
+    yield f"policy {name} ZeRO-3", figures
+
+
+def _alone(setting: Setting) -> None:
+    """A process group of this process, unless it has one."""
+    from engines.deepspeed_engine import init_process_group
+
+    if torch.distributed.is_initialized():
+        return
+    store = cast(Any, torch.distributed).HashStore()
+    init_process_group(0, 1, setting.device.index or 0, store, 60)
+
+
+def _model(role: Role, name: str, setting: Setting) -> nn.Module:
+    make: Callable[..., nn.Module] = models.policy if role == "policy" else models.critic
+    model = make(name, torch.float32 if setting.small else torch.bfloat16, setting.device).train()
+    inner: Any = model.lm if role == "policy" else model.backbone
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _batch(name: str, setting: Setting) -> models.Batch:
+    sequences, length, pack = (6, 16, 48) if setting.small else (16, 512, 2048)
+    return models.batch(name, sequences, length, pack, setting.device)
+
+
+def _engine(setting: Setting, stage: Any) -> Engine:
+    return Engine(
+        zero_stage=stage,
+        dtype="float32" if setting.small else "bfloat16",
+        gradient_checkpointing=True,
+        micro_batch_tokens=64 if setting.small else 8192,
+        optimizer=Optimizer(lr=1e-5),
+    )
+
+
+def _loss(role: Role, output: Tensor) -> Tensor:
+    """As in a step: of log-probabilities, or of values."""
+    old, target = output.detach() - 0.01, torch.ones_like(output)
+    if role == "policy":
+        return clipped_policy_loss(output, old, target, 0.2).mean()
+    return clipped_value_loss(output, old, target, 5.0).mean()
+
+
+def _speed(setting: Setting, name: str, batch: models.Batch, step: Callable[[], None]) -> Figures:
+    """Tokens a second, the share of the card's FLOP/s, and the peak of its memory."""
+    found: dict[str, float] = {}
+    peak = setting.peak_bytes(lambda: found.update(seconds=setting.seconds(step)))
+    figures: Figures = {"tokens/s": batch.tokens / found["seconds"]}
+    if setting.peak_flops:
+        flops = 6 * models.shape(name).parameters * batch.tokens  # without attention, and what is recomputed
+        figures["MFU"] = flops / found["seconds"] / setting.peak_flops
+    if peak is not None:
+        figures["peak GiB"] = peak / GIB
+    return figures
