@@ -72,6 +72,8 @@ class TrainEngine:
             lr_scheduler=lambda opt: _schedule(opt, config.optimizer, total_steps),
             config=_deepspeed_config(config, self.world_size, trained),
         )
+        if config.zero_stage == 0 and _is_bfloat16(config):
+            deepspeed_state.undo_first_step(self.engine)
         self.engine.train()  # models are loaded in evaluation mode, in which nothing is recomputed
         self._clipped_norm: float | None = None
         if config.zero_stage == 0:
@@ -161,7 +163,8 @@ def _deepspeed_config(config: Engine, world_size: int, trained: int) -> dict[str
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": resolve_dtype(config.dtype) == torch.bfloat16},
+        "bf16": {"enabled": _is_bfloat16(config)},
+        **(_float32_gradients(config.zero_stage) if _is_bfloat16(config) else {}),
         "zero_optimization": {
             "stage": config.zero_stage,
             "overlap_comm": False,
@@ -171,6 +174,22 @@ def _deepspeed_config(config: Engine, world_size: int, trained: int) -> dict[str
             **_offloaded(config),
         },
     }
+
+
+def _is_bfloat16(config: Engine) -> bool:
+    return resolve_dtype(config.dtype) == torch.bfloat16
+
+
+def _float32_gradients(zero_stage: int) -> dict[str, Any]:
+    """Micro-batches' gradients in bfloat16 are summed in float32: in bfloat16 a sum loses what is 256 times smaller.
+
+    DeepSpeed refuses it at stage 0. Stage 1 reduces the sum over the ranks, once a step: on the wire it stays float32.
+    Stages 2 and 3 reduce every micro-batch, in bfloat16, and sum what has arrived.
+    """
+    if zero_stage == 0:
+        return {}
+    wire = {"communication_data_type": "fp32"} if zero_stage == 1 else {}
+    return {"data_types": {"grad_accum_dtype": "fp32"}} | wire
 
 
 def _offloaded(config: Engine) -> dict[str, Any]:
