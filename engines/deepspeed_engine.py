@@ -18,6 +18,7 @@ from castor.config.training import REDUCE_BUCKET, Engine, Optimizer
 from castor.models.device import device, resolve_dtype
 from castor.models.lora import inner_model
 from engines import deepspeed_state
+from engines.float32_heads import Float32Heads
 
 
 def init_process_group(rank: int, world_size: int, store: Any, timeout_s: float) -> None:
@@ -66,6 +67,7 @@ class TrainEngine:
             fused=True,
         )
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        heads = Float32Heads(model)
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -74,6 +76,9 @@ class TrainEngine:
         )
         if config.zero_stage == 0 and _is_bfloat16(config):
             deepspeed_state.undo_first_step(self.engine)
+        self.heads = heads if _is_bfloat16(config) else None
+        if self.heads is not None:
+            self.heads.restore(self.engine)
         self.engine.train()  # models are loaded in evaluation mode, in which nothing is recomputed
         self._clipped_norm: float | None = None
         if config.zero_stage == 0:
@@ -103,6 +108,8 @@ class TrainEngine:
         Raises FloatingPointError when the gradient is not finite; weights and optimiser are then as before the step.
         """
         self.engine.step()
+        if self.heads is not None:
+            self.heads.refresh(self.engine)
         reported = self.engine.get_global_grad_norm()
         norm = self._clipped_norm if self._clipped_norm is not None else float(reported)
         if not (self.engine.was_step_applied() and math.isfinite(norm)):
@@ -130,11 +137,18 @@ class TrainEngine:
             yield name, tensor.to("cpu", copy=True)
 
     def whole_tensors(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
-        """The parameters with a wanted name, one at a time; each holds its values until the next one is asked for."""
+        """The parameters with a wanted name, one at a time; each holds its values until the next one is asked for.
+
+        Those of heads are float32, the others of the model's type.
+        """
         import deepspeed
 
+        exact = self.heads.tensors() if self.heads is not None else {}
         for name, parameter in self.engine.module.named_parameters():
             if not wanted(name):
+                continue
+            if name in exact:
+                yield name, exact[name]
                 continue
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
                 yield name, parameter.detach()
@@ -146,6 +160,8 @@ class TrainEngine:
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, on however many ranks and at whatever ZeRO stage that was."""
         deepspeed_state.load(self.engine, folder)
+        if self.heads is not None:
+            self.heads.refresh(self.engine)
 
 
 def _deepspeed_config(config: Engine, world_size: int, trained: int) -> dict[str, Any]:

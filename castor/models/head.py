@@ -24,19 +24,37 @@ if TYPE_CHECKING:
 BACKBONE = "backbone."  # what the parameters of a backbone are called inside a model with heads
 
 
-class Float32Linear(nn.Linear):
-    """A linear layer whose weights are float32, and whose product is taken in float32 whatever its input is.
+class Float32Parameters(nn.Module):
+    """Mixed into a layer whose parameters are float32 beside a backbone of any type.
 
-    bfloat16 keeps 8 bits of a number: scores of different responses would become equal. An engine that casts the whole
-    module, as DeepSpeed's for bfloat16, rounds the weights (it trains a float32 copy of them), not the product.
+    bfloat16 keeps 8 bits of a number: scores of different responses would become equal, and a small step would change
+    nothing. An engine for bfloat16 casts every parameter and trains a float32 copy of it; it puts these copies into
+    `exact`, and the layer then computes with them and sends the gradient to the parameters.
     """
+
+    exact: dict[str, Tensor]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.exact = {}  # float32 values of parameters of this layer, by name
+
+    def float32(self, name: str) -> Tensor:
+        """The parameter of this name in float32, with its gradient."""
+        parameter: Tensor = getattr(self, name)
+        if name not in self.exact:
+            return parameter.float()
+        return self.exact[name] + (parameter - parameter.detach()).float()  # the copy's value, and a gradient
+
+
+class Float32Linear(Float32Parameters, nn.Linear):
+    """A linear layer whose weights are float32, and whose product is taken in float32 whatever its input is."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias, dtype=torch.float32)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., out] float32 of [..., in]."""
-        return linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+        return linear(input.float(), self.float32("weight"), None if self.bias is None else self.float32("bias"))
 
 
 def save_with_head(

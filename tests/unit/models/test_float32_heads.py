@@ -1,12 +1,14 @@
 """Heads are float32 beside any backbone, and so is what they are multiplied with."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from castor.config.demo_model import DemoModel
-from castor.models.head import Float32Linear
+from castor.models.head import Float32Linear, Float32Parameters
 from castor.models.load import load_critic, load_score_model
 from castor.models.moderation import ModerationInfo, ModerationModel, save_moderation_model
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
@@ -72,6 +74,26 @@ def test_a_module_that_is_cast_as_a_whole_still_multiplies_in_float32(folders):
     model(*rows_and_ends()).sum().backward()
     assert model.score_head.weight.grad.dtype == torch.bfloat16
     assert model.score_head.weight.grad.abs().sum() > 0
+
+
+def test_a_head_computes_with_the_float32_weights_it_is_lent(folders):
+    """An engine keeps them, and trains them with the gradients of the parameters it has cast."""
+    model = load_score_model(folders / "cost", torch.float32)
+    graded = ModerationModel.load(folders / "pku", torch.float32)
+    for head, width in ((model.score_head, 64), (graded.severity_head, 64)):
+        hidden, cast = torch.randn(20, width), copy.deepcopy(head).to(torch.bfloat16)
+        expected = head(hidden)
+        expected.square().sum().backward()
+        layers = [module for module in cast.modules() if isinstance(module, Float32Parameters)]
+        for name, parameter in head.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            cast.get_submodule(owner).exact[leaf] = parameter.detach().clone()
+        assert len(layers) == (2 if head is graded.severity_head else 1)
+        outputs = cast(hidden)
+        assert torch.equal(outputs, expected)
+        outputs.square().sum().backward()
+        for name, parameter in head.named_parameters():
+            assert torch.equal(cast.get_parameter(name).grad, parameter.grad.bfloat16()), name
 
 
 def test_in_float32_it_is_a_linear_layer_bit_for_bit():
