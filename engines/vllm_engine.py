@@ -72,6 +72,7 @@ def rollout_arguments(model: str, config: Rollout, max_length: int, trust_remote
         "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
         "generation_config": "vllm",  # a checkpoint's own sampling defaults would change what is sampled
         "seed": 0,
+        **({"hf_overrides": {"head_dtype": "float32"}} if config.head_dtype == "float32" else {}),
     }
 
 

@@ -45,6 +45,9 @@ class Policy(Section):
         return self
 
 
+HeadType = Literal["model", "float32"]
+
+
 class Rollout(Section):
     """Sampling from the policy with vLLM."""
 
@@ -76,6 +79,11 @@ class Rollout(Section):
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory one engine may use")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one engine")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")
+    head_dtype: HeadType = Field(
+        "model",
+        description="type of the logits in engine, learner and reference: that of the model, or float32 from the same "
+        "weights, which brings a bfloat16 engine's log-probabilities closer to the learner's",
+    )
     max_staleness: int = Field(
         0,
         ge=0,

@@ -117,7 +117,8 @@ def _start(actors: Actors, worker: Any) -> ActorGroup:
 
 def _start_reference(actors: Actors, policy: ModelReference, config: RLHF) -> ActorGroup:
     assert actors.resources is not None
-    arguments = (policy, config.learner.engine, config.rollout.temperature, actors.resources.threads)
+    rollout, threads = config.rollout, actors.resources.threads
+    arguments = (policy, config.learner.engine, rollout.temperature, threads, rollout.head_dtype)
     worker = cast(Any, ReferenceWorker)
     options = [actor_options(actors.resources, name) for name in actors.rank_names]
     return ActorGroup("the reference policy", [worker.options(**option).remote(*arguments) for option in options])
