@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from castor.config.cluster import DETERMINISTIC
 from castor.config.training import REDUCE_BUCKET, Engine, Optimizer
 from castor.models.device import device, resolve_dtype
 from castor.models.lora import inner_model
@@ -53,6 +54,8 @@ class TrainEngine:
     def __init__(self, model: nn.Module, config: Engine, total_steps: int) -> None:
         import deepspeed
 
+        if os.environ.get(DETERMINISTIC):  # an operation that has no such kernel raises, and names itself
+            torch.use_deterministic_algorithms(True)
         self.config, self.device = config, device()
         self.world_size = dist.get_world_size()
         model = model.to(self.device)

@@ -4,6 +4,8 @@ from pydantic import Field
 
 from castor.config.base import Section
 
+DETERMINISTIC = "CASTOR_DETERMINISTIC"  # environment variable that tells the processes of a run
+
 
 class Hardware(Section):
     """What a cluster offers. Only `--dry-run` reads it: it says whether the plan fits."""
@@ -24,3 +26,8 @@ class RayCluster(Section):
     num_cpus: int | None = Field(None, ge=1, description="of a cluster that is started here; default: all cores")
     hardware: Hardware | None = Field(None, description="GPUs of the cluster, to compare the plan with")
     object_store_mib: int = Field(256, ge=80, description="object store of a cluster that is started here, MiB")
+    deterministic: bool = Field(
+        False,
+        description="on GPUs: the same run gives the same numbers, by slower kernels whose sums depend neither on timing "
+        "nor on what else is in the batch (docs/architecture.md)",
+    )

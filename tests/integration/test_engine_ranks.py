@@ -1,5 +1,7 @@
 """The DeepSpeed engine on real ranks: its state from any stage and rank count to any other, and sums of gradients."""
 
+import os
+
 import pytest
 import ray
 import torch
@@ -71,6 +73,11 @@ class Rank(SpmdActor):
 
     def weights(self):
         return dict(self.engine.named_tensors())
+
+    def determinism(self):
+        """What this process was told, and what torch does."""
+        told = {name: os.environ.get(name) for name in ("VLLM_BATCH_INVARIANT", "CUBLAS_WORKSPACE_CONFIG")}
+        return {**told, "algorithms": torch.are_deterministic_algorithms_enabled()}
 
     def norm_of(self, gradients):
         """The norm of the sum of the given gradients, all ranks' together."""
