@@ -28,6 +28,6 @@ class RayCluster(Section):
     object_store_mib: int = Field(256, ge=80, description="object store of a cluster that is started here, MiB")
     deterministic: bool = Field(
         False,
-        description="on GPUs: the same run gives the same numbers, by slower kernels whose sums depend neither on timing "
-        "nor on what else is in the batch (docs/architecture.md)",
+        description="on GPUs: the same run gives the same numbers, by slower kernels whose sums depend neither on "
+        "timing nor on what else is in the batch (docs/architecture.md)",
     )
