@@ -70,18 +70,17 @@ class TrainEngine:
             fused=True,
         )
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        heads = Float32Heads(model)
+        cast = _is_bfloat16(config)
+        self.heads = Float32Heads(model, cast)
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
             lr_scheduler=lambda opt: _schedule(opt, config.optimizer, total_steps),
             config=_deepspeed_config(config, self.world_size, trained),
         )
-        if config.zero_stage == 0 and _is_bfloat16(config):
+        if config.zero_stage == 0 and cast:
             deepspeed_state.undo_first_step(self.engine)
-        self.heads = heads if _is_bfloat16(config) else None
-        if self.heads is not None:
-            self.heads.restore(self.engine)
+        self.heads.restore(self.engine)
         self.engine.train()  # models are loaded in evaluation mode, in which nothing is recomputed
         self._clipped_norm: float | None = None
         if config.zero_stage == 0:
@@ -111,8 +110,7 @@ class TrainEngine:
         Raises FloatingPointError when the gradient is not finite; weights and optimiser are then as before the step.
         """
         self.engine.step()
-        if self.heads is not None:
-            self.heads.refresh(self.engine)
+        self.heads.refresh(self.engine)
         reported = self.engine.get_global_grad_norm()
         norm = self._clipped_norm if self._clipped_norm is not None else float(reported)
         if not (self.engine.was_step_applied() and math.isfinite(norm)):
@@ -146,7 +144,7 @@ class TrainEngine:
         """
         import deepspeed
 
-        exact = self.heads.tensors() if self.heads is not None else {}
+        exact = self.heads.tensors()
         for name, parameter in self.engine.module.named_parameters():
             if not wanted(name):
                 continue
@@ -163,8 +161,7 @@ class TrainEngine:
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, on however many ranks and at whatever ZeRO stage that was."""
         deepspeed_state.load(self.engine, folder)
-        if self.heads is not None:
-            self.heads.refresh(self.engine)
+        self.heads.refresh(self.engine)
 
 
 def _deepspeed_config(config: Engine, world_size: int, trained: int) -> dict[str, Any]:

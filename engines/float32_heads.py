@@ -17,9 +17,10 @@ class Float32Heads:
     ZeRO 1 to 3 are of one type. The weights of a head are few, so every rank holds them whole, at every stage.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """`model` on its device, and not yet given to the engine."""
-        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Float32Parameters)}
+    def __init__(self, model: nn.Module, cast: bool) -> None:
+        """`model` is on its device, and not yet in the engine; one that does not `cast` it leaves nothing to do."""
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Float32Parameters)}
+        self.layers = layers if cast else {}
         self.start = {key: parameter.detach().float().clone() for key, _, parameter in self._parameters()}
 
     def restore(self, engine: Any) -> None:
