@@ -7,6 +7,7 @@ import ray
 from numpy.typing import NDArray
 
 from actors.device import take_device
+from castor.config.rlhf import HeadType
 from castor.config.training import Engine
 from castor.experience import Experience
 from castor.model_reference import ModelLike
@@ -16,7 +17,9 @@ from castor.model_reference import ModelLike
 class ReferenceWorker:
     """One replica of the reference policy."""
 
-    def __init__(self, model: ModelLike, engine: Engine, temperature: float, threads: int) -> None:
+    def __init__(
+        self, model: ModelLike, engine: Engine, temperature: float, threads: int, head_dtype: HeadType = "model"
+    ) -> None:
         import torch
 
         torch.set_num_threads(threads)
@@ -25,7 +28,7 @@ class ReferenceWorker:
         from castor.models.policy import PolicyModel
 
         self.name, self.engine, self.temperature, self.device = model, engine, temperature, device()
-        policy = PolicyModel.load(model, resolve_dtype(engine.dtype))
+        policy = PolicyModel.load(model, resolve_dtype(engine.dtype), head_dtype)
         self.policy = policy.eval().requires_grad_(False).to(self.device)
 
     def ready(self) -> None:

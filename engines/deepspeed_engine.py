@@ -14,10 +14,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from castor.config.cluster import DETERMINISTIC
 from castor.config.training import REDUCE_BUCKET, Engine, Optimizer
 from castor.models.device import device, resolve_dtype
 from castor.models.lora import inner_model
 from engines import deepspeed_state
+from engines.float32_heads import Float32Heads
 
 
 def init_process_group(rank: int, world_size: int, local_rank: int, store: Any, timeout_s: float) -> None:
@@ -55,6 +57,8 @@ class TrainEngine:
     def __init__(self, model: nn.Module, config: Engine, total_steps: int) -> None:
         import deepspeed
 
+        if os.environ.get(DETERMINISTIC):  # an operation that has no such kernel raises, and names itself
+            torch.use_deterministic_algorithms(True)
         self.config, self.device = config, device()
         self.world_size = dist.get_world_size()
         model = model.to(self.device)
@@ -69,12 +73,17 @@ class TrainEngine:
             fused=True,
         )
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        cast = _is_bfloat16(config)
+        self.heads = Float32Heads(model, cast)
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
             lr_scheduler=lambda opt: _schedule(opt, config.optimizer, total_steps),
             config=_deepspeed_config(config, self.world_size, trained),
         )
+        if config.zero_stage == 0 and cast:
+            deepspeed_state.undo_first_step(self.engine)
+        self.heads.restore(self.engine)
         self.engine.train()  # models are loaded in evaluation mode, in which nothing is recomputed
         self._clipped_norm: float | None = None
         if config.zero_stage == 0:
@@ -104,6 +113,7 @@ class TrainEngine:
         Raises FloatingPointError when the gradient is not finite; weights and optimiser are then as before the step.
         """
         self.engine.step()
+        self.heads.refresh(self.engine)
         reported = self.engine.get_global_grad_norm()
         norm = self._clipped_norm if self._clipped_norm is not None else float(reported)
         if not (self.engine.was_step_applied() and math.isfinite(norm)):
@@ -131,11 +141,18 @@ class TrainEngine:
             yield name, tensor.to("cpu", copy=True)
 
     def whole_tensors(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
-        """The parameters with a wanted name, one at a time; each holds its values until the next one is asked for."""
+        """The parameters with a wanted name, one at a time; each holds its values until the next one is asked for.
+
+        Those of heads are float32, the others of the model's type.
+        """
         import deepspeed
 
+        exact = self.heads.tensors()
         for name, parameter in self.engine.module.named_parameters():
             if not wanted(name):
+                continue
+            if name in exact:
+                yield name, exact[name]
                 continue
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
                 yield name, parameter.detach()
@@ -147,6 +164,7 @@ class TrainEngine:
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, on however many ranks and at whatever ZeRO stage that was."""
         deepspeed_state.load(self.engine, folder)
+        self.heads.refresh(self.engine)
 
 
 def _deepspeed_config(config: Engine, world_size: int, trained: int) -> dict[str, Any]:
@@ -164,7 +182,8 @@ def _deepspeed_config(config: Engine, world_size: int, trained: int) -> dict[str
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": resolve_dtype(config.dtype) == torch.bfloat16},
+        "bf16": {"enabled": _is_bfloat16(config)},
+        **(_float32_gradients(config.zero_stage) if _is_bfloat16(config) else {}),
         "zero_optimization": {
             "stage": config.zero_stage,
             "overlap_comm": False,
@@ -174,6 +193,22 @@ def _deepspeed_config(config: Engine, world_size: int, trained: int) -> dict[str
             **_offloaded(config),
         },
     }
+
+
+def _is_bfloat16(config: Engine) -> bool:
+    return resolve_dtype(config.dtype) == torch.bfloat16
+
+
+def _float32_gradients(zero_stage: int) -> dict[str, Any]:
+    """Micro-batches' gradients in bfloat16 are summed in float32: in bfloat16 a sum loses what is 256 times smaller.
+
+    DeepSpeed refuses it at stage 0. Stage 1 reduces the sum over the ranks, once a step: on the wire it stays float32.
+    Stages 2 and 3 reduce every micro-batch, in bfloat16, and sum what has arrived.
+    """
+    if zero_stage == 0:
+        return {}
+    wire = {"communication_data_type": "fp32"} if zero_stage == 1 else {}
+    return {"data_types": {"grad_accum_dtype": "fp32"}} | wire
 
 
 def _offloaded(config: Engine) -> dict[str, Any]:

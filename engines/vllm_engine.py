@@ -6,6 +6,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from engines.weights.base import WeightUpdate, receiver_of
 from engines.weights.vllm_transfer import BACKEND, WorkerExtension
 
 STEP_TIMEOUT_S = 600.0
+BUILD_TIMEOUT_S = 3600.0  # whoever starts the actor waits for less
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def rollout_arguments(model: str, config: Rollout, max_length: int, trust_remote
         "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
         "generation_config": "vllm",  # a checkpoint's own sampling defaults would change what is sampled
         "seed": 0,
+        **({"hf_overrides": {"head_dtype": "float32"}} if config.head_dtype == "float32" else {}),
     }
 
 
@@ -107,52 +110,73 @@ def _response(request: Request, output: Any) -> Response:
 
 
 class InprocEngine:
-    """vLLM inside this process: one import, no serialisation; the caller's thread drives the engine step by step."""
+    """vLLM inside this process: one import, no serialisation.
+
+    One thread builds the engine, steps it and loads weights into it: vLLM is not thread-safe, and on CUDA each thread
+    has a stream of its own, so that what another one does is not ordered with the steps. Calls are served in the order
+    in which they come: a transfer that waits goes before the next step.
+    """
 
     def __init__(self, kwargs: dict[str, Any], config: Rollout) -> None:
-        from vllm import LLM
-
         self.config = config
-        self.llm = LLM(**kwargs)
-        self.llm.llm_engine.set_weight_version("0")
-        self._stepping = threading.Lock()  # the engine is not thread-safe: one step, or one transfer, at a time
-        self._turn = threading.Lock()  # held by a waiting transfer, so that the next step cannot overtake it
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
+        self.llm: Any = self._thread.submit(self._build, kwargs).result(BUILD_TIMEOUT_S)
+
+    def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Do something with `llm` on the engine's thread; returns what it returns."""
+        return self._thread.submit(call, *args, **kwargs).result(STEP_TIMEOUT_S)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
         """See `RolloutEngine`."""
         engine = self.llm.llm_engine
         waiting = {str(request.uid): request for request in requests}
-        with self._stepping:
-            for key, request in waiting.items():
-                params = sampling_params(self.config, request.seed)
-                engine.add_request(key, {"prompt_token_ids": request.prompt}, params)
+        self.run(self._add, waiting)
         try:
             while waiting:
-                with self._turn:
-                    pass
-                with self._stepping:
-                    outputs = engine.step()
-                for output in outputs:
+                for output in self.run(engine.step):
                     if output.finished:
                         yield _response(waiting.pop(output.request_id), output)
         finally:
             if waiting:  # an error, or a caller that stopped listening: leave nothing running behind
-                with self._stepping:
-                    engine.abort_request(list(waiting))
+                self.run(engine.abort_request, list(waiting))
 
     def load_weights(self, update: WeightUpdate) -> str:
         """See `RolloutEngine`."""
+        digest: str = self.run(self._load, update)
+        return digest
+
+    def _build(self, kwargs: dict[str, Any]) -> Any:
+        from vllm import LLM
+
+        llm = LLM(**kwargs)
+        llm.llm_engine.set_weight_version("0")
+        return llm
+
+    def _add(self, waiting: dict[str, Request]) -> None:
+        for key, request in waiting.items():
+            params = sampling_params(self.config, request.seed)
+            self.llm.llm_engine.add_request(key, {"prompt_token_ids": request.prompt}, params)
+
+    def _load(self, update: WeightUpdate) -> str:
         client: Any = self.llm.llm_engine.engine_core  # of this process, so it holds the core itself
         core = client.engine_core
-        with self._turn, self._stepping:
-            core.pause_scheduler(mode="keep", clear_cache=True)
-            self.llm.collective_rpc("start_weight_update")
-            for info in _pieces(update, in_process=True):
-                self.llm.collective_rpc("update_weights", kwargs={"update_info": info})
-            self.llm.collective_rpc("finish_weight_update")
-            self.llm.llm_engine.set_weight_version(str(update.version))
-            core.resume_scheduler()
-            return _agreed(self.llm.collective_rpc("loaded_digest"))
+        core.pause_scheduler(mode="keep", clear_cache=True)
+        self.llm.collective_rpc("start_weight_update")
+        for info in _pieces(update, in_process=True):
+            self.llm.collective_rpc("update_weights", kwargs={"update_info": info})
+        self.llm.collective_rpc("finish_weight_update")
+        _synchronize()  # copies that a transport put on streams of its own
+        self.llm.llm_engine.set_weight_version(str(update.version))
+        core.resume_scheduler()
+        return _agreed(self.llm.collective_rpc("loaded_digest"))
+
+
+def _synchronize() -> None:
+    """Wait for everything this process has put on its GPU, if it has one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 class AsyncEngine:

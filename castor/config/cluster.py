@@ -6,6 +6,8 @@ from pydantic import Field
 
 from castor.config.base import Section
 
+DETERMINISTIC = "CASTOR_DETERMINISTIC"  # environment variable that tells the processes of a run
+
 
 class Hardware(Section):
     """What a cluster offers: ranks that train together stay on one node, and `--dry-run` says whether the plan fits."""
@@ -28,6 +30,11 @@ class RayCluster(Section):
         None, description="GPUs of the cluster; null: unknown, and a node is taken to have 8 of them"
     )
     object_store_mib: int = Field(256, ge=80, description="object store of a cluster that is started here, MiB")
+    deterministic: bool = Field(
+        False,
+        description="on GPUs: the same run gives the same numbers, by slower kernels whose sums depend neither on "
+        "timing nor on what else is in the batch (docs/architecture.md)",
+    )
 
     @property
     def gpus_per_node(self) -> int:

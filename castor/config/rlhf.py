@@ -45,6 +45,9 @@ class Policy(Section):
         return self
 
 
+HeadType = Literal["model", "float32"]
+
+
 class Rollout(Section):
     """Sampling from the policy with vLLM."""
 
@@ -76,6 +79,11 @@ class Rollout(Section):
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory one engine may use")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one engine")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")
+    head_dtype: HeadType = Field(
+        "model",
+        description="type of the logits in engine, learner and reference: that of the model, or float32 from the same "
+        "weights, which brings a bfloat16 engine's log-probabilities closer to the learner's",
+    )
     max_staleness: int = Field(
         0,
         ge=0,
@@ -129,11 +137,18 @@ class Learner(Section):
     entropy_coeff: float = Field(
         0.0, ge=0, description="weight of an entropy bonus, exact over the vocabulary (one more softmax a token)"
     )
+    old_logprobs: Literal["auto", "rollout", "learner"] = Field(
+        "auto",
+        description="PPO's old log-probabilities, which ratio and clip are taken against. rollout: those the engine "
+        "sampled with; learner: the learner's own before the step's first update, each token weighted by the ratio to "
+        "the engine's, which corrects where the two compute differently. auto: learner on GPUs and with "
+        "rollout.max_staleness over 0, else rollout",
+    )
     importance_cap: float = Field(
         2.0,
         ge=1,
-        description="with rollout.max_staleness over 0: a token's loss is weighted by the ratio of its probability "
-        "before the update to that under the weights that sampled it, truncated here",
+        description="with old_logprobs from the learner: a token's loss is weighted by the ratio of its probability "
+        "before the step's updates to that it was sampled with, truncated here",
     )
     update_iters: int = Field(1, ge=1, description="passes over the experience of a step")
     mini_batches: int = Field(1, ge=1, description="optimiser steps in one pass")
@@ -191,6 +206,16 @@ class RLHF(Section):
         """Whether anything is adapted between steps: multipliers, or the KL coefficient."""
         return bool(self.constraints) or self.advantage.kl_target is not None
 
+    @property
+    def own_old_logprobs(self) -> bool:
+        """Whether PPO's old log-probabilities are the learner's, and tokens are weighted by the ratio to the engine's.
+
+        On GPUs neither kernels nor the rounding of the two are the same, and stale tokens are of other weights.
+        """
+        if self.learner.old_logprobs == "auto":
+            return self.learner.resources.gpus > 0 or self.rollout.max_staleness > 0
+        return self.learner.old_logprobs == "learner"
+
     def trains_policy(self, name: str) -> bool:
         """Whether the signal enters the loss: all but constraints that are only watched (rule none)."""
         return name not in self.constraints or self.multiplier(name).rule != "none"
@@ -244,6 +269,15 @@ class RLHF(Section):
     @property
     def _responses(self) -> int:
         return self.prompts_per_step * self.samples_per_prompt
+
+    @model_validator(mode="after")
+    def _stale_tokens_are_corrected(self) -> "RLHF":
+        if self.rollout.max_staleness and not self.own_old_logprobs:
+            raise ValueError(
+                "learner.old_logprobs rollout with rollout.max_staleness over 0 would clip around weights that are not "
+                "those before the step: remove old_logprobs, or set it to learner"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "RLHF":

@@ -65,7 +65,9 @@ class Engine(Section):
         )
     )
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="ZeRO stage; in bfloat16 stages 1 to 3 sum gradients in float32, stage 0 in bfloat16"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on GPUs, float32 on CPUs (bfloat16 is many times slower on most CPUs)"
     )

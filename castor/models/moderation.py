@@ -31,7 +31,7 @@ from castor.models.backbone import (
     read_tensors,
 )
 from castor.models.export import classifier_around, is_classifier, require_own_pad_token
-from castor.models.head import Float32Linear, check_head, save_with_head
+from castor.models.head import Float32Linear, Float32Parameters, check_head, save_with_head
 from castor.models.head_kind import MODERATION_FILE as MODERATION_FILE
 from castor.models.head_kind import SCORE_FILE, TAXONOMIES, taxonomy_of
 from castor.models.pku import is_pku
@@ -71,7 +71,7 @@ class ModerationInfo:
         return cls(taxonomy, categories, Thresholds.unfitted(len(categories), severity), input, severity)
 
 
-class SeverityHead(nn.Module):
+class SeverityHead(Float32Parameters):
     """An ordinal head: one direction of harm g, and three cut points along it (cumulative logits, as in CORAL).
 
     The logit of P(severity > k) is g - θ_k. The cut points are ordered by construction, θ_k+1 = θ_k + softplus(δ_k),
@@ -87,7 +87,7 @@ class SeverityHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[n, 3] float32 logits of P(severity > k) from hidden states [n, H]."""
-        cuts = torch.cat([self.first_cut.float(), softplus(self.gaps.float())]).cumsum(0)
+        cuts = torch.cat([self.float32("first_cut"), softplus(self.float32("gaps"))]).cumsum(0)
         return self.direction(hidden) - cuts
 
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from castor.config.rlhf import HeadType
 from castor.data.tokens.template import load_tokenizer
 from castor.io.checkpoint import atomic_folder
 from castor.model_reference import ModelLike
 from castor.models.backbone import isolates_sequences, load_config, load_weights, model_inputs
+from castor.models.head import compute_logits_in_float32
 from castor.packing import PackedRows
 
 LM = "lm."  # what the parameters of the language model are called inside a policy
@@ -26,9 +28,15 @@ class PolicyModel(nn.Module):
         self.isolated = isolates_sequences(lm.base_model)
 
     @classmethod
-    def load(cls, model: ModelLike, dtype: torch.dtype) -> PolicyModel:
-        """The causal language model of a reference; arguments and errors are those of `load_weights`."""
-        return cls(load_weights(AutoModelForCausalLM, model, dtype, "as a causal language model"))
+    def load(cls, model: ModelLike, dtype: torch.dtype, head_dtype: HeadType = "model") -> PolicyModel:
+        """The causal language model of a reference; arguments and errors are those of `load_weights`.
+
+        With `head_dtype` float32 logits are computed in float32, whatever `dtype` is.
+        """
+        lm = load_weights(AutoModelForCausalLM, model, dtype, "as a causal language model")
+        if head_dtype == "float32":
+            compute_logits_in_float32(lm)
+        return cls(lm)
 
     def save(self, folder: Path, weights: dict[str, Tensor], tokenizer_from: ModelLike) -> None:
         """Write full weights by `PolicyModel` parameter name, as `save_language_model`."""

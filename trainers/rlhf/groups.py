@@ -61,7 +61,8 @@ class Groups:
         self.reference: ActorGroup | None = None
         if asked := actors.get("reference"):
             assert asked.resources is not None
-            arguments = (policy, learner.engine, config.rollout.temperature, asked.resources.threads)
+            rollout, threads = config.rollout, asked.resources.threads
+            arguments = (policy, learner.engine, rollout.temperature, threads, rollout.head_dtype)
             self.reference = start(asked, ReferenceWorker, reservation, *arguments, name="the reference policy")
         self.learner = start(actors["learner"], LearnerWorker, reservation)
         self.signals = {name: start(actors[f"signal-{name}"], SignalWorker, reservation) for name in config.signals}

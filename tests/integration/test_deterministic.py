@@ -1,0 +1,49 @@
+"""`ray.deterministic`: every process of a run is told, and on a CPU no number changes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPT = """
+import json, sys
+from actors.cluster import cluster
+from actors.group import ActorGroup, get
+from castor.config.cluster import RayCluster
+from castor.config.training import Resources
+from tests.integration.test_engine_ranks import Rank
+
+with cluster(RayCluster(num_cpus=2, deterministic=sys.argv[1] == "yes")):
+    group = ActorGroup.start("rank", Rank, 2, Resources())
+    group.join(120)
+    get(group.call("make", 2, "bfloat16"), 300, "make")
+    rows = get(group.call("train", 0, 2), 300, "train")
+    print(json.dumps([rows, get(group.call("determinism"), 60, "determinism")]))
+"""
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Losses and norms of two ranks, and what they were told: with and without."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = {}
+    for option in ("no", "yes"):
+        command = [sys.executable, "-c", SCRIPT, option]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        found[option] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_every_process_is_told_and_what_trains_obeys(runs):
+    told = {"VLLM_BATCH_INVARIANT": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "algorithms": True}
+    assert runs["yes"][1] == [told, told]
+    assert runs["no"][1] == [{"VLLM_BATCH_INVARIANT": None, "CUBLAS_WORKSPACE_CONFIG": None, "algorithms": False}] * 2
+
+
+def test_on_a_cpu_the_numbers_stay(runs):
+    assert runs["yes"][0] == runs["no"][0]
