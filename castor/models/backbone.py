@@ -91,11 +91,12 @@ def hidden_width(backbone: PreTrainedModel) -> int:
 
 @torch.no_grad()
 def isolates_sequences(backbone: Any) -> bool:
-    """Does this architecture keep the sequences of a packed row apart?
+    """Does this architecture keep the sequences of packed rows apart, within a row and from row to row?
 
     Most do: transformers derives a block-diagonal mask from the positions. Some (OPT, Falcon, BLOOM, MPT, Mamba, every
-    encoder) silently let a token see the sequences before its own. Found out by trying: two rows that differ in their
-    first sequence only must give the second sequence the same hidden states.
+    encoder) silently let a token see the sequences before its own, and some attention functions find the sequences of
+    a single row only. Found out by trying: in a batch of rows with different cuts, every other sequence gets other
+    tokens, which must leave the hidden states of those in between as they were; then the same the other way round.
 
     Args:
         backbone: any `AutoModel`; one that cannot be told apart from a leaking one counts as leaking.
@@ -105,16 +106,22 @@ def isolates_sequences(backbone: Any) -> bool:
     if "position_ids" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
         return False
     size, device = int(backbone.config.get_text_config().vocab_size), backbone.device
-    rows = torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 4, 5, 6]], device=device) % size
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2]] * 2, device=device)
+    lengths = torch.tensor([3, 3, 2, 2, 5, 1, 4, 2, 2])  # three rows of three sequences
+    shape = (3, int(lengths.sum()) // 3)
+    positions = torch.cat([torch.arange(length) for length in lengths.tolist()]).view(shape).to(device)
+    side = torch.arange(len(lengths)).repeat_interleave(lengths).view(shape).to(device) % 2
+    tokens = torch.arange(positions.numel(), device=device).view(shape) % size
+
+    def hidden(input_ids: Tensor) -> Tensor:
+        return backbone(input_ids=input_ids, position_ids=positions, use_cache=False).last_hidden_state.float()
+
     training = backbone.training
     backbone.eval()
-    first, second = (
-        backbone(input_ids=row[None], position_ids=place[None], use_cache=False).last_hidden_state[0, 3:].float()
-        for row, place in zip(rows, positions, strict=True)
-    )
+    before = hidden(tokens)
+    after = [hidden(torch.where(side == kept, tokens, (tokens + 1) % size)) for kept in (0, 1)]
     backbone.train(training)
-    return bool((first - second).abs().max() <= ISOLATION_TOLERANCE * first.abs().max())
+    moved = torch.stack([(after[kept] - before)[side == kept].abs().max() for kept in (0, 1)]).max()
+    return bool(moved <= ISOLATION_TOLERANCE * before.abs().max())
 
 
 def model_inputs(rows: PackedRows, isolated: bool) -> tuple[PackedRows, dict[str, Any]]:
