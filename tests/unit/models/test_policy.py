@@ -42,7 +42,8 @@ def language_model(name, dtype=torch.float64, **options):
 def policies(name, chunk, dtype=torch.float64, **options):
     """The same policy, one that makes all logits at once and one with chunks."""
     return [
-        PolicyModel(language_model(name, dtype, **options), Engine(logits_chunk_tokens=size)) for size in (None, chunk)
+        PolicyModel(language_model(name, dtype, **options), engine=Engine(logits_chunk_tokens=size))
+        for size in (None, chunk)
     ]
 
 
