@@ -24,12 +24,13 @@ class ReferenceWorker:
 
         torch.set_num_threads(threads)
         take_device()
+        from castor.models.attention import place
         from castor.models.device import device, resolve_dtype
         from castor.models.policy import PolicyModel
 
         self.name, self.engine, self.temperature, self.device = model, engine, temperature, device()
-        policy = PolicyModel.load(model, resolve_dtype(engine.dtype), head_dtype)
-        self.policy = policy.eval().requires_grad_(False).to(self.device)
+        policy = PolicyModel.load(model, resolve_dtype(engine.dtype), engine=engine, head_dtype=head_dtype)
+        self.policy = place(policy.eval().requires_grad_(False), self.device)
 
     def ready(self) -> None:
         """Answers once the model is loaded."""
