@@ -38,6 +38,13 @@ class Critic:
                 critic = ScoreModel.from_backbone(model, ScoreInfo("critic"), dtype)
         updates = config.steps * config.learner.update_iters * config.learner.mini_batches
         self.engine = TrainEngine(critic, engine, updates)
+        self.on_device = True
+
+    def move(self, onto_device: bool) -> None:
+        """Model and optimiser state to the GPU, or away from it, unless they are there."""
+        if onto_device != self.on_device:
+            (self.engine.return_to_gpu if onto_device else self.engine.leave_gpu)()
+            self.on_device = onto_device
 
     def values(self, experience: Experience) -> NDArray[np.float32]:
         """[R] float32 predicted return before each response token, on every rank."""

@@ -33,6 +33,14 @@ def take_device() -> int:
     return number
 
 
+def release_cached_memory() -> None:
+    """Give what torch keeps of the GPU, and does not use, back to other processes."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def require_gpu() -> None:
     """Raise CastorError when torch cannot use the assigned GPU: what asked for one must not go on on the CPU.
 

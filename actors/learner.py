@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from actors.group import SpmdActor
 from actors.multipliers import Coefficients, effective_kl_coeff
+from actors.occupant import Occupant, Part
 from actors.step_batch import StepBatch, read
 from castor.algorithms.advantages import combine
 from castor.algorithms.kl import k3
@@ -40,7 +41,7 @@ from engines.weights.host import Sender
 
 
 @ray.remote
-class LearnerWorker(SpmdActor):
+class LearnerWorker(SpmdActor, Occupant):
     """One rank of the learner."""
 
     def load(
@@ -79,6 +80,13 @@ class LearnerWorker(SpmdActor):
             limit = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
             self.ptx = PTXStream(self.learner.ptx, ptx_rows, PromptTemplate(tokenizer, template), limit, seed)
 
+    def move(self, part: Part | None) -> None:
+        """The policy, with all that its training needs. Collective."""
+        if part is None:
+            self.engine.leave_gpu()
+        elif self.on_gpu is None:
+            self.engine.return_to_gpu()
+
     def measure_kl(self, batch: StepBatch) -> tuple[float, int]:
         """Mean KL of the batch in nats a response (k1: Σ_t log π - log π_ref), and its number of responses."""
         experience = Experience.concatenate(read(batch.experience))
@@ -111,6 +119,7 @@ class LearnerWorker(SpmdActor):
             FloatingPointError: a gradient is not finite.
 
         """
+        self.require_on_gpu("policy")
         seed_step(self.seed, step, self.rank)
         experience = Experience.concatenate(read(batch.experience))
         columns = {
@@ -308,10 +317,12 @@ class LearnerWorker(SpmdActor):
         Collective under ZeRO-3, where rank 0 answers; up to ZeRO-2 any rank does by itself.
         """
         assert self.adapter is not None
+        self.require_on_gpu("policy")
         return self.adapter.reference_logprobs(self.engine, experience, self.config.rollout.temperature)
 
     def publish(self, version: int) -> WeightUpdate | None:
         """The policy's weights as `version`, from rank 0. Collective."""
+        self.require_on_gpu("policy")
         if self.adapter is not None:
             return self.adapter.publish(self.engine, self.sender, version)
         return self.sender.send(self._weights(), version)

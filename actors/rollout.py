@@ -46,7 +46,7 @@ class RolloutWorker:
     generation. As `ContinuingWorker` it takes weights in between, where they are sent to the group `WEIGHTS`.
     """
 
-    def __init__(self, model: ModelReference, config: Rollout, threads: int) -> None:
+    def __init__(self, model: ModelReference, config: Rollout, threads: int, sleeps: bool = False) -> None:
         import torch
 
         torch.set_num_threads(threads)  # vLLM turns later calls into no-ops
@@ -59,8 +59,9 @@ class RolloutWorker:
         self.tokenizer = load_tokenizer(model)
         limit = config.max_prompt_tokens + config.max_new_tokens
         longest = min(limit, context_length(model) or limit)
-        self.engine = make_engine(str(model.local()), config, longest, model.trust_remote_code)
+        self.engine = make_engine(str(model.local()), config, longest, model.trust_remote_code, sleeps)
         self.weights = LoadedWeights(self.engine.load_weights)
+        self.has_cache = True
 
     def ready(self) -> int:
         """Answers once the engine is up: the version of its weights."""
@@ -72,7 +73,27 @@ class RolloutWorker:
 
     def load_weights(self, update: WeightUpdate) -> Proof:
         """Take over new weights; returns the version and the digest of what was loaded."""
-        return self.weights.take(update)
+        proof = self.weights.take(update)
+        if not self.has_cache:
+            self._wake_cache()
+        return proof
+
+    def sleep(self, keep_weights: bool) -> None:
+        """Give up the GPU's memory. Weights that are not kept come with the next update."""
+        self.engine.sleep(keep_weights)
+        self.has_cache = False
+        if not keep_weights:
+            self.weights.lose()
+
+    def wake(self) -> None:
+        """Take the GPU's memory again; where the weights are still to come, without the key-value cache."""
+        self.engine.wake("weights")
+        if self.weights.held:
+            self._wake_cache()
+
+    def _wake_cache(self) -> None:
+        self.engine.wake("kv_cache")
+        self.has_cache = True
 
     def generate(self, requests: Sequence[PromptRequest], decode: bool) -> Iterator[Experience | ChunkInfo]:
         """Streams pairs (Experience, ChunkInfo), each as soon as `chunk_size` responses are finished.

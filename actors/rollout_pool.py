@@ -12,7 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from actors.group import START_TIMEOUT_S, ActorFailure, get
+from actors.group import START_TIMEOUT_S, ActorFailure, get, too_late
 from actors.reservation import Reservation
 from actors.rollout import ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
 from actors.weight_proofs import WeightProofs
@@ -70,16 +70,18 @@ class RolloutPool:
     is sampled with them. Where they continue on the new ones, weights overtake, and count once all have proven them.
     """
 
-    def __init__(self, model: ModelLike, config: Rollout, reservation: Reservation | None = None) -> None:
+    def __init__(
+        self, model: ModelLike, config: Rollout, reservation: Reservation | None = None, sleeps: bool = False
+    ) -> None:
         """Start the workers where they are reserved, without waiting for them; `wait_ready` does.
 
         Workers that share their GPUs are waited for: vLLM takes what memory it finds free while it starts, and would
-        count a neighbour that loads its model meanwhile as its own.
+        count a neighbour that loads its model meanwhile as its own. `sleeps`: they will be sent to sleep.
         """
         self.config, self.reservation = config, reservation or Reservation()
         model = ModelReference.of(model)
         self._asked = rollout_workers(model.name, config)
-        self._args = (model, config, config.resources.threads)
+        self._args = (model, config, config.resources.threads, sleeps)
         self._workforce = Workforce("rollout worker", self._start, self._asked.count, config.max_worker_restarts)
         self._weights = WeightProofs()
         self._streams: dict[Any, _Dealt] = {}
@@ -193,9 +195,35 @@ class RolloutPool:
         self._workforce.admit_stale()
         self._weights.send(self.workers, update, overtake=self._continues)
 
+    def sleep(self, keep_weights: bool) -> None:
+        """Every worker gives up its GPU's memory; one that has died is replaced, and its replacement does the same.
+
+        Nothing is being sampled. Without `keep_weights` the workers have none until the next update.
+        """
+        self._everywhere("sleep", keep_weights)
+
+    def wake(self) -> None:
+        """Every worker takes its GPU's memory again; one that has died is replaced."""
+        self._everywhere("wake")
+
     def stop(self) -> None:
         """Kill all workers."""
         self._workforce.stop()
+
+    def _everywhere(self, method: str, *args: Any) -> None:
+        """Call a method of all workers, side by side, and wait for it."""
+        calls = {getattr(worker, method).remote(*args): worker for worker in self._workforce.everyone}
+        while calls:
+            ready, _ = ray.wait(list(calls), timeout=START_TIMEOUT_S)
+            if not ready:
+                raise too_late(START_TIMEOUT_S, f"a rollout worker ({method})")
+            worker = calls.pop(ready[0])
+            try:
+                ray.get(ready[0], timeout=self.config.timeout_s)
+            except RayActorError as error:
+                if self._replace(worker, error) and method == "sleep":
+                    newest = cast(Any, self._workforce.stale[-1])  # it will come up awake
+                    calls[newest.sleep.remote(*args)] = newest
 
     def _deal(self, requests: Sequence[PromptRequest], job: Job) -> None:
         if requests and not self.workers:
@@ -246,9 +274,11 @@ class RolloutPool:
         except RayActorError as error:
             self._replace(worker, error)
 
-    def _replace(self, worker: ActorHandle, error: RayActorError) -> None:
-        if self._workforce.replace(worker, error):
+    def _replace(self, worker: ActorHandle, error: RayActorError) -> bool:
+        replaced = self._workforce.replace(worker, error)
+        if replaced:
             self._weights.forget(worker)
+        return replaced
 
     def _bring_in_replacements(self) -> None:
         """No worker is left but replacements: bring them to the current version, however long it takes."""

@@ -49,7 +49,12 @@ class Workforce:
         """The stale workers are about to get the weights of the others, and work from then on."""
         self.working, self.stale = self.working + self.stale, []
 
+    @property
+    def everyone(self) -> list[ActorHandle]:
+        """Those at work and the stale ones."""
+        return self.working + self.stale
+
     def stop(self) -> None:
         """Kill all of them."""
-        for worker in self.working + self.stale:
+        for worker in self.everyone:
             ray.kill(worker)

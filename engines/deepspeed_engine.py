@@ -140,6 +140,17 @@ class TrainEngine:
             for parameter in self.engine.module.parameters():
                 parameter.grad = None  # AdamW passes over parameters without a gradient
 
+    def leave_gpu(self) -> None:
+        """Move weights, gradients and the optimiser's state into the node's memory, until `return_to_gpu`.
+
+        ZeRO 1 to 3 without offloading. Nothing changes but where it lies, and without a GPU not even that.
+        """
+        self.engine.offload_states(pin_memory=self.device.type == "cuda")
+
+    def return_to_gpu(self) -> None:
+        """Undo `leave_gpu`."""
+        self.engine.reload_states()
+
     @property
     def learning_rate(self) -> float:
         """Of the next step."""

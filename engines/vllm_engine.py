@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from castor.config.rlhf import Rollout
 from engines.vllm_arguments import engine_arguments
@@ -43,6 +43,9 @@ class Response:
     truncated: bool
 
 
+SleepingPart = Literal["weights", "kv_cache"]
+
+
 class RolloutEngine(Protocol):
     """What a rollout worker needs of vLLM."""
 
@@ -58,15 +61,30 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def sleep(self, keep_weights: bool) -> None:
+        """Give up the GPU's memory: that of the weights, which may be kept in the node's, and the key-value cache.
 
-def make_engine(model: str, config: Rollout, max_length: int, trust_remote_code: bool) -> RolloutEngine:
-    """The engine the config names, for sequences of up to `max_length` tokens."""
+        Nothing is being sampled. On a CPU vLLM's workers ignore it: all stays where it is.
+        """
+        ...
+
+    def wake(self, part: SleepingPart) -> None:
+        """Take memory again for a part of what `sleep` gave up. Weights that were not kept have no values yet."""
+        ...
+
+
+def make_engine(
+    model: str, config: Rollout, max_length: int, trust_remote_code: bool, sleeps: bool = False
+) -> RolloutEngine:
+    """The engine the config names, for sequences of up to `max_length` tokens; `sleeps`: it will be sent to sleep."""
     engines: dict[str, Callable[[dict[str, Any], Rollout], RolloutEngine]]
     engines = {"inproc": InprocEngine, "async": AsyncEngine}
-    return engines[config.engine](rollout_arguments(model, config, max_length, trust_remote_code), config)
+    return engines[config.engine](rollout_arguments(model, config, max_length, trust_remote_code, sleeps), config)
 
 
-def rollout_arguments(model: str, config: Rollout, max_length: int, trust_remote_code: bool) -> dict[str, Any]:
+def rollout_arguments(
+    model: str, config: Rollout, max_length: int, trust_remote_code: bool, sleeps: bool = False
+) -> dict[str, Any]:
     """`engine_arguments`, and what sampling for training asks for beyond them."""
     return engine_arguments(model, config, max_length, trust_remote_code) | {
         "logprobs_mode": "processed_logprobs",
@@ -75,6 +93,7 @@ def rollout_arguments(model: str, config: Rollout, max_length: int, trust_remote
         "generation_config": "vllm",  # a checkpoint's own sampling defaults would change what is sampled
         "seed": 0,
         **({"hf_overrides": {"head_dtype": "float32"}} if config.head_dtype == "float32" else {}),
+        **({"enable_sleep_mode": True} if sleeps and config.resources.gpus else {}),
     }
 
 
@@ -144,6 +163,14 @@ class InprocEngine:
         """See `RolloutEngine`."""
         digest: str = self.run(self._load, update)
         return digest
+
+    def sleep(self, keep_weights: bool) -> None:
+        """See `RolloutEngine`."""
+        self.run(self.llm.sleep, level=1 if keep_weights else 2)
+
+    def wake(self, part: SleepingPart) -> None:
+        """See `RolloutEngine`."""
+        self.run(self.llm.wake_up, tags=[part])
 
     def _build(self, kwargs: dict[str, Any]) -> Any:
         from vllm import LLM
@@ -233,6 +260,14 @@ class AsyncEngine:
         self._run(self.llm.finish_weight_update(weight_version=str(update.version)))
         self._run(self.llm.resume_generation())
         return _agreed(self._run(self.llm.collective_rpc("loaded_digest")))
+
+    def sleep(self, keep_weights: bool) -> None:
+        """See `RolloutEngine`."""
+        self._run(self.llm.sleep(level=1 if keep_weights else 2))
+
+    def wake(self, part: SleepingPart) -> None:
+        """See `RolloutEngine`."""
+        self._run(self.llm.wake_up(tags=[part]))
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STEP_TIMEOUT_S)

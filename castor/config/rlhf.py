@@ -10,7 +10,7 @@ from castor.config.data import DataSource
 from castor.config.model import ModelOption
 from castor.config.multipliers import Constraint, Multipliers
 from castor.config.signal import Signal
-from castor.config.training import Engine, LoRA, Optimizer, Resources
+from castor.config.training import Engine, LoRA, Offload, Optimizer, Resources
 
 
 class Reference(Section):
@@ -177,6 +177,8 @@ class Learner(Section):
 class RLHF(Section):
     """One run of the RLHF loop."""
 
+    HOW = frozenset(("colocate",))
+
     steps: int = Field(ge=1, description="policy updates")
     prompts: DataSource = Field(default_factory=DataSource, description="prompts to sample from")
     prompts_per_step: int = Field(64, ge=1, description="prompts of one step")
@@ -189,6 +191,11 @@ class RLHF(Section):
     advantage: Advantage = Field(default_factory=Advantage, description="from scores to advantages")
     rollout: Rollout = Field(default_factory=Rollout, description="sampling")
     learner: Learner = Field(default_factory=Learner, description="the policy's update")
+    colocate: bool = Field(
+        False,
+        description="rollout, judges, critics and learner take turns on the same GPUs, of which each actor then asks "
+        "for a share: fewer GPUs are needed, and each step pays for the moves (switch_s)",
+    )
 
     @property
     def constraints(self) -> dict[str, Signal]:
@@ -277,6 +284,29 @@ class RLHF(Section):
                 "learner.old_logprobs rollout with rollout.max_staleness over 0 would clip around weights that are not "
                 "those before the step: remove old_logprobs, or set it to learner"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _turns_can_be_taken(self) -> "RLHF":
+        if not self.colocate:
+            return self
+        if self.rollout.max_staleness:
+            raise ValueError(
+                "colocate lets rollout and learner take turns, and rollout.max_staleness lets them work at the same "
+                "time: leave one of them out"
+            )
+        engines = {"learner.engine": self.learner.engine}
+        engines |= {f"signals.{k}.critic": s.critic for k, s in self.signals.items() if s.critic and self.has_critic(k)}
+        for name, engine in engines.items():
+            if engine.zero_stage == 0:
+                raise ValueError(
+                    f"colocate moves what is trained off the GPUs between turns, which needs zero_stage 1 or higher, "
+                    f"and that of {name} is 0: raise it"
+                )
+            if engine.offload != Offload():
+                raise ValueError(
+                    f"colocate moves what is trained off the GPUs between turns: remove the offload section of {name}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -126,6 +126,10 @@ class FrozenModel:
         place(self.model.eval().requires_grad_(False), self.device)
         return self
 
+    def move(self, onto_device: bool) -> None:
+        """Its weights onto its device, or into the node's memory, where it cannot be asked."""
+        self.model.to(self.device if onto_device else "cpu")
+
     def unchecked_outputs(
         self, sequences: Sequence[NDArray[np.integer]], on: Progress | None = None
     ) -> NDArray[np.float32]:

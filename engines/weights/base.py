@@ -127,6 +127,7 @@ class LoadedWeights:
         self.load = load
         self.version = 0
         self.base: str | None = None  # digest of the base's tensors, while only updates over it have come after
+        self.held = True  # whether the engine has any weights
 
     def take(self, update: WeightUpdate) -> Proof:
         """Bring the engine to `update`; returns the proof, which is the update's own if everything arrived."""
@@ -135,5 +136,9 @@ class LoadedWeights:
             base = self.load(replace(update.base, version=self.version))  # no token is sampled from the base alone
         own = self.load(update)
         self.base = base if update.base is not None else None
-        self.version = update.version
+        self.version, self.held = update.version, True
         return self.version, own if self.base is None else joined_digest(self.base, own)
+
+    def lose(self) -> None:
+        """The engine has given its weights up: the next update brings all of them."""
+        self.base, self.held = None, False

@@ -5,6 +5,7 @@ import math
 import pytest
 import ray
 
+from actors.reservation import Reservation
 from actors.signal import SignalModels
 from castor.config.multipliers import Multipliers
 from castor.config.rlhf import RLHF, Learner, Rollout
@@ -18,7 +19,7 @@ from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
 
 
-def config():
+def config(**changes):
     engine = Engine(
         micro_batch_tokens=1024,
         pack_length=128,
@@ -35,15 +36,17 @@ def config():
         multipliers=Multipliers(lambda_init=0.5, lambda_lr=0.5, episode_cost_window_size=16),
         rollout=Rollout(max_prompt_tokens=64, max_new_tokens=16, chunk_size=4, max_num_seqs=16, kv_cache_mib=64),
         learner=Learner(engine=engine, logprob_gap_alarm=1e-3),
+        **changes,
     )
 
 
-def run(models, prompts, folder, disturb):
+def run(models, prompts, folder, disturb, **changes):
     results = []
-    rlhf, text = config(), ModelReference(models.policy)
+    rlhf, text = config(**changes), ModelReference(models.policy)
     with Groups(
         rlhf,
         actors=actors_of(rlhf),
+        reservation=Reservation(),
         policy=models.policy,
         signals={
             "help": SignalModels(models.reward, models.reward, text),
@@ -105,3 +108,28 @@ def test_killing_the_rollout_worker_changes_nothing_but_the_time(
         assert other.coefficients.multipliers["harm"] == pytest.approx(calm.coefficients.multipliers["harm"], rel=1e-4)
         for name in ("actor_loss", "kl", "help/score_mean", "harm/score_mean", "tokens", "help/critic_loss"):
             assert other.metrics[name] == pytest.approx(calm.metrics[name], rel=1e-3, abs=1e-4), (other.step, name)
+
+
+def test_turns_on_the_same_gpus_change_nothing_but_the_time(
+    undisturbed, ray_session, tiny_models, tokenised_prompts, tmp_path
+):
+    """Real engines sleep, judges, critics and learner leave and come back; a worker dies while all of them are away."""
+    phases = []
+
+    def observe(groups, result):
+        phases.append(groups.turns.phase)
+        if result.step == 1:
+            groups.turns.to("learner")  # the engines are asleep
+            ray.kill(groups.rollout.workers[0])
+            groups.turns.to("rollout")
+            groups.rollout.load_weights(groups.rollout.update)
+
+    shared, restarts = run(tiny_models, tokenised_prompts, tmp_path, observe, colocate=True)
+    assert restarts == 1
+    assert phases == ["rollout"] * 3
+    for calm, other in zip(undisturbed, shared, strict=True):
+        assert other.metrics["switch_s"] > 0
+        assert "switch_s" not in calm.metrics
+        assert other.coefficients.multipliers == calm.coefficients.multipliers
+        numbers = {name: value for name, value in calm.metrics.items() if not name.endswith("_s")}
+        assert {name: other.metrics[name] for name in numbers} == numbers

@@ -6,6 +6,7 @@ import torch
 
 from actors.folder_weights import FolderWeights
 from actors.group import get
+from actors.reservation import Reservation
 from actors.rollout import PromptRequest
 from actors.signal import SignalModels
 from actors.step_batch import StepBatch
@@ -54,8 +55,8 @@ def groups(ray_session, tiny_models, tmp_path_factory):
     """Workers of the continuing kind, which in `finish` are sent their weights in turn like everything else."""
     rlhf = config(1, "continue")
     with Groups(
-        rlhf, actors=actors_of(rlhf), policy=tiny_models.policy, signals={"help": reward(tiny_models)},
-        limits={}, template="auto", seed=SEED, ptx_rows=None,
+        rlhf, actors=actors_of(rlhf), reservation=Reservation(), policy=tiny_models.policy,
+        signals={"help": reward(tiny_models)}, limits={}, template="auto", seed=SEED, ptx_rows=None,
         multipliers_file=tmp_path_factory.mktemp("state") / "multipliers.json",
     ) as groups:  # fmt: skip
         yield groups

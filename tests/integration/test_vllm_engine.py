@@ -12,6 +12,7 @@ from actors.folder_weights import FolderWeights
 from actors.group import ActorGroup, actor_options, get
 from actors.learner import LearnerWorker
 from actors.reference import ReferenceWorker
+from actors.reservation import Reservation
 from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool
 from actors.step_batch import StepBatch
@@ -19,6 +20,7 @@ from castor.config.rlhf import RLHF, Learner, Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Resources
 from castor.experience import Experience
+from castor.run.actors import Actors
 from engines.vllm_arguments import VLLM_ENV
 
 CONFIG = Rollout(max_prompt_tokens=64, max_new_tokens=60, max_num_seqs=16, kv_cache_mib=64)
@@ -124,16 +126,17 @@ def sampled(model, head_dtype, tokenised_prompts):
 def gaps(model, head_dtype, experience):
     """Root mean square gaps of the reference's and of a learner's log-probabilities, and the learner's mean."""
     engine = Engine(dtype="bfloat16")
-    reference = ReferenceWorker.remote(model, engine, 1.0, 1, head_dtype)
-    frozen = get(reference.logprobs.remote(experience), 300, "reference")
-    ray.kill(reference)
     config = RLHF(
         steps=1,
         signals={"help": Signal(role="objective", model="unused", critic=engine)},
         rollout=Rollout(head_dtype=head_dtype),
         learner=Learner(engine=engine, logprob_gap_alarm=1e9),
     )
-    group = ActorGroup.start("learner", LearnerWorker, 1, Resources())
+    reference = ReferenceWorker.remote()
+    get(reference.load.remote(model, config), 300, "load")
+    frozen = get(reference.logprobs.remote(experience), 300, "reference")
+    ray.kill(reference)
+    group = ActorGroup.start(Actors("learner", 1, Resources(), ""), LearnerWorker, Reservation())
     try:
         group.join(120)
         get(group.call("load", model, config, 0, "auto", None), 300, "load")

@@ -20,6 +20,7 @@ from castor.config.rlhf import RLHF
 from castor.data.rows.schemas import QARow
 from castor.model_reference import ModelLike, ModelReference
 from castor.run.actors import Actors
+from trainers.rlhf.turns import Turns
 
 
 class Groups:
@@ -55,32 +56,41 @@ class Groups:
 
         """
         policy = ModelReference.of(policy)
-        self.config, learner = config, config.learner
-        start = ActorGroup.start
-        self.rollout = RolloutPool(policy, config.rollout, reservation)
-        self.reference: ActorGroup | None = None
-        if asked := actors.get("reference"):
-            assert asked.resources is not None
-            rollout, threads = config.rollout, asked.resources.threads
-            arguments = (policy, learner.engine, rollout.temperature, threads, rollout.head_dtype)
-            self.reference = start(asked, ReferenceWorker, reservation, *arguments, name="the reference policy")
+        self.config, start = config, ActorGroup.start
+        self.rollout = RolloutPool(policy, config.rollout, reservation, sleeps=config.colocate)
         self.learner = start(actors["learner"], LearnerWorker, reservation)
         self.signals = {name: start(actors[f"signal-{name}"], SignalWorker, reservation) for name in config.signals}
+        self.reference: ActorGroup | None = None
+        if "reference" in actors:
+            self.reference = start(actors["reference"], ReferenceWorker, reservation, name="the reference policy")
         self.multipliers: Any = None
         if "MultiplierOwner" in actors:
             owner = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
             self.multipliers = owner.remote(config, dict(limits), multipliers_file)
         for group in (self.learner, *self.signals.values()):
-            group.join(learner.timeout_s)
-        rows_ref = ray.put(ptx_rows)
-        loading = {self.learner.name: self.learner.call("load", policy, config, seed, template, rows_ref)}
-        for name, group in self.signals.items():
-            loading[group.name] = group.call("load", name, signals[name], config, seed, limits.get(name))
+            group.join(config.learner.timeout_s)
+        loads: list[tuple[ActorGroup, tuple[Any, ...]]] = [
+            (self.learner, (policy, config, seed, template, ray.put(ptx_rows))),
+            *((group, (name, signals[name], config, seed, limits.get(name))) for name, group in self.signals.items()),
+        ]
         if self.reference is not None:
-            loading[self.reference.name] = self.reference.call("ready")
-        for name, refs in loading.items():
-            get(refs, START_TIMEOUT_S, f"{name} (loading its model)")
-        self.rollout.wait_ready()
+            loads.append((self.reference, (policy, config)))
+        self._load(loads)
+        self.turns = Turns(self)
+
+    def _load(self, loads: Sequence[tuple[ActorGroup, tuple[Any, ...]]]) -> None:
+        """Have every group load its models: side by side, or, on GPUs that they share, one after the other."""
+        if not self.config.colocate:
+            loading = [(group, group.call("load", *arguments)) for group, arguments in loads]
+            for group, refs in loading:
+                get(refs, START_TIMEOUT_S, f"{group.name} (loading its model)")
+            self.rollout.wait_ready()
+            return
+        self.rollout.sleep(keep_weights=True)
+        for group, arguments in loads:
+            get(group.call("load", *arguments), START_TIMEOUT_S, f"{group.name} (loading its model)")
+            get(group.call("occupy", None), START_TIMEOUT_S, f"{group.name} (leaving the GPU)")
+        self.rollout.wake()
 
     def reference_logprobs(self, number: int, experience: Any) -> Any:
         """A ref to the reference log-probabilities of chunk `number`, a ref to experience.

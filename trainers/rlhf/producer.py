@@ -35,19 +35,30 @@ def sample_requests(
 
 
 @dataclass
+class _Judged:
+    """A chunk, and refs to what is said of it."""
+
+    chunk: Chunk
+    reference: Any
+    scores: dict[str, Any]
+
+
+@dataclass
 class _Growing:
-    """The batch of one step while it is sampled. A chunk is its smallest uid, and refs to all that is known of it."""
+    """The batch of one step while it is sampled and judged."""
 
     job: Job
-    chunks: list[tuple[int, Any, Any, dict[str, Any]]] = field(default_factory=list)
+    arrived: int = 0  # chunks
+    judged: list[_Judged] = field(default_factory=list)
+    waiting: list[tuple[int, Chunk]] = field(default_factory=list)  # numbered chunks that are to be judged later
 
     def whole(self) -> StepBatch:
         """The batch; the order in which its chunks arrived decides nothing."""
-        chunks = sorted(self.chunks, key=lambda chunk: chunk[0])
+        judged = sorted(self.judged, key=lambda each: min(each.chunk.info.uids))
         return StepBatch(
-            experience=[chunk[1] for chunk in chunks],
-            reference=[chunk[2] for chunk in chunks],
-            scores={name: [chunk[3][name] for chunk in chunks] for name in chunks[0][3]},
+            experience=[each.chunk.experience for each in judged],
+            reference=[each.reference for each in judged],
+            scores={name: [each.scores[name] for each in judged] for name in judged[0].scores},
         )
 
 
@@ -77,6 +88,9 @@ class Producer:
             self._grow(self.pool.wait())
         self.waited["learner_waited_s"] += time.perf_counter() - begin
         batch = self.growing.pop(step)
+        self.groups.turns.to("judging")
+        for number, chunk in batch.waiting:
+            self._judge(batch, number, chunk)
         self.dropped = batch.job.overdue
         return batch.whole()
 
@@ -96,6 +110,7 @@ class Producer:
 
     def load_weights(self, update: WeightUpdate) -> None:
         """Give the workers new weights; with a staleness of 0, wait until every one has proven that it holds them."""
+        self.groups.turns.to("rollout")
         if self.staleness:
             self.pool.send_weights(update)
         else:
@@ -121,21 +136,28 @@ class Producer:
             self.growing[step] = _Growing(self.pool.submit(requests, oldest=step - 1 - self.staleness))
 
     def _grow(self, arrived: tuple[Job, Chunk] | None) -> None:
-        """A finished chunk goes to the reference and to every signal; weights that have arrived allow further steps."""
+        """A finished chunk is judged, unless others hold the GPUs; weights that have arrived allow further steps."""
         if arrived is not None:
             job, chunk = arrived
             (batch,) = (batch for batch in self.growing.values() if batch.job is job)
-            number = len(batch.chunks)
-            reference = self.groups.reference_logprobs(number, chunk.experience)
-            scores = {
-                name: round_robin(group.handles, number).score.remote(chunk.experience)
-                for name, group in self.groups.signals.items()
-            }
-            batch.chunks.append((min(chunk.info.uids), chunk.experience, reference, scores))
+            number, batch.arrived = batch.arrived, batch.arrived + 1
+            if self.groups.turns.shared:
+                batch.waiting.append((number, chunk))
+            else:
+                self._judge(batch, number, chunk)
             if not any(batch.job.unfinished for batch in self.growing.values()):
                 self._idle_since = time.perf_counter()
         if self.staleness:
             self._deal()
+
+    def _judge(self, batch: _Growing, number: int, chunk: Chunk) -> None:
+        """Give chunk `number` to the reference and to every signal."""
+        reference = self.groups.reference_logprobs(number, chunk.experience)
+        scores = {
+            name: round_robin(group.handles, number).score.remote(chunk.experience)
+            for name, group in self.groups.signals.items()
+        }
+        batch.judged.append(_Judged(chunk, reference, scores))
 
     def _clock_idleness(self) -> None:
         if self._idle_since is not None:
