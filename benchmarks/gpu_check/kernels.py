@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -27,8 +28,8 @@ def digests(setting: Setting) -> Iterator[tuple[str, Figures]]:
         if digest(tensor) != digest(tensor.cpu()):
             raise RuntimeError(f"the digest of {dtype} weights is another on {setting.device} than on the CPU")
         copy = torch.empty_like(tensor)
-        rate = tensor.nbytes / GIB / setting.seconds(lambda tensor=tensor: digest(tensor))  # type: ignore[misc]
-        copied = tensor.nbytes / GIB / setting.seconds(lambda tensor=tensor, copy=copy: copy.copy_(tensor))  # type: ignore[misc]
+        rate = tensor.nbytes / GIB / setting.seconds(partial(digest, tensor))
+        copied = tensor.nbytes / GIB / setting.seconds(partial(copy.copy_, tensor))
         yield str(dtype).removeprefix("torch."), {"GiB/s": rate, "GiB/s of a copy": copied}
 
 
@@ -74,15 +75,41 @@ def logprobs(setting: Setting) -> Iterator[tuple[str, Figures]]:
     difference = close(chunked().detach(), plain().detach(), 1e-5 if setting.small else 0.05)
     for name, way in (("at once", plain), ("in chunks", chunked)):
 
-        def both(way: object = way) -> None:
+        def both(way: Callable[[], torch.Tensor] = way) -> None:
             weight.grad = None
-            way().sum().backward()  # type: ignore[operator]
+            way().sum().backward()
 
-        found: dict[str, float] = {}
-        peak = setting.peak_bytes(lambda both=both, found=found: found.update(s=setting.seconds(both)))  # type: ignore[misc]
-        figures: Figures = {"tokens/s": tokens / found["s"]}
+        seconds = setting.seconds(both)
+        peak = setting.peak_bytes(both)
+        figures: Figures = {"tokens/s": tokens / seconds}
         if peak is not None:
             figures["peak GiB"] = peak / GIB
         if way is chunked:
             figures["largest difference"] = difference
         yield name, figures
+
+
+def attention(setting: Setting) -> Iterator[tuple[str, Figures]]:
+    """Packed rows through the varlen kernel, where the card has one, against those with a mask."""
+    from castor.models.attention import place
+
+    name = models.TINY if setting.small else "1B"
+    dtype = torch.float32 if setting.small else torch.bfloat16
+    masked = models.policy(name, dtype, setting.device).eval()
+    placed = place(models.policy(name, dtype, torch.device("cpu")), setting.device).eval()
+    placed.load_state_dict(masked.state_dict())
+    for pack in (48,) if setting.small else (512, 2048, 4096):
+        batch = models.batch(name, 8 if setting.small else 32, 16 if setting.small else 256, pack, setting.device)
+        with torch.no_grad():
+            wanted, found = masked(batch.rows, batch.positions), placed(batch.rows, batch.positions)
+            figures: Figures = {"rows": placed.packing}
+            figures["largest difference"] = close(found, wanted, 1e-5 if setting.small else 0.5)
+        slow, fast = (setting.seconds(partial(backward, model, batch)) for model in (masked, placed))
+        figures |= {"tokens/s": batch.tokens / fast, "times as fast as masked": slow / fast}
+        yield f"{name}, rows of {pack}", figures
+
+
+def backward(model: torch.nn.Module, batch: models.Batch) -> None:
+    """A forward and a backward pass."""
+    model.zero_grad()
+    model(batch.rows, batch.positions).sum().backward()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engines.vllm_arguments import VLLM_ENV
+
 
 @dataclass(frozen=True)
 class Part:
@@ -22,7 +24,6 @@ class Part:
 
 _TRAINING, _KERNELS = "benchmarks.gpu_check.training", "benchmarks.gpu_check.kernels"
 _ROLLOUT = "benchmarks.gpu_check.rollout"
-_VLLM = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 PARTS = {
     "digest": Part(_KERNELS, "digests"),
@@ -32,7 +33,7 @@ PARTS = {
     "torch": Part(_TRAINING, "torch_steps"),
     "DeepSpeed": Part(_TRAINING, "engine_steps", ("deepspeed",)),
     "offload": Part(_TRAINING, "offloading", ("deepspeed",)),
-    "transfer": Part(_ROLLOUT, "transfer", ("vllm",), _VLLM),
-    "in turns": Part(_ROLLOUT, "taking_turns", ("vllm", "deepspeed"), _VLLM),
+    "transfer": Part(_ROLLOUT, "transfer", ("vllm", "ray"), VLLM_ENV),
+    "in turns": Part(_ROLLOUT, "taking_turns", ("vllm", "deepspeed", "ray"), VLLM_ENV),
     "PPO-Lag": Part("benchmarks.gpu_check.ppo_lag", "short_run", ("vllm", "deepspeed", "ray")),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from benchmarks.gpu_check.setting import GIB, Figures, Setting, close
 from castor.algorithms.losses import clipped_policy_loss, clipped_value_loss
 from castor.config.training import Engine, Optimizer, Resources
 from castor.dry_run.memory import trained
+
+if TYPE_CHECKING:
+    from engines.deepspeed_engine import TrainEngine
 
 Role = Literal["policy", "critic"]
 ROLES: tuple[Role, ...] = ("policy", "critic")
@@ -39,58 +42,55 @@ def torch_steps(setting: Setting) -> Iterator[tuple[str, Figures]]:
 
 def engine_steps(setting: Setting) -> Iterator[tuple[str, Figures]]:
     """A step of the learner and of a critic at every ZeRO stage on one rank; peak memory against its estimate."""
-    from engines.deepspeed_engine import TrainEngine
-
-    _alone(setting)
     sizes = [models.TINY] if setting.small else ["0.1B", "1B"]
     for name in sizes:
         for role in ROLES:
             for stage in (0, 1, 2, 3) if name == sizes[0] else (2,):
-                config = _engine(setting, stage)
-                batch = _batch(name, setting)
-                engine = TrainEngine(_model(role, name, setting), config, 100)
-
-                def step(engine: TrainEngine = engine, batch: models.Batch = batch, role: Role = role) -> None:
-                    engine.accumulate(_loss(role, engine.forward(batch.rows, batch.positions)))
-                    engine.step()
-
-                figures = _speed(setting, name, batch, step)
+                engine, batch = engine_of(role, name, setting, stage)
+                figures = _speed(setting, name, batch, partial(one_step, engine, batch, role))
                 if not setting.small:
-                    resources = Resources(gpus=1)
-                    held = trained(models.shape(name), config, 1, resources, score=role == "critic")
+                    held = trained(models.shape(name), engine.config, 1, Resources(gpus=1), score=role == "critic")
                     figures["estimated GiB"] = held.gpu / GIB
                 yield f"{role} {name} ZeRO-{stage}", figures
                 engine.engine.destroy()
-                del engine, step
+                del engine
 
 
 def offloading(setting: Setting) -> Iterator[tuple[str, Figures]]:
-    """DeepSpeed moves the states of an engine to the host and back; training then goes on as if it had not."""
+    """The states of an engine leave the card and come back; training then goes on as if they had not."""
+    name = models.TINY if setting.small else "1B"
+    for stage in (1, 2, 3):
+        engine, batch = engine_of("policy", name, setting, stage)
+        one_step(engine, batch)
+        before, held = engine.infer(batch.rows, batch.positions), _allocated(setting)
+        figures: Figures = {"s to the host": setting.once(engine.leave_gpu)}
+        left = _allocated(setting)
+        figures["s back"] = setting.once(engine.return_to_gpu)
+        figures["largest difference"] = close(engine.infer(batch.rows, batch.positions), before, 0.0)
+        one_step(engine, batch)
+        if not setting.small:
+            figures |= {"GiB before": held / GIB, "GiB left": left / GIB}
+        yield f"policy {name} ZeRO-{stage}", figures
+        engine.engine.destroy()
+        del engine
+
+
+def engine_of(role: Role, name: str, setting: Setting, stage: Any = 2) -> tuple[TrainEngine, models.Batch]:
+    """A random model in its engine, on this process alone, and a batch for it."""
     from engines.deepspeed_engine import TrainEngine
 
     _alone(setting)
-    name = models.TINY if setting.small else "1B"
-    batch = _batch(name, setting)
-    engine = TrainEngine(_model("policy", name, setting), _engine(setting, 3), 100)
+    return TrainEngine(_model(role, name, setting), _engine(setting, stage), 100), _batch(name, setting)
 
-    def step() -> float:
-        loss = _loss("policy", engine.forward(batch.rows, batch.positions))
-        engine.accumulate(loss)
-        engine.step()
-        return float(loss.detach())
 
-    step()
-    before = engine.forward(batch.rows, batch.positions).detach().clone()
-    held = 0 if setting.small else torch.cuda.memory_allocated(setting.device)
-    offload = partial(engine.engine.offload_states, pin_memory=not setting.small)
-    figures: Figures = {"s to the host": setting.once(offload)}
-    left = 0 if setting.small else torch.cuda.memory_allocated(setting.device)
-    figures["s back"] = setting.once(engine.engine.reload_states)
-    figures["largest difference"] = close(engine.forward(batch.rows, batch.positions).detach(), before, 0.0)
-    step()
-    if not setting.small:
-        figures |= {"GiB before": held / GIB, "GiB offloaded": left / GIB}
-    yield f"policy {name} ZeRO-3", figures
+def one_step(engine: TrainEngine, batch: models.Batch, role: Role = "policy") -> None:
+    """Forward, backward, update."""
+    engine.accumulate(_loss(role, engine.forward(batch.rows, batch.positions)))
+    engine.step()
+
+
+def _allocated(setting: Setting) -> int:
+    return 0 if setting.small else torch.cuda.memory_allocated(setting.device)
 
 
 def _alone(setting: Setting) -> None:
