@@ -8,7 +8,7 @@ from typing import Literal
 from actors.device import release_cached_memory
 
 Part = Literal["policy", "judge", "critic"]  # of an actor: what it has on the GPU while it works
-EVERYTHING = "everything"
+EVERYTHING: Literal["everything"] = "everything"
 
 
 class Occupant(ABC):

@@ -1,8 +1,8 @@
 """Nodes of eight GPUs that only Ray believes in: what it assigns to the actors of real configs. Run as a program.
 
-`python -m tests.fake_gpus NODES OUTPUT CONFIG...` reserves the GPUs of every stage of every config and starts its
-actors without their models; OUTPUT gets, as JSON, where each bundle and each actor came to lie. The workers of the
-first config's first supervised stage are Ray Train's own.
+`python -m tests.fake_gpus NODES OUTPUT CONFIG...` reserves the GPUs of every stage of all configs, and starts the actors
+of some without their models. OUTPUT gets, as JSON, where each bundle and each actor came to lie. The workers of the
+first config's reward stage are Ray Train's own.
 """
 
 import json
@@ -20,10 +20,10 @@ from actors.reservation import reserve
 from castor.config.load import load_config
 from castor.io.errors import CastorError
 from castor.run.plan import make_plan
-from castor.run.stages.supervised import SupervisedStage
 from trainers.supervised.driver import scaling
 
 TWO_NODES = "configs/llama-8b/parts/two_nodes.yaml"
+STARTED = ("ppo_lag/ppo_lag", "multi_constraint/multi_constraint")
 
 
 @ray.remote
@@ -88,22 +88,23 @@ def trained(stage, bundles, folder):
 
 
 def main(nodes, output, *configs):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_gpus": 8, "num_cpus": 96})
+    """The actors of the stages in `STARTED` are started; Ray Train's workers on one node."""
+    quiet = {"include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_gpus": 8, "num_cpus": 96, **quiet})
     for _ in range(int(nodes) - 1):
         cluster.add_node(num_gpus=8, num_cpus=96)
     ray.init(address=cluster.address, log_to_driver=False)
-    overrides = [TWO_NODES] if int(nodes) > 1 else []
-    found, shown = {}, set()
+    found = {}
     for path in configs:
-        plan = make_plan(load_config(Path(path), overrides))
+        plan = make_plan(load_config(Path(path), [TWO_NODES] if int(nodes) > 1 else []))
         for stage in plan.stages.values():
-            bundles = plan.bundles(stage)
-            layout = str([(bundle.gpus, len(bundle.members)) for bundle in bundles])
-            found[f"{Path(path).stem}/{stage.name}"] = placed(stage, bundles, layout not in shown)
-            shown.add(layout)
-    plan = make_plan(load_config(Path(configs[0]), overrides))
-    stage = next(stage for stage in plan.stages.values() if isinstance(stage, SupervisedStage))
-    workers = trained(stage.section, plan.bundles(stage), Path(output).with_suffix(".train"))
+            name = f"{Path(path).stem}/{stage.name}"
+            found[name] = placed(stage, plan.bundles(stage), name in STARTED)
+    workers = {}
+    if int(nodes) == 1:
+        plan = make_plan(load_config(Path(configs[0]), ["reward.workers=4"]))
+        stage = plan.stage("reward")
+        workers = trained(stage.section, plan.bundles(stage), Path(output).with_suffix(".train"))
     Path(output).write_text(json.dumps({"stages": found, "train": workers}))
     ray.shutdown()
     cluster.shutdown()
