@@ -1,8 +1,8 @@
 """Nodes of eight GPUs that only Ray believes in: what it assigns to the actors of real configs. Run as a program.
 
-`python -m tests.fake_gpus NODES OUTPUT CONFIG...` reserves the GPUs of every stage of all configs, and starts the actors
-of some without their models. OUTPUT gets, as JSON, where each bundle and each actor came to lie. The workers of the
-first config's reward stage are Ray Train's own.
+`python -m tests.fake_gpus NODES OUTPUT CONFIG...` reserves the GPUs of every stage of all configs, and starts actors of
+some without their models. OUTPUT gets, as JSON, where each bundle and each actor came to lie. The workers of the first
+config's reward stage are Ray Train's own.
 """
 
 import json
@@ -14,6 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
+from actors.cluster import START_ATTEMPTS
 from actors.device import local_rank, require_gpu
 from actors.group import get, node_id
 from actors.reservation import reserve
@@ -87,12 +88,27 @@ def trained(stage, bundles, folder):
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
+def started(nodes):
+    """A cluster of nodes with eight GPUs. Ray gives a node 30 s to come up, which a busy machine may miss once."""
+    offer = {"num_gpus": 8, "num_cpus": 96}
+    for attempt in range(START_ATTEMPTS):
+        cluster = Cluster()
+        try:
+            cluster.add_node(include_dashboard=False, **offer)
+            for _ in range(nodes - 1):
+                cluster.add_node(**offer)
+        except Exception:  # what Ray raises here is bare
+            cluster.shutdown()
+            if attempt == START_ATTEMPTS - 1:
+                raise
+        else:
+            return cluster
+    raise AssertionError
+
+
 def main(nodes, output, *configs):
     """The actors of the stages in `STARTED` are started; Ray Train's workers on one node."""
-    quiet = {"include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_gpus": 8, "num_cpus": 96, **quiet})
-    for _ in range(int(nodes) - 1):
-        cluster.add_node(num_gpus=8, num_cpus=96)
+    cluster = started(int(nodes))
     ray.init(address=cluster.address, log_to_driver=False)
     found = {}
     for path in configs:
