@@ -57,7 +57,7 @@ class LearnerWorker(SpmdActor):
         torch.set_num_threads(self.learner.resources.threads)
         torch.manual_seed(self.seed)
         self.device = device()
-        policy = PolicyModel.load(model, resolve_dtype(self.learner.engine.dtype))
+        policy = PolicyModel.load(model, resolve_dtype(self.learner.engine.dtype), engine=self.learner.engine)
         self.policy = policy
         self.adapter = None
         if config.policy.lora is not None:

@@ -23,7 +23,7 @@ class ReferenceWorker:
         from castor.models.policy import PolicyModel
 
         self.name, self.engine, self.temperature, self.device = model, engine, temperature, device()
-        policy = PolicyModel.load(model, resolve_dtype(engine.dtype))
+        policy = PolicyModel.load(model, resolve_dtype(engine.dtype), engine=engine)
         self.policy = policy.eval().requires_grad_(False).to(self.device)
 
     def ready(self) -> None:

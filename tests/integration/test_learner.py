@@ -161,6 +161,26 @@ def test_a_step_is_the_plain_pytorch_step_on_every_zero_stage(learners, tiny_mod
         check_update(weights, expected)
 
 
+def test_logits_a_few_tokens_at_a_time_give_the_same_step_on_every_zero_stage(learners, tiny_models, step_data):
+    """Two ranks have different numbers of chunks, and gather the shards of the output layer equally often."""
+    experience, reference, advantages = step_data
+
+    def with_entropy(policy, rows, positions, old, advantage, logp_ref):
+        new, entropy = policy(rows, positions, 1.0, True)
+        return clipped_policy_loss(new, old, advantage, 0.2) - 0.05 * entropy
+
+    batch = as_batch(experience, reference)
+    loss, norm, expected = plain_step(tiny_models.policy, experience, advantages, 0.7, loss_of=with_entropy)
+    for stage in range(4):
+        config = rlhf_config(len(learners.handles), stage, entropy_coeff=0.05)
+        engine = config.learner.engine.model_copy(update={"logits_chunk_tokens": 5})
+        config = config.model_copy(update={"learner": config.learner.model_copy(update={"engine": engine})})
+        metrics, weights = learner_step(learners, tiny_models.policy, config, batch, advantages, 0.7)
+        assert metrics["actor_loss"] - 0.05 * metrics["entropy"] == pytest.approx(loss, abs=ROUNDING), stage
+        assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3), stage
+        check_update(weights, expected)
+
+
 def test_mini_batches_and_passes_update_more_than_once(learners, tiny_models, step_data):
     experience, reference, advantages = step_data
     config = rlhf_config(len(learners.handles), 2, mini_batches=2, update_iters=2)

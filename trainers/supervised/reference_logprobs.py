@@ -63,7 +63,7 @@ def _share(
     from castor.models.policy import PolicyModel
 
     lengths, engine, rank = samples.lengths(), stage.engine, dist.get_rank()
-    policy = PolicyModel.load(model, resolve_dtype(engine.dtype)).to(device()).eval()
+    policy = PolicyModel.load(model, resolve_dtype(engine.dtype), engine=engine).to(device()).eval()
     plan = micro_batches(lengths, partition(lengths, dist.get_world_size()), engine.micro_batch_tokens)[rank]
     pieces = []
     for chosen in (np.asarray(piece, dtype=np.int64) for piece in plan if piece):
