@@ -19,12 +19,13 @@ class ReferenceWorker:
         import torch
 
         torch.set_num_threads(threads)
+        from castor.models.attention import place
         from castor.models.device import device, resolve_dtype
         from castor.models.policy import PolicyModel
 
         self.name, self.engine, self.temperature, self.device = model, engine, temperature, device()
         policy = PolicyModel.load(model, resolve_dtype(engine.dtype), engine=engine)
-        self.policy = policy.eval().requires_grad_(False).to(self.device)
+        self.policy = place(policy.eval().requires_grad_(False), self.device)
 
     def ready(self) -> None:
         """Answers once the model is loaded."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from castor.config.training import REDUCE_BUCKET, Engine, Optimizer
+from castor.models.attention import place
 from castor.models.device import device, resolve_dtype
 from castor.models.lora import inner_model
 from engines import deepspeed_state
@@ -54,7 +55,7 @@ class TrainEngine:
 
         self.config, self.device = config, device()
         self.world_size = dist.get_world_size()
-        model = model.to(self.device)
+        model = place(model, self.device)
         if config.gradient_checkpointing:
             _, inner = inner_model(model)
             inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from safetensors import safe_open
@@ -17,6 +17,10 @@ from castor.model_reference import PICKLED, SAFETENSORS, ModelLike, ModelReferen
 from castor.packing import PackedRows
 
 ISOLATION_TOLERANCE = 1e-3  # of the largest hidden value; a sequence that is seen changes another's by far more
+Packing: TypeAlias = Literal["masked", "varlen", "apart"]
+"""How sequences of packed rows are kept apart: by a mask that transformers derives from the positions, by an attention
+kernel that is told where they begin (`castor.models.attention`), or not at all, so that each gets a row of its own.
+"""
 
 
 def load_config(model: ModelLike) -> PreTrainedConfig:
@@ -90,7 +94,7 @@ def hidden_width(backbone: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def isolates_sequences(backbone: Any) -> bool:
+def isolates_sequences(backbone: Any, packing: Packing = "masked") -> bool:
     """Does this architecture keep the sequences of packed rows apart, within a row and from row to row?
 
     Most do: transformers derives a block-diagonal mask from the positions. Some (OPT, Falcon, BLOOM, MPT, Mamba, every
@@ -100,6 +104,7 @@ def isolates_sequences(backbone: Any) -> bool:
 
     Args:
         backbone: any `AutoModel`; one that cannot be told apart from a leaking one counts as leaking.
+        packing: how it is told where sequences begin.
 
     """
     parameters = inspect.signature(backbone.forward).parameters
@@ -112,33 +117,45 @@ def isolates_sequences(backbone: Any) -> bool:
     side = torch.arange(len(lengths)).repeat_interleave(lengths).view(shape).to(device) % 2
     tokens = torch.arange(positions.numel(), device=device).view(shape) % size
 
-    def hidden(input_ids: Tensor) -> Tensor:
-        return backbone(input_ids=input_ids, position_ids=positions, use_cache=False).last_hidden_state.float()
+    def hidden(tokens: Tensor) -> Tensor:
+        rows = PackedRows(tokens, positions, torch.arange(tokens.numel(), device=device))
+        return backbone(**model_inputs(rows, packing)[1]).last_hidden_state.float()
 
     training = backbone.training
     backbone.eval()
-    before = hidden(tokens)
-    after = [hidden(torch.where(side == kept, tokens, (tokens + 1) % size)) for kept in (0, 1)]
-    backbone.train(training)
+    try:
+        before = hidden(tokens)
+        after = [hidden(torch.where(side == kept, tokens, (tokens + 1) % size)) for kept in (0, 1)]
+    finally:
+        backbone.train(training)
     moved = torch.stack([(after[kept] - before)[side == kept].abs().max() for kept in (0, 1)]).max()
     return bool(moved <= ISOLATION_TOLERANCE * before.abs().max())
 
 
-def model_inputs(rows: PackedRows, isolated: bool) -> tuple[PackedRows, dict[str, Any]]:
-    """What a model is called with so that no sequence sees another: the rows, as packed or one sequence a row.
+def packing_of(backbone: nn.Module) -> Packing:
+    """How the backbone is run on packed rows unless something faster is found: with a mask if that isolates."""
+    return "masked" if isolates_sequences(backbone) else "apart"
+
+
+def model_inputs(rows: PackedRows, packing: Packing) -> tuple[PackedRows, dict[str, Any]]:
+    """What a model is called with so that no sequence sees another.
 
     Args:
         rows: packed sequences.
-        isolated: what `isolates_sequences` says of the model's backbone.
+        packing: of the model's backbone.
 
     Returns:
         the rows that are run, in whose hidden states `flat` finds the tokens, and the keyword arguments of the call.
 
     """
-    if isolated:
-        return rows, {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "use_cache": False}
-    rows, mask = rows.one_per_row()
-    return rows, {"input_ids": rows.input_ids, "attention_mask": mask, "use_cache": False}
+    if packing == "apart":
+        rows, mask = rows.one_per_row()
+        return rows, {"input_ids": rows.input_ids, "attention_mask": mask, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "use_cache": False}
+    if packing == "varlen":  # by the names that transformers' layers hand on to their attention function
+        cuts, longest = rows.boundaries()
+        inputs |= {f"cu_seq_lens_{side}": cuts for side in "qk"} | {f"max_length_{side}": longest for side in "qk"}
+    return rows, inputs
 
 
 def find_file(model: ModelLike, name: str) -> Path | None:

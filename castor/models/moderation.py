@@ -24,10 +24,10 @@ from castor.model_reference import ModelLike, ModelReference
 from castor.models.backbone import (
     find_file,
     hidden_width,
-    isolates_sequences,
     load_backbone,
     load_config,
     model_inputs,
+    packing_of,
     read_tensors,
 )
 from castor.models.export import classifier_around, is_classifier, require_own_pad_token
@@ -97,7 +97,7 @@ class ModerationModel(nn.Module):
     def __init__(self, backbone: PreTrainedModel, info: ModerationInfo) -> None:
         super().__init__()
         size = hidden_width(backbone)
-        self.backbone, self.info, self.isolated = backbone, info, isolates_sequences(backbone)
+        self.backbone, self.info, self.packing = backbone, info, packing_of(backbone)
         self.label_head = Float32Linear(size, len(info.categories), bias=False)
         nn.init.normal_(self.label_head.weight, std=1.0 / (size + 1) ** 0.5)
         self.severity_head = SeverityHead(size) if info.severity else None
@@ -125,7 +125,7 @@ class ModerationModel(nn.Module):
 
         Returns [n, K] float32 label logits; with a severity head [n, K + 3], the logits of P(severity > k) behind them.
         """
-        rows, inputs = model_inputs(rows, self.isolated)
+        rows, inputs = model_inputs(rows, self.packing)
         hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
         empty = len(positions) == 0
         logits = self._heads(hidden if empty else hidden[rows.flat[positions]])

@@ -14,7 +14,7 @@ from castor.config.training import Engine
 from castor.data.tokens.template import load_tokenizer
 from castor.io.checkpoint import atomic_folder
 from castor.model_reference import ModelLike
-from castor.models.backbone import isolates_sequences, load_config, load_weights, model_inputs
+from castor.models.backbone import load_config, load_weights, model_inputs, packing_of
 from castor.models.vocabulary_head import Projection, gives_head_output, instead_of_logits
 from castor.packing import PackedRows
 
@@ -32,7 +32,7 @@ class PolicyModel(nn.Module):
     def __init__(self, lm: PreTrainedModel, *, engine: Engine | None = None) -> None:
         super().__init__()
         self.lm = lm
-        self.isolated = isolates_sequences(lm.base_model)
+        self.packing = packing_of(lm.base_model)
         self.divisible = gives_head_output(lm)
         self.chunk_tokens = (engine or Engine()).chunk_tokens(int(lm.config.get_text_config().vocab_size))
 
@@ -63,7 +63,7 @@ class PolicyModel(nn.Module):
         Returns:
             [K] float32; with entropy [2, K], log-probabilities first.
         """
-        rows, inputs = model_inputs(rows, self.isolated)
+        rows, inputs = model_inputs(rows, self.packing)
         width = rows.input_ids.shape[1]
         target = rows.flat[positions]  # where the predicted tokens lie in the flattened rows
         source_row, source_column = (target - 1) // width, (target - 1) % width

@@ -121,7 +121,9 @@ class FrozenModel:
 
     def placed(self) -> FrozenModel:
         """Itself, its weights frozen and on its device."""
-        self.model.eval().requires_grad_(False).to(self.device)
+        from castor.models.attention import place
+
+        place(self.model.eval().requires_grad_(False), self.device)
         return self
 
     def unchecked_outputs(
