@@ -25,16 +25,17 @@ class Critic:
         from castor.models.device import device, resolve_dtype
         from castor.models.load import load_critic
         from castor.models.score import ScoreInfo, ScoreModel
-        from engines.deepspeed_engine import TrainEngine
+        from engines.deepspeed_engine import TrainEngine, loading
 
         self.config, self.engine_config, self.seed, self.rank, self.world = config, engine, seed, rank, world
         self.device, dtype = device(), resolve_dtype(engine.dtype)
         signal = config.signals[name]
-        if signal.classifier is None and signal.critic_model is None:
-            critic = load_critic(model, dtype)
-        else:
-            torch.manual_seed(seed)
-            critic = ScoreModel.from_backbone(model, ScoreInfo("critic"), dtype)
+        with loading(engine):
+            if signal.classifier is None and signal.critic_model is None:
+                critic = load_critic(model, dtype)
+            else:
+                torch.manual_seed(seed)
+                critic = ScoreModel.from_backbone(model, ScoreInfo("critic"), dtype)
         updates = config.steps * config.learner.update_iters * config.learner.mini_batches
         self.engine = TrainEngine(critic, engine, updates)
 

@@ -49,7 +49,7 @@ class LearnerWorker(SpmdActor):
         """Load the policy into its engine; `ptx_rows` are the demonstrations of PTX, where it is on. Collective."""
         from castor.models.device import device, resolve_dtype
         from castor.models.policy import PolicyModel
-        from engines.deepspeed_engine import TrainEngine
+        from engines.deepspeed_engine import TrainEngine, loading
 
         self.model = model = ModelReference.of(model)
         self.config, self.seed = config, seed
@@ -57,7 +57,8 @@ class LearnerWorker(SpmdActor):
         torch.set_num_threads(self.learner.resources.threads)
         torch.manual_seed(self.seed)
         self.device = device()
-        policy = PolicyModel.load(model, resolve_dtype(self.learner.engine.dtype), engine=self.learner.engine)
+        with loading(self.learner.engine):
+            policy = PolicyModel.load(model, resolve_dtype(self.learner.engine.dtype), engine=self.learner.engine)
         self.policy = policy
         self.adapter = None
         if config.policy.lora is not None:

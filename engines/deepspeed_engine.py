@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from castor.models.attention import place
 from castor.models.device import device, resolve_dtype
 from castor.models.lora import inner_model
 from engines import deepspeed_state
+from engines.sharded_loading import loading_for, shape, whole_layers
 
 
 def init_process_group(rank: int, world_size: int, store: Any, timeout_s: float) -> None:
@@ -43,6 +45,11 @@ def adopt_process_group(rank: int, world_size: int) -> None:
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 
+def loading(config: Engine) -> AbstractContextManager[None]:
+    """Around the load of a model that an engine of this config will train, on every rank: see `loading_for`."""
+    return loading_for(config, _deepspeed_config(config, dist.get_world_size(), REDUCE_BUCKET))
+
+
 class TrainEngine:
     """Trains one model. All methods are collective: every rank calls them in the same order.
 
@@ -55,7 +62,9 @@ class TrainEngine:
 
         self.config, self.device = config, device()
         self.world_size = dist.get_world_size()
-        model = place(model, self.device)
+        with whole_layers():
+            model = place(model, self.device)
+        _cast_what_is_whole(model, resolve_dtype(config.dtype))
         if config.gradient_checkpointing:
             _, inner = inner_model(model)
             inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -66,7 +75,7 @@ class TrainEngine:
             eps=config.optimizer.eps,
             fused=True,
         )
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        trained = sum(math.prod(shape(parameter)) for parameter in model.parameters() if parameter.requires_grad)
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -180,9 +189,17 @@ def _offloaded(config: Engine) -> dict[str, Any]:
     return {key: pinned for key, device in wanted.items() if device == "cpu"}
 
 
+def _cast_what_is_whole(model: nn.Module, dtype: torch.dtype) -> None:
+    """Of a model that was loaded in shards; DeepSpeed casts the parameters of a whole one by itself."""
+    whole = [parameter for parameter in model.parameters() if not hasattr(parameter, "ds_id")]
+    if len(whole) < sum(1 for _ in model.parameters()):
+        for parameter in whole:
+            parameter.data = parameter.data.to(dtype)
+
+
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    decayed = [p for p in model.parameters() if p.requires_grad and len(shape(p)) >= 2]
+    plain = [p for p in model.parameters() if p.requires_grad and len(shape(p)) < 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]  # an adapter has neither biases nor norms
 

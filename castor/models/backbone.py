@@ -83,6 +83,8 @@ def load_weights(
         raise reference.load_error(error, f"cannot be loaded {role}") from error
     check_loaded(reference, info)
     loaded.config.use_cache = False
+    # saving undoes these; transformers' loader for shards also notes those that the checkpoint did not call for
+    loaded._weight_conversions = [each for each in loaded._weight_conversions if each.was_used()]
     disable_dropout(loaded)
     return cast(PreTrainedModel, loaded)
 

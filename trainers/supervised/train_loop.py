@@ -94,7 +94,7 @@ class Worker:
         from castor.data.tokens.template import PromptTemplate, load_tokenizer
         from castor.models.device import resolve_dtype
         from castor.models.lora import add_adapters
-        from engines.deepspeed_engine import TrainEngine, adopt_process_group
+        from engines.deepspeed_engine import TrainEngine, adopt_process_group, loading
         from trainers.supervised.tasks import make_task
 
         self.job, stage = job, job.stage
@@ -118,7 +118,8 @@ class Worker:
         per_epoch = len(self.training) // stage.batch_size
         self.steps = stage.max_steps or max(1, math.ceil(stage.epochs * per_epoch))
         torch.manual_seed(job.seed)  # heads and adapters start alike on every rank
-        self.model = self.task.load(resolve_dtype(stage.engine.dtype))
+        with loading(stage.engine):
+            self.model = self.task.load(resolve_dtype(stage.engine.dtype))
         if stage.lora:
             add_adapters(self.model, stage.lora)
         self.engine = TrainEngine(self.model, stage.engine, self.steps)
