@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,14 +29,19 @@ def loading_for(config: Engine, engine_config: dict[str, Any]) -> Iterator[None]
     if config.zero_stage < 3:
         yield
         return
+    import deepspeed
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
+    init = deepspeed.zero.Init
+    # a buffer keeps the type it was made in: frequencies of rotary embeddings in bfloat16 would move every position
+    deepspeed.zero.Init = partial(init, tensor_overrides=[deepspeed.zero.DeepSpeedTensorOverride.device])
     kept = HfDeepSpeedConfig(engine_config)  # transformers knows it as long as it lives
     try:
         with whole_layers():
             yield
     finally:
         unset_hf_deepspeed_config()
+        deepspeed.zero.Init = init
         del kept
 
 
@@ -68,7 +74,7 @@ def whole_layers() -> Iterator[None]:
             hook.remove()
 
 
-def is_shard(parameter: Tensor) -> bool:
+def is_shard(parameter: Any) -> bool:
     """Is a parameter ZeRO-3's, and its values shared out among the ranks at this moment?"""
     return hasattr(parameter, "ds_id") and parameter.ds_status.name == "NOT_AVAILABLE"
 

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from castor.models.backbone import isolates_sequences
 
-Kernel: TypeAlias = Callable[..., Tensor]  # called as `torch.nn.attention.varlen.varlen_attn`
+Kernel: TypeAlias = Callable[..., Any]  # gives a tensor, called as `torch.nn.attention.varlen.varlen_attn`
 HEAD_SIZES = range(8, 257, 8)  # those of the flash kernels
 # what a layer may say to an attention function without asking for anything
 _ASKS_NOTHING = frozenset({"position_ids", "position_embeddings", "cu_seq_lens_k", "max_length_k"})

@@ -83,6 +83,8 @@ def load_weights(
         raise reference.load_error(error, f"cannot be loaded {role}") from error
     check_loaded(reference, info)
     loaded.config.use_cache = False
+    # saving undoes these; transformers' loader for shards also notes those that the checkpoint did not call for
+    loaded._weight_conversions = [each for each in loaded._weight_conversions if each.was_used()]
     disable_dropout(loaded)
     return cast(PreTrainedModel, loaded)
 
@@ -132,7 +134,7 @@ def isolates_sequences(backbone: Any, packing: Packing = "masked") -> bool:
     return bool(moved <= ISOLATION_TOLERANCE * before.abs().max())
 
 
-def packing_of(backbone: PreTrainedModel) -> Packing:
+def packing_of(backbone: nn.Module) -> Packing:
     """How the backbone is run on packed rows unless something faster is found: with a mask if that isolates."""
     return "masked" if isolates_sequences(backbone) else "apart"
 

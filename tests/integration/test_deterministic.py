@@ -16,9 +16,10 @@ from actors.group import ActorGroup, get
 from castor.config.cluster import RayCluster
 from castor.config.training import Resources
 from tests.integration.test_engine_ranks import Rank
+from tests.plans import spmd_group
 
 with cluster(RayCluster(num_cpus=2, deterministic=sys.argv[1] == "yes")):
-    group = ActorGroup.start("rank", Rank, 2, Resources())
+    group = spmd_group("rank", Rank, 2)
     group.join(120)
     get(group.call("make", 2, "bfloat16"), 300, "make")
     rows = get(group.call("train", 0, 2), 300, "train")

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from actors.group import ActorGroup, SpmdActor, get
-from castor.config.training import Engine, Optimizer, Resources
+from actors.group import SpmdActor, get
+from castor.config.training import Engine, Optimizer
 from castor.io.files import read_json
 from castor.models.head import Float32Linear
+from tests.plans import spmd_group
 
 STAGES, RANKS, STEPS = range(4), (1, 2), 10
 SMALL, COUNT = 2.0**-9, 128  # beside 1.0 each of them is lost in bfloat16; together they are 0.25
@@ -89,7 +90,7 @@ class Rank(SpmdActor):
 @pytest.fixture(scope="module")
 def groups(ray_session):
     """A group of one rank and one of two."""
-    started = {ranks: ActorGroup.start("rank", Rank, ranks, Resources()) for ranks in RANKS}
+    started = {ranks: spmd_group("rank", Rank, ranks) for ranks in RANKS}
     for group in started.values():
         group.join(120)
     yield started

@@ -8,10 +8,9 @@ import pytest
 import ray
 import torch
 
-from actors.group import ActorGroup, get
+from actors.group import get
 from actors.learner import LearnerWorker
 from actors.multipliers import Coefficients, MultiplierOwner
-from actors.reservation import Reservation
 from actors.signal import SignalModels, SignalWorker
 from actors.step_batch import StepBatch
 from castor.algorithms.advantages import combine
@@ -19,14 +18,14 @@ from castor.algorithms.losses import clipped_policy_loss
 from castor.config.multipliers import Multipliers
 from castor.config.rlhf import RLHF, Learner
 from castor.config.signal import Signal
-from castor.config.training import Engine, Optimizer, Resources
+from castor.config.training import Engine, Optimizer
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
 from castor.packing import pack_rows
-from castor.run.actors import Actors
 from tests.numerics import TINY_MODELS, assert_close, tolerance
+from tests.plans import spmd_group
 
 LR = 1e-2
 ROUNDING = tolerance(3.0, TINY_MODELS)  # of a mean of terms that are about 3 and less
@@ -165,7 +164,7 @@ def check_update(weights, expected):
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
 def learners(request, ray_session):
-    group = ActorGroup.start(Actors("learner", request.param, Resources(), ""), LearnerWorker, Reservation())
+    group = spmd_group("learner", LearnerWorker, request.param)
     group.join(120)
     yield group
     group.stop()
@@ -354,7 +353,7 @@ def test_a_signal_scores_estimates_and_fits(ray_session, tiny_models, step_data)
     config, batch = rlhf_config(1, 3), as_batch(experience, reference)
     advantages = {}
     for ranks in (1, 2):
-        group = ActorGroup.start(Actors("signal", ranks, Resources(), ""), SignalWorker, Reservation())
+        group = spmd_group("signal", SignalWorker, ranks)
         try:
             group.join(120)
             get(group.call("load", "harm", cost_models(tiny_models), config, 0), 300, "load")
@@ -379,7 +378,7 @@ def test_a_signal_without_a_critic_compares_the_samples_of_a_prompt(ray_session,
     batch = as_batch(experience, reference)
     batch.scores["watched"] = batch.scores["harm"]
     for name in ("harm", "watched"):
-        group = ActorGroup.start(Actors("signal", 1, Resources(), ""), SignalWorker, Reservation())
+        group = spmd_group("signal", SignalWorker, 1)
         try:
             group.join(120)
             get(group.call("load", name, cost_models(tiny_models), config, 0, 0.0), 300, "load")

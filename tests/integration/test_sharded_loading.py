@@ -1,32 +1,37 @@
 """Under ZeRO-3 two ranks load a model that neither of them ever holds: the same weights, the same heads and probes."""
 
+import json
+import shutil
 import weakref
 
 import numpy as np
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
-from actors.group import ActorGroup, SpmdActor, get
-from castor.config.training import Engine, Resources
+from actors.group import SpmdActor, get
+from castor.config.training import Engine, LoRA
 from castor.data.tokens.template import load_tokenizer
+from castor.io.errors import CastorError
 from castor.models.load import load_critic, load_score_model
-from castor.models.lora import add_adapters
+from castor.models.lora import add_adapters, inner_model
 from castor.models.moderation import ModerationInfo
 from castor.models.pku import save_pku
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.start import start_moderation_model, start_score_model
 from castor.packing import pack_rows
+from tests.plans import spmd_group
 
 SIZE = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 8, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 160, "initializer_range": 0.3,
 }  # fmt: skip
-SMALL_VOCABULARY = 100  # a model is mostly layers, as a large one is
 LANGUAGE_MODELS = {
     "llama": ("llama", {"tie_word_embeddings": False}),
     "tied": ("llama", {"tie_word_embeddings": True}),
@@ -34,6 +39,7 @@ LANGUAGE_MODELS = {
     "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3}),  # its sequences are not kept apart
     "gemma2": ("gemma2", {"head_dim": 8, "query_pre_attn_scalar": 8}),  # its logits are capped
 }
+ENCODER = "bert"  # the oldest checkpoints call the weights of its norms otherwise
 LOADS = {
     "policy": lambda folder, dtype: PolicyModel.load(folder, dtype),
     "score": lambda folder, dtype: load_score_model(folder, dtype),
@@ -49,7 +55,7 @@ class Held(TorchDispatchMode):
     """The most numbers that all parameters made meanwhile have held on this rank at a time, whole or in shards."""
 
     def __enter__(self):
-        self.parameters, self.most = weakref.WeakSet(), 0
+        self.parameters, self.most = weakref.WeakValueDictionary(), 0
         self.hook = register_module_parameter_registration_hook(self.note)
         return super().__enter__()
 
@@ -59,12 +65,13 @@ class Held(TorchDispatchMode):
 
     def note(self, module, name, parameter):
         if parameter is not None:
-            self.parameters.add(parameter)
+            self.parameters[id(parameter)] = parameter
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        shards = [getattr(parameter, "ds_tensor", None) for parameter in self.parameters]
-        held = [*self.parameters, *(shard for shard in shards if shard is not None)]
+        parameters = list(self.parameters.values())
+        shards = [getattr(parameter, "ds_tensor", None) for parameter in parameters]
+        held = [*parameters, *(shard for shard in shards if shard is not None)]
         self.most = max(self.most, sum(part.numel() for part in held if part.device.type != "meta"))
         return result
 
@@ -74,7 +81,7 @@ class Loader(SpmdActor):
     """One rank."""
 
     def load(self, folder, kind, zero_stage, dtype="float32", lora=None):
-        """Numbers held at most; what the probes found; log-probabilities or scores; weights in full, and buffers."""
+        """Numbers held at most; what was found and made; outputs; weights in full, and buffers."""
         from castor.models.device import resolve_dtype
         from engines.deepspeed_engine import TrainEngine, loading
 
@@ -91,7 +98,9 @@ class Loader(SpmdActor):
         rows = pack_rows(np.arange(5, 29), np.array([9, 15]), 16)
         outputs = engine.infer(rows, torch.tensor([4, 8, 12, 23]))
         groups = [group["weight_decay"] for group in engine.engine.basic_optimizer.param_groups]
-        return held.most, (found, groups), outputs, weights, buffers
+        _, inner = inner_model(model)
+        saved = revert_weight_conversion(inner, {name: torch.zeros(1) for name in inner.state_dict()}).keys()
+        return held.most, (*found, groups, saved), outputs, weights, buffers
 
     def numbers_on_this_rank(self, folder):
         """Of a model that is loaded without regard to any engine."""
@@ -100,7 +109,7 @@ class Loader(SpmdActor):
 
 @pytest.fixture(scope="module")
 def loaders(ray_session):
-    group = ActorGroup.start("loader", Loader, 2, Resources())
+    group = spmd_group("loader", Loader, 2)
     group.join(120)
     yield group
     group.stop()
@@ -111,9 +120,10 @@ def folders(tmp_path_factory, tiny_models):
     """Language models by architecture; a cost model in Castor's layout and in PKU's."""
     root, tokenizer = tmp_path_factory.mktemp("sharded"), load_tokenizer(tiny_models.policy)
     special = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1, "vocab_size": len(tokenizer)}
-    for name, (kind, own) in LANGUAGE_MODELS.items():
+    for name, (kind, own) in (LANGUAGE_MODELS | {ENCODER: ("bert", {})}).items():
         torch.manual_seed(0)
-        lm = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**(SIZE | special | own)))
+        auto = AutoModel if name == ENCODER else AutoModelForCausalLM
+        lm = auto.from_config(CONFIG_MAPPING[kind](**(SIZE | special | own)))
         with torch.no_grad():
             for parameter in lm.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -145,7 +155,7 @@ def check_same(whole, shards):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [*((name, "policy") for name in LANGUAGE_MODELS), ("cost", "score"), ("pku", "score"), ("cost", "critic"),
-     ("llama", "fresh"), ("tied", "moderation")],
+     ("llama", "fresh"), ("tied", "moderation"), (ENCODER, "fresh")],
 )  # fmt: skip
 def test_shards_are_the_model_and_no_rank_held_it(loaders, folders, name, kind, dtype):
     whole = load(loaders, str(folders / name), kind, 2, dtype)
@@ -178,7 +188,7 @@ def test_weights_that_do_not_fit_are_refused_on_shards(ray_session, folders, tmp
     other = shutil.copytree(folders / "tied", tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"intermediate_size": 56}))
-    group = ActorGroup.start("loader", Loader, 2, Resources())
+    group = spmd_group("loader", Loader, 2)
     try:
         group.join(120)
         with pytest.raises(CastorError, match=r"other.*as a causal language model"):

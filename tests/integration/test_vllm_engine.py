@@ -9,10 +9,9 @@ import ray
 from safetensors.torch import load_file, save_file
 
 from actors.folder_weights import FolderWeights
-from actors.group import ActorGroup, actor_options, get
+from actors.group import actor_options, get
 from actors.learner import LearnerWorker
 from actors.reference import ReferenceWorker
-from actors.reservation import Reservation
 from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool
 from actors.step_batch import StepBatch
@@ -20,8 +19,8 @@ from castor.config.rlhf import RLHF, Learner, Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Resources
 from castor.experience import Experience
-from castor.run.actors import Actors
 from engines.vllm_arguments import VLLM_ENV
+from tests.plans import spmd_group
 
 CONFIG = Rollout(max_prompt_tokens=64, max_new_tokens=60, max_num_seqs=16, kv_cache_mib=64)
 
@@ -136,7 +135,7 @@ def gaps(model, head_dtype, experience):
     get(reference.load.remote(model, config), 300, "load")
     frozen = get(reference.logprobs.remote(experience), 300, "reference")
     ray.kill(reference)
-    group = ActorGroup.start(Actors("learner", 1, Resources(), ""), LearnerWorker, Reservation())
+    group = spmd_group("learner", LearnerWorker, 1)
     try:
         group.join(120)
         get(group.call("load", model, config, 0, "auto", None), 300, "load")
