@@ -119,7 +119,7 @@ def test_a_head_that_was_trained_in_bfloat16_is_saved_as_float32(folders, tmp_pa
 
 def logprobs_and_gradients(folders, dtype, head_dtype):
     """Of the tokens of some sequences, with the policy they are of."""
-    policy = PolicyModel.load(folders / "lm", dtype, head_dtype)
+    policy = PolicyModel.load(folders / "lm", dtype, head_dtype=head_dtype)
     rows, ends = rows_and_ends(20)
     logprobs = policy(rows, ends)
     logprobs.sum().backward()
