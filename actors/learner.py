@@ -35,7 +35,8 @@ from engines.batch import (
     seed_step,
     sum_over_ranks,
 )
-from engines.weights.base import Tensors, WeightUpdate
+from engines.weights.base import WeightUpdate
+from engines.weights.digest import Tensors
 from engines.weights.host import Sender
 
 

@@ -6,18 +6,15 @@ moves tensors and nothing else: versions, digests and vLLM's side of the update 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import torch
-from torch import Tensor
+from engines.weights.digest import Digest, Tensors, joined_digest
 
-Tensors = Iterable[tuple[str, Tensor]]  # full weights under their Hugging Face names
 Proof = tuple[int, str]  # version, digest
 
 
@@ -42,31 +39,6 @@ class WeightUpdate:
                 f"a rollout worker holds version {proof[0]} with digest {proof[1]} after the transfer of version "
                 f"{self.version} with digest {self.digest}: the weights did not arrive"
             )
-
-
-class Digest:
-    """Of the names, dtypes, shapes and bytes of tensors, in the order in which they are added."""
-
-    def __init__(self) -> None:
-        self._hasher: Any = hashlib.blake2b(digest_size=16)
-
-    def adding(self, tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
-        """The same tensors, each added as it passes."""
-        for name, tensor in tensors:
-            raw = tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy()
-            self._hasher.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} ".encode())
-            self._hasher.update(raw)
-            yield name, tensor
-
-    def over(self, base: str | None) -> str:
-        """The digest as text: of the added tensors alone, or of them and the base that was loaded before."""
-        own = self._hasher.hexdigest()
-        return own if base is None else joined_digest(base, own)
-
-
-def joined_digest(base: str, own: str) -> str:
-    """Digest of an update over a base, from the digests of both parts."""
-    return hashlib.blake2b(f"{base} {own}".encode(), digest_size=16).hexdigest()
 
 
 class Sender(ABC):

@@ -16,7 +16,8 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from engines.weights.base import Digest, Tensors, receiver_of
+from engines.weights.base import receiver_of
+from engines.weights.digest import Digest, Tensors
 
 BACKEND = "castor"
 
