@@ -31,6 +31,7 @@ class WeightUpdate:
     transport: str
     pieces: list[Any]  # what the transport's receiver is told
     base: WeightUpdate | None = None
+    lost: str | None = None  # why some engine has not got it, where the sender knows
 
     def check(self, proof: Proof) -> None:
         """Raise RuntimeError unless `proof` is of these very weights."""
@@ -41,10 +42,18 @@ class WeightUpdate:
             )
 
 
+LOST = "the weights did not get through"
+
+
+class TransferError(RuntimeError):
+    """`LOST`: another process has died, or did not answer in time. The message begins with it."""
+
+
 class Sender(ABC):
     """The learner's half of a transport."""
 
     transport: str  # its name
+    route: str = ""  # changes when what was sent before is not held any more by all to whom the next update goes
 
     def __init__(self, keep: bool) -> None:
         """All ranks of an SPMD group have one; the one of rank 0 is to `keep` what it is given, the others drop it."""
@@ -82,6 +91,12 @@ class Receiver(ABC):
     @abstractmethod
     def receive(self, piece: Any, load: Callable[[Tensors], None]) -> None:
         """Give the tensors of a piece to `load`, in any number of calls, in the order in which they were sent."""
+
+
+def sender_class(transport: str) -> type[Sender]:
+    """The sender of the transport of this name."""
+    sender: type[Sender] = importlib.import_module(f"engines.weights.{transport}").Sender
+    return sender
 
 
 @cache
