@@ -66,14 +66,14 @@ def pool():
         yield pool
 
 
-def load_of(piece, receiver, fail_at=None):
-    """What a receiver gets, and its digest."""
+def load_of(piece, receiver, fail_at=None, seconds=0.0):
+    """What a receiver gets, its digest, and in how many buckets; each takes it so many seconds."""
     received, digest, buckets = {}, Digest(), []
 
     def load(tensors):
         if len(buckets) == fail_at:
             raise ValueError("not for me")
-        buckets.append(None)
+        buckets.append(time.sleep(seconds))
         received.update((name, tensor) for name, tensor in digest.adding(tensors))
 
     receiver.receive(piece, load)
@@ -105,6 +105,16 @@ def test_all_receivers_get_stream_after_stream(pool):
         load.result(30)
     assert update.result(30).lost is None
     assert sender.store.num_keys() == keys  # nothing is left behind in the store
+
+
+def test_no_bucket_is_filled_again_before_a_slow_receiver_has_it(pool):
+    size = 8 << 20  # more than the connection holds
+    tensor = torch.zeros(size, dtype=torch.uint8)
+    sender, receivers = Sender(keep=True, bucket_bytes=size), [Receiver(), Receiver()]
+    piece = start(sender, receivers)
+    loads = [pool.submit(load_of, piece, receivers[0], seconds=0.2), pool.submit(load_of, piece, receivers[1])]
+    update = sender.send(((str(number), tensor.fill_(number)) for number in range(8)), 1)
+    assert {load.result(60)[1] for load in loads} == {update.digest}
 
 
 def test_other_ranks_gather_and_send_nothing():
