@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -36,8 +36,10 @@ from engines.batch import (
     seed_step,
     sum_over_ranks,
 )
-from engines.weights.base import Tensors, WeightUpdate
-from engines.weights.host import Sender
+from engines.weights.base import WeightUpdate, sender_class
+from engines.weights.collective import Invitation
+from engines.weights.collective import Sender as CollectiveSender
+from engines.weights.digest import Tensors
 
 
 @ray.remote
@@ -69,7 +71,8 @@ class LearnerWorker(SpmdActor, Occupant):
             self.adapter = Adapter(policy, config.policy.lora, self.rank, self.world_size)
         updates = self.config.steps * self.learner.update_iters * self.learner.mini_batches
         self.engine = TrainEngine(policy, self.learner.engine, updates)
-        self.sender = Sender(keep=self.rank == 0)
+        self.version = 0
+        self.senders = {name: sender_class(name)(keep=self.rank == 0) for name in {"host", config.transfer}}
         self.ptx = None
         if self.learner.ptx is not None:
             from actors.ptx import PTXStream
@@ -121,6 +124,7 @@ class LearnerWorker(SpmdActor, Occupant):
         """
         self.require_on_gpu("policy")
         seed_step(self.seed, step, self.rank)
+        self.version = step  # of the weights that this call leaves
         experience = Experience.concatenate(read(batch.experience))
         columns = {
             "reference": np.concatenate(read(batch.reference)),
@@ -320,12 +324,24 @@ class LearnerWorker(SpmdActor, Occupant):
         self.require_on_gpu("policy")
         return self.adapter.reference_logprobs(self.engine, experience, self.config.rollout.temperature)
 
-    def publish(self, version: int) -> WeightUpdate | None:
-        """The policy's weights as `version`, from rank 0. Collective."""
+    def invite(self, transport: str, workers: int, timeout_s: float) -> Invitation:
+        """Open a group in which `workers` of vLLM's processes get the weights from now on. On rank 0."""
+        sender = cast(CollectiveSender, self.senders[transport])
+        return sender.invite(ray.util.get_node_ip_address(), workers, timeout_s)
+
+    def publish(self, version: int | None = None, invitation: Invitation | None = None) -> WeightUpdate | None:
+        """The policy's weights as `version` (default: what it is), from rank 0: to a group, or to whoever wants them.
+
+        Collective.
+        """
         self.require_on_gpu("policy")
+        sender = self.senders[invitation.transport if invitation else "host"]
+        if invitation is not None:
+            cast(CollectiveSender, sender).accept(invitation)
+        version = self.version if version is None else version
         if self.adapter is not None:
-            return self.adapter.publish(self.engine, self.sender, version)
-        return self.sender.send(self._weights(), version)
+            return self.adapter.publish(self.engine, sender, version)
+        return sender.send(self._weights(), version)
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder, whole or not at all. Collective; rank 0 writes.

@@ -11,6 +11,7 @@ import ray
 
 from actors.device import require_gpu
 from actors.group import node_id
+from actors.processes import Processes, processes_of_this_actor
 from castor.config.rlhf import Rollout
 from castor.data.tokens.prompt_stream import Prompt
 from castor.experience import Experience
@@ -70,6 +71,10 @@ class RolloutWorker:
     def node(self) -> str:
         """The node this worker runs on."""
         return node_id()
+
+    def processes(self) -> Processes:
+        """This worker's process and those of its engine."""
+        return processes_of_this_actor()
 
     def load_weights(self, update: WeightUpdate) -> Proof:
         """Take over new weights; returns the version and the digest of what was loaded."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,8 +14,9 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from actors.group import START_TIMEOUT_S, ActorFailure, get, too_late
+from actors.processes import Processes, kill
 from actors.reservation import Reservation
-from actors.rollout import ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
+from actors.rollout import WEIGHTS, ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
 from actors.weight_proofs import WeightProofs
 from actors.workforce import Workforce
 from castor.config.rlhf import Rollout
@@ -85,6 +87,8 @@ class RolloutPool:
         self._workforce = Workforce("rollout worker", self._start, self._asked.count, config.max_worker_restarts)
         self._weights = WeightProofs()
         self._streams: dict[Any, _Dealt] = {}
+        self._processes: dict[ActorHandle, Processes] = {}
+        self.republish: Callable[[], WeightUpdate] | None = None  # see `_latest`
         if self.reservation.shares(self._asked):
             self.wait_ready()
 
@@ -206,6 +210,46 @@ class RolloutPool:
         """Every worker takes its GPU's memory again; one that has died is replaced."""
         self._everywhere("wake")
 
+    def admit_ready(self) -> list[ActorHandle]:
+        """All workers that are up, replacements included. Where none is at work, wait for one.
+
+        Raises ActorFailure when none comes up.
+        """
+        self._workforce.admit_ready()
+        if not self.workers:
+            raise too_late(START_TIMEOUT_S, "a rollout worker (starting vLLM)")
+        for worker in self.workers:
+            if worker not in self._processes:
+                method: Any = worker.processes
+                if self._continues:
+                    method = method.options(concurrency_group=WEIGHTS)
+                self._processes[worker] = get(method.remote(), START_TIMEOUT_S, "a rollout worker")
+        return self.workers
+
+    def announce(self, update: WeightUpdate, sent: Any) -> None:
+        """Have every worker receive what is being sent to all of them; `sent` is a ref to what its sender says of it.
+
+        The proofs are events, and `settle` waits for them.
+        """
+        self._weights.send(self.workers, update, overtake=self._continues, sent=sent)
+
+    def settle(self, timeout_s: float) -> str | None:
+        """Wait for the proofs that are owed, and replace whoever does not answer within `timeout_s`.
+
+        Returns why somebody has not got the weights; None: everybody has proven them. Raises RuntimeError when a worker
+        holds anything else, ActorFailure when too many were lost.
+        """
+        before, deadline = self.restarts, time.monotonic() + timeout_s
+        while pending := self._weights.pending:
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(deadline - time.monotonic(), 0.0))
+            if ready:
+                self._verify(ready[0])
+                continue
+            for worker in {owed.worker for owed in pending.values()}:
+                kill(self._processes[worker])
+                self._replace(worker, too_late(timeout_s, "a rollout worker (receiving weights)"))
+        return self._weights.lost or ("an engine was lost" if self.restarts > before else None)
+
     def stop(self) -> None:
         """Kill all workers."""
         self._workforce.stop()
@@ -261,29 +305,33 @@ class RolloutPool:
             assert self.update is not None  # version 0 is not older than anything
             log.warning("%d responses of version %d are overdue and sampled again", len(requests), info.oldest)
             job.overdue += len(requests)
-            self.load_weights(self.update)  # brings a worker that lags behind to the newest version
+            self.load_weights(self._latest(self.update))  # brings a worker that lags behind to the newest version
             self._deal(requests, job)
             return False
         job.unfinished.difference_update(info.uids)
         return True
 
     def _verify(self, proof: Any) -> None:
-        worker, _ = self._weights.pending[proof]
+        worker = self._weights.pending[proof].worker
         try:
             self._weights.check(proof)
         except RayActorError as error:
             self._replace(worker, error)
 
-    def _replace(self, worker: ActorHandle, error: RayActorError) -> bool:
+    def _replace(self, worker: ActorHandle, error: Exception) -> bool:
         replaced = self._workforce.replace(worker, error)
         if replaced:
             self._weights.forget(worker)
         return replaced
 
+    def _latest(self, update: WeightUpdate) -> WeightUpdate:
+        """`update`, or, where it can be had no more since it went to all who were there, what `republish` makes."""
+        return update if self.republish is None else self.republish()
+
     def _bring_in_replacements(self) -> None:
         """No worker is left but replacements: bring them to the current version, however long it takes."""
         if self.update is not None:
-            self.load_weights(self.update)
+            self.load_weights(self._latest(self.update))
         else:  # no transfer has taken place yet: the model's folder holds the current weights
             self._workforce.admit_stale()
             self.wait_ready()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 
-from actors.group import ActorFailure
+from actors.group import START_TIMEOUT_S, ActorFailure
 
 log = logging.getLogger(__name__)
+
+ANSWER_S = 1.0  # within which an actor that is up and idle answers
 
 
 class Workforce:
@@ -25,7 +27,7 @@ class Workforce:
         self.stale: list[ActorHandle] = []
         self._numbers = {worker: number for number, worker in enumerate(self.working)}
 
-    def replace(self, worker: ActorHandle, error: RayActorError) -> bool:
+    def replace(self, worker: ActorHandle, error: Exception) -> bool:
         """Start another worker in place of a dead one, of the same number; False when that was done before, on the
         word of another call.
 
@@ -53,6 +55,17 @@ class Workforce:
     def everyone(self) -> list[ActorHandle]:
         """Those at work and the stale ones."""
         return self.working + self.stale
+
+    def admit_ready(self) -> None:
+        """Admit the stale workers that are up. Where none is at work, wait for one of them."""
+        if not self.stale:
+            return
+        ready = {cast(Any, worker).ready.remote(): worker for worker in self.stale}
+        patience = ANSWER_S if self.working else START_TIMEOUT_S
+        up, _ = ray.wait(list(ready), num_returns=len(ready) if self.working else 1, timeout=patience)
+        admitted = [ready[ref] for ref in up]
+        self.working = self.working + admitted
+        self.stale = [worker for worker in self.stale if worker not in admitted]
 
     def stop(self) -> None:
         """Kill all of them."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from castor.config.rlhf import Rollout
 from engines.vllm_arguments import engine_arguments
-from engines.weights.base import WeightUpdate, receiver_of
+from engines.weights.base import LOST, TransferError, WeightUpdate, receiver_of
 from engines.weights.vllm_transfer import BACKEND, WorkerExtension
 
 STEP_TIMEOUT_S = 600.0
 BUILD_TIMEOUT_S = 3600.0  # whoever starts the actor waits for less
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ class InprocEngine:
         core = client.engine_core
         core.pause_scheduler(mode="keep", clear_cache=True)
         self.llm.collective_rpc("start_weight_update")
-        for info in _pieces(update, in_process=True):
+        for info in _pieces(update, in_process=self.config.tensor_parallel_size == 1):
             self.llm.collective_rpc("update_weights", kwargs={"update_info": info})
         self.llm.collective_rpc("finish_weight_update")
         _synchronize()  # copies that a transport put on streams of its own
@@ -226,6 +230,8 @@ class AsyncEngine:
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
         """See `RolloutEngine`."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         finished: queue.Queue[Response | BaseException] = queue.Queue()
 
         async def one(request: Request) -> None:
@@ -242,6 +248,8 @@ class AsyncEngine:
         try:
             for _ in requests:
                 item = finished.get(timeout=STEP_TIMEOUT_S)
+                if isinstance(item, EngineDeadError):
+                    _end_with_the_engine()
                 if isinstance(item, BaseException):
                     raise item
                 yield item
@@ -256,7 +264,12 @@ class AsyncEngine:
         self._run(self.llm.pause_generation(mode="keep", clear_cache=True))
         self._run(self.llm.start_weight_update())
         for info in _pieces(update, in_process=False):
-            self._run(self.llm.update_weights(WeightTransferUpdateRequest(update_info=info)))
+            try:
+                self._run(self.llm.update_weights(WeightTransferUpdateRequest(update_info=info)))
+            except Exception as error:
+                if LOST in str(error):  # from another process comes the text alone
+                    raise TransferError(str(error)) from error
+                raise
         self._run(self.llm.finish_weight_update(weight_version=str(update.version)))
         self._run(self.llm.resume_generation())
         return _agreed(self._run(self.llm.collective_rpc("loaded_digest")))
@@ -270,7 +283,18 @@ class AsyncEngine:
         self._run(self.llm.wake_up(tags=[part]))
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STEP_TIMEOUT_S)
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STEP_TIMEOUT_S)
+        except EngineDeadError:
+            _end_with_the_engine()
+
+
+def _end_with_the_engine() -> NoReturn:
+    """End this process, whose engine process is no more: who waits for it knows what to do about the dead."""
+    log.error("vLLM's engine process has died, and this one, which is of no use without it, ends")
+    os._exit(1)
 
 
 def _pieces(update: WeightUpdate, in_process: bool) -> Iterator[dict[str, Any]]:

@@ -62,6 +62,8 @@ class Rollout(Section):
             "tensor_parallel_size",
             "max_worker_restarts",
             "timeout_s",
+            "transfer",
+            "transfer_timeout_s",
             "resources",
         )
     )
@@ -97,6 +99,17 @@ class Rollout(Section):
     )
     max_worker_restarts: int = Field(3, ge=0, description="dead workers replaced before the run fails")
     timeout_s: float = Field(600.0, gt=0, description="longest wait for one more response before the run fails")
+    transfer: Literal["auto", "host", "gloo", "nccl"] = Field(
+        "auto",
+        description="how an RLHF run's weights reach its engines. host: through the node's memory, where an engine "
+        "takes them when it comes to it; gloo, nccl: broadcast to all at once, between CPUs or between GPUs; auto: "
+        "nccl where learner and engines have GPUs of their own, unless engines finish their responses first; else host",
+    )
+    transfer_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="with gloo and nccl: an engine that takes longer for the next part of the weights is replaced",
+    )
     resources: Resources = Field(default_factory=Resources, description="of one worker")
 
 
@@ -209,6 +222,22 @@ class RLHF(Section):
         return rule
 
     @property
+    def transfer(self) -> str:
+        """How weights reach the engines, decided: host, gloo or nccl."""
+        if self.rollout.transfer != "auto":
+            return self.rollout.transfer
+        return "nccl" if self._own_gpus and not self._engines_finish_first and not self.colocate else "host"
+
+    @property
+    def _own_gpus(self) -> bool:
+        """Whether every rank of the learner and every engine has whole GPUs: NCCL refuses to meet itself on one."""
+        return min(self.learner.resources.gpus, self.rollout.resources.gpus) >= 1
+
+    @property
+    def _engines_finish_first(self) -> bool:
+        return self.rollout.max_staleness > 0 and self.rollout.on_new_weights == "finish"
+
+    @property
     def has_owner(self) -> bool:
         """Whether anything is adapted between steps: multipliers, or the KL coefficient."""
         return bool(self.constraints) or self.advantage.kl_target is not None
@@ -295,6 +324,11 @@ class RLHF(Section):
                 "colocate lets rollout and learner take turns, and rollout.max_staleness lets them work at the same "
                 "time: leave one of them out"
             )
+        if self.rollout.transfer not in ("auto", "host"):
+            raise ValueError(
+                f"colocate lets rollout and learner take turns, and rollout.transfer {self.rollout.transfer} sends "
+                "weights to engines that are awake: leave transfer out"
+            )
         engines = {"learner.engine": self.learner.engine}
         engines |= {f"signals.{k}.critic": s.critic for k, s in self.signals.items() if s.critic and self.has_critic(k)}
         for name, engine in engines.items():
@@ -307,6 +341,22 @@ class RLHF(Section):
                 raise ValueError(
                     f"colocate moves what is trained off the GPUs between turns: remove the offload section of {name}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_get_through(self) -> "RLHF":
+        if self.transfer == "host":
+            return self
+        if self._engines_finish_first:
+            raise ValueError(
+                f"rollout.transfer {self.transfer} would keep the learner waiting until every engine has finished its "
+                "responses: set on_new_weights to continue, or take transfer host"
+            )
+        if self.transfer == "nccl" and not self._own_gpus:
+            raise ValueError(
+                "rollout.transfer nccl needs whole GPUs on both sides: set learner.resources.gpus and "
+                "rollout.resources.gpus to 1 or more, or take transfer host or gloo"
+            )
         return self
 
     @model_validator(mode="after")

@@ -53,8 +53,7 @@ def train(
             metrics |= {f"{name}/{key}": value for key, value in fitted.items()}
         clock.lap("learn_s")
 
-        publishing = groups.learner.call("publish", step)
-        producer.load_weights(producer.get(publishing, timeout, "the learner (publishing weights)")[0])
+        producer.publish(step)
         clock.lap("transfer_s")
         applied = None if coefficients is None else get(coefficients, timeout, "the multiplier owner")
         metrics |= (applied.metrics() if applied else {}) | clock.seconds | producer.metrics() | groups.turns.metrics()

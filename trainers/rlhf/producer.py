@@ -17,9 +17,9 @@ from actors.group import get, too_late
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, Job, request_seed
 from actors.step_batch import StepBatch
+from actors.weight_transfer import WeightTransfer
 from castor.config.rlhf import RLHF
 from castor.data.tokens.prompt_stream import Prompt, PromptStream
-from engines.weights.base import WeightUpdate
 from trainers.rlhf.groups import Groups, round_robin
 
 
@@ -71,6 +71,7 @@ class Producer:
         """The rollout workers hold the weights of version `start` - 1."""
         self.config, self.groups, self.prompts, self.seed = config, groups, prompts, seed
         self.pool, self.staleness = groups.rollout, config.rollout.max_staleness
+        self.transfer = WeightTransfer(config, groups.learner, groups.rollout, lambda: groups.turns.to("rollout"))
         self.next_step = start
         self.growing: dict[int, _Growing] = {}  # by step
         self.waited = {"learner_waited_s": 0.0, "rollout_waited_s": 0.0}
@@ -108,13 +109,9 @@ class Producer:
                 self._grow(self.pool.handle(ready[0]))
         return get(refs, timeout_s, what)
 
-    def load_weights(self, update: WeightUpdate) -> None:
-        """Give the workers new weights; with a staleness of 0, wait until every one has proven that it holds them."""
-        self.groups.turns.to("rollout")
-        if self.staleness:
-            self.pool.send_weights(update)
-        else:
-            self.pool.load_weights(update)
+    def publish(self, version: int) -> None:
+        """Give the workers the learner's weights; with a staleness of 0, every one has proven them at the return."""
+        self.transfer.publish(version, self.get)
 
     def metrics(self) -> dict[str, float]:
         """Of the step since the last call, where rollout and learning overlap.
