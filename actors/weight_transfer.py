@@ -42,7 +42,7 @@ class WeightTransfer:
     def __init__(
         self, config: RLHF, learner: ActorGroup, pool: RolloutPool, wake: Callable[[], None] = lambda: None
     ) -> None:
-        """`wake` is called when the weights have been put aside: on GPUs that are shared it is then the engines' turn."""
+        """`wake` is called when the weights have been put aside: on shared GPUs it is then the engines' turn."""
         self.config, self.learner, self.pool, self.wake = config, learner, pool, wake
         self.timeout_s = config.learner.timeout_s
         self.circle: Circle | None = None

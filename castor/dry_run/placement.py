@@ -13,13 +13,12 @@ from castor.dry_run.memory import (
     HELPER_PROCESS,
     TORCH_PROCESS,
     Memory,
-    Shape,
     bytes_per_number,
     frozen,
-    measure,
     sampled,
     trained,
 )
+from castor.dry_run.shapes import Shape, measure
 from castor.run.actors import Actors, Frozen, Sampled, Trained
 from castor.run.plan import Plan
 
@@ -103,7 +102,9 @@ def _memory(actors: Actors, resources: Resources, sizes: Sizes) -> Memory | None
         if isinstance(held, Sampled):
             memory = sampled(shape, held.rollout)
         elif isinstance(held, Trained):
-            memory = trained(shape, held.engine, held.ranks, resources, score=held.score, lora=held.lora)
+            memory = trained(
+                shape, held.engine, held.ranks, resources, score=held.score, lora=held.lora, entropy=held.entropy
+            )
             memory = replace(memory, frozen=asked)  # it works on one model at a time: the larger working memory counts
         else:
             memory = frozen(shape, held.engine, resources, score=held.score)

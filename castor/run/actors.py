@@ -29,6 +29,7 @@ class Trained:
     ranks: int  # the fewest: the fewer there are, the more each holds
     score: bool
     lora: LoRA | None = None
+    entropy: bool = False  # whether an entropy bonus is in the loss
 
 
 @dataclass(frozen=True)

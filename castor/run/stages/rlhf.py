@@ -62,7 +62,8 @@ class RLHFStage(Stage):
             actors.append(
                 Actors("reference", policy.reference.ranks, policy.reference.resources, "frozen policy", (frozen,))
             )
-        trained = Trained(policy.model, learner.engine, learner.ranks, score=False, lora=policy.lora)
+        entropy = learner.entropy_coeff > 0
+        trained = Trained(policy.model, learner.engine, learner.ranks, score=False, lora=policy.lora, entropy=entropy)
         work = "policy, and the reference" if policy.lora else "policy"
         actors.append(Actors("learner", learner.ranks, learner.resources, work, (trained,)))
         actors += [self._signal(name) for name in run.signals]
