@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from castor.config.cluster import Hardware
-from castor.dry_run.memory import GIB, Memory
+from castor.dry_run.memory import GIB
 from castor.dry_run.placement import PlacedActors
 from castor.run.bundles import Bundle, place
 
@@ -70,15 +70,20 @@ def _on_each(
     bundle: Bundle, members: Sequence[PlacedActors], capacity: float
 ) -> list[tuple[tuple[str, ...], float | None]]:
     """Who is on each GPU of a bundle, and the bytes that they hold there."""
-    held: Mapping[str, float | None] = {each.name: _bytes_on_gpu(each.memory, capacity) for each in members}
     if bundle.gpus > 1:  # each has its own
-        return [((each.name,), held[each.name]) for each in members for _ in range(bundle.gpus // len(members))]
-    amounts = [held[each.name] for each in members]
-    known = [amount for amount in amounts if amount is not None]
-    return [(tuple(each.name for each in members), sum(known) if len(known) == len(amounts) else None)]
+        return [((each.name,), _held([each], capacity)) for each in members for _ in range(bundle.gpus // len(members))]
+    return [(tuple(each.name for each in members), _held(members, capacity))]
 
 
-def _bytes_on_gpu(memory: Memory | None, capacity: float) -> float | None:
-    if memory is None:
+def _held(members: Sequence[PlacedActors], capacity: float) -> float | None:
+    """Bytes on a GPU with these actors; where they take turns, of the phase that holds most. None: not known."""
+    memories = [each.memory for each in members if each.memory is not None]
+    if len(memories) < len(members):
         return None
-    return memory.gpu if memory.gpu_share is None else memory.gpu_share * capacity
+    if not all(each.phases for each in members):
+        return sum(memory.on_card(capacity) for memory in memories)
+    phases = dict[str, float]()
+    for each in members:
+        for phase, memory in each.phases.items():
+            phases[phase] = phases.get(phase, 0.0) + memory.on_card(capacity) - memory.runtime
+    return max(phases.values()) + sum(memory.runtime for memory in memories)

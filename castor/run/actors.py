@@ -51,6 +51,7 @@ class Actors:
     work: str  # what they are for, in words
     holds: tuple[Sampled | Trained | Frozen, ...] = field(default=())
     elastic: bool = False  # whether their number changes while they work
+    take_turns: bool = False  # whether only one phase of a step has its models on the GPUs
 
     @property
     def trains_together(self) -> bool:
