@@ -74,17 +74,12 @@ class Pipeline:
     def _require_room(self, stages: Sequence[Stage]) -> None:
         """Join the cluster; raise CastorError when it has too few GPUs for a stage and cannot grow."""
         self.join_cluster()
-        ray = self.plan.config.ray
-        if ray.started_here:
+        if self.plan.config.ray.started_here:
             from actors.cluster import gpus_of_nodes
 
             nodes = gpus_of_nodes()
-        elif ray.hardware is not None:
-            nodes = [ray.hardware.gpus_per_node] * ray.hardware.nodes
-        else:
-            return
-        for stage in stages:
-            require_room(self.plan.bundles(stage), stage.name, nodes)
+            for stage in stages:
+                require_room(self.plan.bundles(stage), stage.name, nodes)
 
     def _verify(self, stage: Stage) -> None:
         """Raise CastorError when the model that a finished stage left is damaged or gone."""
