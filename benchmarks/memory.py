@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from castor.config.demo_model import DemoModel
 from castor.config.training import Engine, Offload, Resources
@@ -75,7 +76,7 @@ def _rank(rank: int, ranks: int, store: str, model: DemoModel, configs: Sequence
     from engines.deepspeed_engine import init_process_group
 
     torch.set_num_threads(1)
-    init_process_group(rank, ranks, dist.FileStore(store, ranks), TIMEOUT_S)
+    init_process_group(rank, ranks, 0, cast(Any, dist).FileStore(store, ranks), TIMEOUT_S)
     try:
         return [_measured(model, config) for config in configs]
     finally:
@@ -96,7 +97,8 @@ def _measured(model: DemoModel, config: Engine) -> Measured:
     gc.collect()
     held, before, states, begun = _in_tensors(), _peak_resident(), 0, list[int]()
     rows = pack_rows(np.arange(TOKENS) % model.vocab_size, np.array([TOKENS]), TOKENS)
-    llama = LlamaForCausalLM(llama_config(model, model.vocab_size)).to(resolve_dtype(config.dtype))
+    llama: Any = LlamaForCausalLM(llama_config(model, model.vocab_size))
+    llama = llama.to(resolve_dtype(config.dtype))
     engine = TrainEngine(PolicyModel(llama), config, STEPS)
     engine.engine.basic_optimizer.register_step_pre_hook(lambda *_: begun.append(_in_tensors() - held))
     for _ in range(STEPS):

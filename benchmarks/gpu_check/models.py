@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
 
-from castor.dry_run.memory import Shape
+from castor.dry_run.shapes import Shape, shape_of
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
 from castor.packing import PackedRows, pack_rows
@@ -59,13 +59,7 @@ def critic(name: str, dtype: torch.dtype, device: torch.device) -> ScoreModel:
 
 def shape(name: str) -> Shape:
     """Its sizes, for an estimate of the memory."""
-    config = CONFIGS[name]
-    with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(config).num_parameters()
-        backbone = AutoModel.from_config(config).num_parameters()
-    return Shape(
-        parameters, backbone, config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size
-    )
+    return shape_of(CONFIGS[name])
 
 
 def batch(name: str, sequences: int, length: int, pack_length: int, device: torch.device) -> Batch:

@@ -92,8 +92,11 @@ def trained(
 
 
 def _gradient_bytes(engine: Engine, size: int) -> int:
-    """Bytes of a gradient that is added up over micro-batches, of an engine whose weights have `size` each."""
-    return size
+    """Bytes of a gradient that is added up over micro-batches, of an engine whose weights have `size` each.
+
+    `engines.deepspeed_engine` has it in float32, where DeepSpeed can.
+    """
+    return 4 if engine.zero_stage else size
 
 
 def _sizes(shape: Shape, score: bool, lora: LoRA | None) -> Sizes:

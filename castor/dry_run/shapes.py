@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from castor.config.demo_model import DemoModel
 from castor.config.training import LoRA
 from castor.dry_run.known_models import KNOWN_MODELS
 from castor.model_reference import ModelLike, ModelReference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,7 @@ def measure(model: DemoModel | ModelLike) -> Shape | None:
     The demo model counts with its full vocab_size: a corpus of fewer words makes it smaller. Raises CastorError for a
     model that ships code that is not trusted.
     """
-    import torch
-    from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+    from transformers import LlamaConfig
 
     from castor.models.backbone import load_config
     from castor.models.tiny import llama_config
@@ -70,9 +73,17 @@ def measure(model: DemoModel | ModelLike) -> Shape | None:
         config = LlamaConfig(**KNOWN_MODELS[ModelReference.of(model).name])
     else:
         return None
+    return shape_of(config, trusted)
+
+
+def shape_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> Shape:
+    """Sizes of the model that a transformers config describes."""
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
     with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted).num_parameters()
-        backbone = AutoModel.from_config(config, trust_remote_code=trusted).num_parameters()
+        parameters = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
+        backbone = AutoModel.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
     text = config.get_text_config()
     heads = getattr(text, "num_attention_heads", None) or 1
     return Shape(

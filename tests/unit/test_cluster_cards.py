@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from castor.config.load import load_config
-from castor.dry_run.gpus import gpu_plan
+from castor.dry_run.gpus import stage_gpus
 from castor.dry_run.memory import GIB
 from castor.dry_run.placement import PlacedActors, placement
 from castor.run.plan import make_plan
@@ -65,8 +65,10 @@ def test_every_actor_of_a_preset_lands_on_a_card_that_holds_it(
     hardware = config.ray.hardware
     assert hardware is not None
     assert hardware.nodes <= sum(each["max_workers"] for each in gpu_nodes(cluster).values())
-    stages = placement(make_plan(config))
-    for name, gpus in gpu_plan(stages, hardware).items():
+    plan = make_plan(config)
+    stages = placement(plan)
+    for name, stage in plan.stages.items():
+        gpus = stage_gpus(plan.bundles(stage), stages[name], hardware)
         assert gpus.fits, gpus.verdict(name)
         memories = {each.name: each.memory for each in stages[name]}
         cards = []
