@@ -46,8 +46,7 @@ class WeightTransfer:
         self.config, self.learner, self.pool, self.wake = config, learner, pool, wake
         self.timeout_s = config.learner.timeout_s
         self.circle: Circle | None = None
-        if config.transfer != "host":
-            pool.republish = lambda: self._put_aside(get)
+        pool.republish = None if config.transfer == "host" else lambda: self._put_aside(get)
 
     def publish(self, version: int, get: Get) -> None:
         """Send the learner's weights as `version`. Without staleness, every engine has proven them at the return."""

@@ -154,8 +154,11 @@ def _activations(
         kept = layer + shape.layers * shape.hidden
     else:
         kept = layer * shape.layers
-    logits = 0 if score else shape.vocabulary * logit_bytes(size, training=training, entropy=entropy)
-    return float(engine.micro_batch_tokens * (kept * size + logits))
+    activations = float(engine.micro_batch_tokens * kept * size)
+    if score:
+        return activations
+    tokens = min(engine.micro_batch_tokens, engine.chunk_tokens(shape.vocabulary))
+    return activations + tokens * shape.vocabulary * logit_bytes(size, training=training, entropy=entropy)
 
 
 def logit_bytes(size: int, *, training: bool, entropy: bool = False) -> int:
