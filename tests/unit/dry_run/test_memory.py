@@ -49,7 +49,7 @@ def test_zero_shards_over_four_ranks(shape, stage, weights, gradients, states):
     engine = Engine(zero_stage=stage, dtype="bfloat16")
     memory = trained(shape, engine, 4, Resources(), score=False)
     assert memory.weights == 2 * PARAMETERS / weights
-    assert memory.gradients == 2 * PARAMETERS / gradients
+    assert memory.gradients == (4 if stage else 2) * PARAMETERS / gradients  # summed in float32 where DeepSpeed can
     assert memory.optimizer == 12 * PARAMETERS / states
 
 
