@@ -154,6 +154,9 @@ def _run(
 
         print(describe(plan))
         return
+    from castor.dry_run.fit import require_fit
+
+    require_fit(plan)
     if not starts_over:
         Records(plan.files).check()
     with _pipeline(plan) as pipeline:

@@ -13,6 +13,7 @@ from rich.table import Table
 from castor.config.load import dump_config
 from castor.config.model import source_of, stage_of
 from castor.config.pipeline import Config
+from castor.dry_run.fit import card_findings
 from castor.dry_run.gpus import gpu_plan
 from castor.dry_run.memory import GIB, Memory
 from castor.dry_run.placement import PlacedActors, cluster_cpus, placement, totals
@@ -28,10 +29,12 @@ MIB = 1 << 20
 Unit = Literal["MiB", "GiB"]
 MEMORY_NOTES = """\
 Estimates of the peak of one actor; a total is over all actors of the stage. Weights, gradients and optimiser states \
-(AdamW's two float32 moments, and DeepSpeed's float32 copy of the weights where it keeps one) are counted, after ZeRO \
-sharding. `work` is rough: activations and logits of micro_batch_tokens tokens, and DeepSpeed's gradient bucket. \
-`proc.` is what imports cost on a node: about 0.5 GiB with torch and DeepSpeed, 0.9 GiB with vLLM, 0.3 GiB else. \
-The driver (about 0.5 GiB) and Ray's own processes (about 0.5 GiB) come on top."""
+(AdamW's two float32 moments, and DeepSpeed's float32 copy of the weights where it keeps one) are counted from \
+DeepSpeed's sources, after ZeRO sharding; what is offloaded is under `host`. `work` is rough: the larger of a backward \
+pass (activations and logits of micro_batch_tokens tokens, reduce buckets, gathered weights) and the optimiser's own \
+(float32 gradients). `GPU` adds 5 % for fragmentation and 0.5 GiB of CUDA, or 1.5 GiB with NCCL. `proc.` is what \
+imports cost on a node: about 0.5 GiB with torch and DeepSpeed, 0.9 GiB with vLLM, 0.3 GiB else. The driver (about \
+0.5 GiB) and Ray's own processes (about 0.5 GiB) come on top."""
 
 
 def describe(plan: Plan) -> str:
@@ -255,7 +258,7 @@ def _gpu_parts(config: Config, stages: dict[str, list[PlacedActors]]) -> list[st
     return [
         _heading(f"GPU memory on {size}"),
         _text(table),
-        _text(*(gpus.verdict(stage) for stage, gpus in plan.items()), ""),
+        _text(*(gpus.verdict(stage) for stage, gpus in plan.items()), *card_findings(stages, hardware), ""),
     ]
 
 

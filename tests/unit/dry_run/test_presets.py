@@ -52,10 +52,29 @@ def test_a_dry_run_says_what_each_gpu_holds():
     gpus = text.split("GPU memory on 1 x 8 GPUs of 79 GiB")[1]
     assert "ppo_lag: fits" in gpus
     assert max(map(len, gpus.splitlines())) <= WIDTH
-    crowded = described(CONFIGS / "llama-8b" / "ppo_lag.yaml", "ray.hardware.gpus_per_node=4")
-    assert "ppo_lag: TOO FEW GPUs for" in crowded
+    with pytest.raises(CastorError, match=r"ppo_lag asks for 8 GPUs \(.*\), and ray\.hardware has 1 x 4"):
+        described(CONFIGS / "llama-8b" / "ppo_lag.yaml", "ray.hardware.gpus_per_node=4")
     small = described(CONFIGS / "llama-8b" / "ppo_lag.yaml", "ray.hardware.gpu_memory_gib=40")
     assert "ppo_lag: TOO MUCH" in small
+    assert "ppo_lag: learner holds about" in " ".join(small.split())
+
+
+@pytest.mark.parametrize(("nodes", "overrides"), [(2, []), (8, [str(CONFIGS / "llama-70b/parts/eight_nodes.yaml")])])
+def test_the_70b_preset_fits_two_nodes_and_eight(nodes, overrides):
+    file = CONFIGS / "llama-70b" / "ppo_lag.yaml"
+    config = load_config(file, overrides)
+    assert (config.ray.hardware.nodes, config.ray.hardware.gpus_per_node) == (nodes, 8)
+    text = described(file, *overrides)
+    for stage in ("reward", "cost", "ppo_lag", "evaluate"):
+        assert f"{stage}: fits, " in text
+    assert "not counted" not in text
+    run = config.rlhf["ppo_lag"]
+    assert run.rollout.tensor_parallel_size == run.rollout.resources.gpus == 4
+    assert run.policy.lora is not None
+
+
+def test_one_critic_takes_the_gpus_left_over_on_two_nodes():
+    described(CONFIGS / "llama-8b" / "ppo.yaml", TWO_NODES, "rlhf.ppo.signals.helpfulness.ranks=8")
 
 
 def test_presets_take_the_same_number_of_responses():
