@@ -81,7 +81,8 @@ def zero(sizes: Sizes, stage: int, ranks: int, weight: int, offload: Offload, ac
     if away:
         host, optimizer = optimizer + trained * FLOAT32, 0.0  # AdamW's gradients stay on the host from step to step
         # ... beside those that come in (stages 2 and 3), and weights on their way back (stages 1 and 2)
-        host += trained * (kept if stage == 3 else weight * stage) + (sizes.largest * weight if stage < 3 else 0)
+        coming = kept if stage == 3 else weight * (stage if kept == weight else 1)
+        host += trained * coming + (sizes.largest * weight if stage < 3 else 0)
         gradients = gradients if stage == 1 else 0.0
     if offload.parameters == "cpu":
         host, weights = host + weights, 0.0

@@ -86,7 +86,9 @@ def test_cuda_and_fragmentation_count_on_a_gpu():
     engine = Engine(zero_stage=3, gradient_checkpointing=True, micro_batch_tokens=2048)
     memory = trained(LLAMA_8B, engine, 2, GPU, score=False)
     assert memory.gpu == memory.model * FRAGMENTATION + CUDA_CONTEXT + NCCL
-    assert 71 * GIB < memory.gpu < 75 * GIB  # what a reading of the sources gives for two ranks of a learner
+    # a reading of the sources gives 71 to 75 for two ranks of a learner, with gradients in bfloat16 (7.5 more in float32)
+    # and all logits at once (chunks of them take 2.4 less)
+    assert 76 * GIB < memory.gpu < 80 * GIB
     alone = frozen(LLAMA_8B, engine, GPU, score=False)
     assert alone.gpu == alone.model * FRAGMENTATION + CUDA_CONTEXT  # no other rank to talk to
 
@@ -95,14 +97,14 @@ def test_an_offloaded_critic_is_on_the_host_with_its_gradients():
     engine = Engine(zero_stage=3, offload=Offload(optimizer="cpu"), gradient_checkpointing=True)
     memory = trained(LLAMA_8B, engine, 2, GPU, score=True)
     assert (memory.gradients, memory.optimizer) == (0, 0)
-    assert memory.offloaded == pytest.approx(18 * LLAMA_8B.score / 2)
+    assert memory.offloaded == pytest.approx(20 * LLAMA_8B.score / 2)  # 12 of states, 8 of float32 gradients
     assert memory.host == memory.process + memory.offloaded
 
 
 def test_logits_and_an_entropy_bonus_grow_with_tokens_and_vocabulary():
     engine = Engine(zero_stage=3, gradient_checkpointing=True, micro_batch_tokens=4096)
     plain, entropy = (trained(LLAMA_8B, engine, 8, GPU, score=False, entropy=on) for on in (False, True))
-    assert entropy.working - plain.working == 4096 * 128256 * 12
+    assert entropy.working - plain.working == engine.chunk_tokens(128256) * 128256 * 12
     assert (logit_bytes(2, training=False), logit_bytes(2, training=True)) == (12, 20)
 
 
