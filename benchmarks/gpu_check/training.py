@@ -59,7 +59,7 @@ def engine_steps(setting: Setting) -> Iterator[tuple[str, Figures]]:
 def offloading(setting: Setting) -> Iterator[tuple[str, Figures]]:
     """The states of an engine leave the card and come back; training then goes on as if they had not."""
     name = models.TINY if setting.small else "1B"
-    for stage in (1, 2, 3):
+    for stage in (1, 2):
         engine, batch = engine_of("policy", name, setting, stage)
         one_step(engine, batch)
         before, held = engine.infer(batch.rows, batch.positions), _allocated(setting)

@@ -332,10 +332,10 @@ class RLHF(Section):
         engines = {"learner.engine": self.learner.engine}
         engines |= {f"signals.{k}.critic": s.critic for k, s in self.signals.items() if s.critic and self.has_critic(k)}
         for name, engine in engines.items():
-            if engine.zero_stage == 0:
+            if engine.zero_stage not in (1, 2):
                 raise ValueError(
-                    f"colocate moves what is trained off the GPUs between turns, which needs zero_stage 1 or higher, "
-                    f"and that of {name} is 0: raise it"
+                    "colocate moves what is trained off the GPUs between turns, which DeepSpeed does for zero_stage 1 "
+                    f"and 2, and that of {name} is {engine.zero_stage}: set it to 2"
                 )
             if engine.offload != Offload():
                 raise ValueError(

@@ -37,7 +37,13 @@ def config(transfer="auto", **changes):
         },
         multipliers=Multipliers(lambda_init=0.5, lambda_lr=0.5, episode_cost_window_size=16),
         rollout=Rollout(
-            max_prompt_tokens=64, max_new_tokens=16, chunk_size=4, max_num_seqs=16, kv_cache_mib=64, transfer=transfer
+            max_prompt_tokens=64,
+            max_new_tokens=16,
+            chunk_size=4,
+            max_num_seqs=16,
+            kv_cache_mib=64,
+            transfer=transfer,
+            transfer_timeout_s=30,
         ),
         learner=Learner(engine=engine, logprob_gap_alarm=1e-3),
         **changes,

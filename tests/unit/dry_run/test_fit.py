@@ -26,7 +26,7 @@ def fit(file, *overrides):
     [
         (PPO_LAG, ["ray.hardware.gpu_memory_gib=39"], r"ppo_lag: learner holds about 5\d\.\d GiB, and a GPU has 39"),
         (PPO_LAG, [f"{RUN}.rollout.gpu_memory_utilization=0.1"], r"rollout needs 15\.\d GiB .* gives it 7\.9"),
-        (PPO_LAG, [f"{RUN}.learner.engine.micro_batch_tokens=8192"], r"ppo_lag: TOO MUCH, .* GiB on the fullest of 8"),
+        (PPO_LAG, [f"{RUN}.learner.engine.micro_batch_tokens=24576"], r"ppo_lag: TOO MUCH, .* GiB on the fullest of 8"),
         (LARGE, [f"{RUN}.rollout.tensor_parallel_size=1", f"{RUN}.rollout.resources.gpus=1"], r"rollout needs 13\d"),
         (
             LARGE,

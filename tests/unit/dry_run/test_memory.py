@@ -86,8 +86,8 @@ def test_cuda_and_fragmentation_count_on_a_gpu():
     engine = Engine(zero_stage=3, gradient_checkpointing=True, micro_batch_tokens=2048)
     memory = trained(LLAMA_8B, engine, 2, GPU, score=False)
     assert memory.gpu == memory.model * FRAGMENTATION + CUDA_CONTEXT + NCCL
-    # a reading of the sources gives 71 to 75 for two ranks of a learner, with gradients in bfloat16 (7.5 more in float32)
-    # and all logits at once (chunks of them take 2.4 less)
+    # a reading of the sources gives 71 to 75 for two ranks of a learner; sums of gradients in float32 take 7.5 more,
+    # logits a chunk at a time 2.4 less
     assert 76 * GIB < memory.gpu < 80 * GIB
     alone = frozen(LLAMA_8B, engine, GPU, score=False)
     assert alone.gpu == alone.model * FRAGMENTATION + CUDA_CONTEXT  # no other rank to talk to
