@@ -41,6 +41,11 @@ class Memory:
         return self.weights + self.frozen + self.gradients + self.optimizer + self.working + self.kv_cache
 
     @property
+    def parked(self) -> float:
+        """Bytes that are in the node's memory while others have their turn on the GPU."""
+        return self.weights + self.frozen + self.gradients + self.optimizer if self.on_gpu else 0.0
+
+    @property
     def host(self) -> float:
         """Bytes of the node's memory."""
         return self.process + self.offloaded + (0 if self.on_gpu else self.model)

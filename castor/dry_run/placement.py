@@ -95,6 +95,8 @@ def _placed(actors: Actors, sizes: Sizes) -> PlacedActors:
     known = [memory for memory in memories if memory is not None]
     whole = _together(known) if len(known) == len(memories) else None
     phases = dict(zip(map(_phase, actors.holds), known, strict=True)) if actors.take_turns and whole else {}
+    if phases and whole:
+        whole = replace(whole, offloaded=whole.offloaded + sum(memory.parked for memory in known))
     return PlacedActors(actors.name, actors.count, resources, work, whole, parameters, phases)
 
 

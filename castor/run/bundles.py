@@ -35,7 +35,8 @@ def make_bundles(actors: Sequence[Actors], gpus_per_node: int) -> list[Bundle]:
 
     Ranks that train together are in one bundle, so that what they send each other stays on a node; where a node has too
     few GPUs for them, in as many bundles as it takes. An actor that takes a share of a GPU joins the fullest one with
-    room for it, but never another rank of its own training group, as NCCL refuses two ranks on one GPU.
+    room for it, but never another rank of its own training group, as NCCL refuses two ranks on one GPU. Groups that
+    take turns are spread instead: no two of a group on one GPU, as both would have the same turn.
     """
     whole: list[_Draft] = []
     shared: list[_Draft] = []
@@ -108,10 +109,12 @@ def _share(shared: list[_Draft], each: Actors, name: str, gpus: float) -> None:
     open_to_it = [
         draft
         for draft in shared
-        if draft.taken + gpus < 1 + _EDGE and not (each.trains_together and each in draft.groups)
+        if draft.taken + gpus < 1 + _EDGE
+        and not (each in draft.groups and (each.trains_together or each.take_turns))
     ]
     if open_to_it:
-        draft = max(open_to_it, key=lambda draft: draft.taken)
+        choose = min if each.take_turns else max
+        draft = choose(open_to_it, key=lambda draft: draft.taken)
         draft.names.append(name)
         draft.groups.append(each)
     else:

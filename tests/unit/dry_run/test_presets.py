@@ -24,7 +24,7 @@ PRESETS = [
     *("single_preference", "hh_ppo", "classifier_max", "classifier_mean", "pid_lag", "repo_rectified"),
     *("grpo_lag", "rloo_lag", "multi_constraint"),
 ]
-TWO_NODES = str(CONFIGS / "llama-8b" / "parts" / "two_nodes.yaml")
+TWO_NODES, COLOCATED = (str(CONFIGS / "llama-8b" / "parts" / f"{name}.yaml") for name in ("two_nodes", "colocated"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS).with_suffix("")))
@@ -35,12 +35,14 @@ def test_every_config_has_a_plan(file):
     assert placement(plan)
 
 
-@pytest.mark.parametrize("overrides", [[], [TWO_NODES]], ids=["one node", "two nodes"])
+@pytest.mark.parametrize(
+    ("nodes", "overrides"), [(1, []), (2, [TWO_NODES]), (1, [COLOCATED])], ids=["one node", "two nodes", "colocated"]
+)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_8b_presets_fit_eight_gpus_of_80_gb_a_node(preset, overrides):
+def test_the_8b_presets_fit_eight_gpus_of_80_gb_a_node(preset, nodes, overrides):
     config = load_config(CONFIGS / "llama-8b" / f"{preset}.yaml", overrides)
     hardware = config.ray.hardware
-    assert (hardware.nodes, hardware.gpus_per_node) == (1 + len(overrides), 8)
+    assert (hardware.nodes, hardware.gpus_per_node) == (nodes, 8)
     plan = make_plan(config)
     for stage, actors in placement(plan).items():
         gpus = stage_gpus(plan.bundles(plan.stages[stage]), actors, hardware)
@@ -65,6 +67,21 @@ def test_a_dry_run_says_what_each_gpu_holds():
     small = described(CONFIGS / "llama-8b" / "ppo_lag.yaml", "ray.hardware.gpu_memory_gib=40")
     assert "ppo_lag: TOO MUCH" in small
     assert "ppo_lag: learner holds about" in " ".join(small.split())
+
+
+def test_groups_that_take_turns_share_every_gpu_and_wait_on_the_host():
+    plan = make_plan(load_config(CONFIGS / "llama-8b" / "ppo_lag.yaml", [COLOCATED]))
+    signals = [f"signal-{name}-{rank}" for name in ("helpfulness", "harm") for rank in range(4)]
+    bundles = plan.bundles(plan.stages["ppo_lag"])
+    assert [bundle.members for bundle in bundles] == [
+        (f"rollout-{rank}", f"reference-{rank}", f"learner-{rank}", signals[rank]) for rank in range(8)
+    ]
+    assert sum(bundle.cpus for bundle in bundles) <= 96  # of p4de.24xlarge
+    placed = {actors.name: actors for actors in placement(plan)["ppo_lag"]}
+    critic = placed["signal-harm"]
+    judge, trained = (critic.phases[phase] for phase in ("judging", "critics"))
+    waits = judge.frozen + trained.weights + trained.gradients + trained.optimizer
+    assert critic.memory.host == critic.memory.process + waits
 
 
 @pytest.mark.parametrize(("nodes", "overrides"), [(2, []), (8, [str(CONFIGS / "llama-70b/parts/eight_nodes.yaml")])])

@@ -10,9 +10,9 @@ from castor.run.actors import Actors, Trained
 from castor.run.bundles import Bundle, make_bundles, place, require_room
 
 
-def actors(name, count, gpus, *, trained=False, elastic=False, **resources):
+def actors(name, count, gpus, *, trained=False, elastic=False, take_turns=False, **resources):
     holds = (Trained("model", Engine(), count, score=False),) if trained else ()
-    return Actors(name, count, Resources(cpus=2, gpus=gpus, **resources), "", holds, elastic)
+    return Actors(name, count, Resources(cpus=2, gpus=gpus, **resources), "", holds, elastic, take_turns)
 
 
 def members(bundles):
@@ -52,6 +52,16 @@ def test_two_ranks_of_a_training_group_never_share_a_gpu():
         ("signal-reward-1", "signal-harm-1"),
     ]
     assert len(make_bundles([actors("scorer", 2, 0.5)], 8)) == 1
+
+
+def test_groups_that_take_turns_have_at_most_one_of_each_on_a_gpu_and_are_spread():
+    groups = [("rollout", 3, False), ("learner", 3, True), ("harm", 2, False), ("help", 1, False)]
+    turns = [actors(name, count, 0.2, trained=trained, take_turns=True) for name, count, trained in groups]
+    assert members(make_bundles(turns, 8)) == [
+        ("rollout-0", "learner-0", "harm-0"),
+        ("rollout-1", "learner-1", "harm-1"),
+        ("rollout-2", "learner-2", "help-0"),
+    ]
 
 
 def test_several_gpus_of_an_actor_come_from_one_node_and_no_gpu_is_no_bundle():
