@@ -6,7 +6,8 @@ path, `host` with blake2b over the bytes on both sides, is the last line of each
 merged, W + s B A, and sent over a base that is there already.
 
 Columns, in seconds, medians over the turns: all of it, then the sender's gathering and digest, the wire (host: put and
-get; gloo: where the sender waits for it), and the slowest engine's loading and digest. With gloo they overlap.
+get; gloo, ipc: where the sender waits for it), and the slowest engine's loading and digest. With the latter two they
+overlap.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from actors.cluster import cluster
 from actors.group import actor_options, get
 from castor.config.cluster import RayCluster
 from castor.config.training import Resources
-from engines.weights import collective, digest
+from engines.weights import collective, digest, ipc
 from engines.weights.base import WeightUpdate, receiver_of, sender_class
 from engines.weights.collective import Invitation
 
@@ -97,14 +98,16 @@ class Half:
         warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nothing writes to it
         self.watch = Stopwatch()
         self.plain = digest.checksum
-        self.finish, self.get, self.put = collective.Group.finish, ray.get, ray.put
+        self.groups = {group: group.finish for group in (collective.Group, ipc.Group)}
+        self.get, self.put = ray.get, ray.put
 
     def reset(self, former: bool) -> None:
         """Start the watch from nothing."""
         self.watch.seconds.clear()
         checksum = former_checksum if former else self.plain
         digest.checksum = self.watch.timed("digest", checksum)
-        collective.Group.finish = self.watch.timed("wire", self.finish)  # type: ignore[method-assign]
+        for group, finish in self.groups.items():
+            group.finish = self.watch.timed("wire", finish)  # type: ignore[method-assign]
         ray.get, ray.put = self.watch.timed("wire", self.get), self.watch.timed("wire", self.put)
 
     def seconds(self) -> dict[str, float]:
@@ -121,7 +124,7 @@ class Learner(Half):
         torch.manual_seed(0)
         self.lora, kind = lora, getattr(torch, dtype)
         self.weights = {name: torch.randn(shape, dtype=torch.float32).to(kind) for name, shape in shapes(size)}
-        self.senders: dict[str, Any] = {name: sender_class(name)(keep=True) for name in ("host", "gloo")}
+        self.senders: dict[str, Any] = {name: sender_class(name)(keep=True) for name in ("host", "gloo", "ipc")}
         return sum(tensor.nbytes for tensor in self.sent().values())
 
     def sent(self) -> dict[str, Tensor]:
@@ -140,10 +143,10 @@ class Learner(Half):
             times.append(time.perf_counter() - begin)
         return min(times)
 
-    def invite(self, workers: int) -> Invitation:
+    def invite(self, transport: str, workers: int) -> Invitation:
         """Open a group."""
-        invitation: Invitation = self.senders["gloo"].invite("127.0.0.1", workers, TIMEOUT_S)
-        self.senders["gloo"].accept(invitation)
+        invitation: Invitation = self.senders[transport].invite("127.0.0.1", workers, TIMEOUT_S)
+        self.senders[transport].accept(invitation)
         return invitation
 
     def publish(self, transport: str) -> WeightUpdate:
@@ -223,8 +226,10 @@ def measure(size: str, dtype: str, count: int, lora: bool, turns: int) -> None:
     total = get(learner.load.remote(size, dtype, lora), TIMEOUT_S, "the learner")
     get([engine.load.remote(size, dtype) for engine in engines], TIMEOUT_S, "an engine")
     plain = get(learner.memcpy.remote(), TIMEOUT_S, "the learner")
-    group = [vars(get(learner.invite.remote(count), TIMEOUT_S, "the learner"))]
-    for transport, former in (("host", False), ("gloo", False), ("host", True)):
+    for transport, former in (("host", False), ("gloo", False), ("ipc", False), ("host", True)):
+        group = []
+        if transport != "host":
+            group = [vars(get(learner.invite.remote(transport, count), TIMEOUT_S, "the learner"))]
         rows = [turn(learner, engines, transport, former, group) for _ in range(turns + 1)][1:]
         middle = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
         label = f"{size}{' LoRA' if lora else ''}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -20,34 +22,49 @@ from castor.config.training import Resources
 from castor.models.tiny import train_tokenizer
 from castor.synthetic.prompts import enumerate_prompts
 
+TIMEOUT_S = 120.0
+
 
 def transfer(setting: Setting) -> Iterator[tuple[str, Figures]]:
-    """New weights through the object store: the engine proves that it holds them, and samples other tokens."""
+    """New weights into an engine's own process, through the object store and within the GPU.
+
+    The engine proves that it holds them, and samples other tokens.
+    """
+    with _engine(setting, engine="async") as (name, engine):
+        policy = models.policy(name, _dtype(setting), setting.device)
+        for transport in ("host", "ipc"):
+            before = _sampled(engine)
+            changed = {key: tensor + 0.1 * torch.randn_like(tensor) for key, tensor in policy.lm.state_dict().items()}
+            send = {"host": _put_aside, "ipc": _hand_over}[transport]
+            seconds = setting.once(lambda send=send, changed=changed: send(engine, changed))  # type: ignore[misc]
+            _require(_sampled(engine) != before, "other weights sample the same tokens")
+            size = sum(tensor.nbytes for tensor in changed.values()) / GIB
+            yield f"{transport} {name}", {"s": seconds, "GiB": size, "GiB/s": size / seconds}
+
+
+def _put_aside(engine: Any, weights: dict[str, torch.Tensor]) -> None:
     from engines.weights.host import Sender
 
-    with _engine(setting) as (name, engine):
-        before = _sampled(engine)
-        policy = models.policy(name, _dtype(setting), setting.device)
-        changed = {key: tensor + 0.1 * torch.randn_like(tensor) for key, tensor in policy.lm.state_dict().items()}
-        update: Any = None
+    update = Sender(keep=True).send(weights.items(), 1)
+    assert update is not None
+    update.check((1, engine.load_weights(update)))
 
-        def send() -> None:
-            nonlocal update
-            update = Sender(keep=True).send(changed.items(), 1)
 
-        figures: Figures = {"s to send": setting.once(send)}
-        digest = ""
+def _hand_over(engine: Any, weights: dict[str, torch.Tensor]) -> None:
+    from engines.weights.base import WeightUpdate
+    from engines.weights.ipc import Sender
 
-        def load() -> None:
-            nonlocal digest
-            digest = engine.load_weights(update)
-
-        figures["s to load"] = setting.once(load)
-        size = sum(tensor.nbytes for tensor in changed.values())
-        figures["GiB"] = size / GIB
-        _require(digest == update.digest, f"the engine holds {digest}, and {update.digest} was sent")
-        _require(_sampled(engine) != before, "other weights sample the same tokens")
-        yield f"host {name}", figures
+    sender = Sender(keep=True)
+    invitation = sender.invite("127.0.0.1", 1, TIMEOUT_S)
+    sender.accept(invitation)
+    announced = WeightUpdate(1, "", "ipc", [asdict(invitation)])
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(engine.load_weights, announced)
+        update = sender.send(weights.items(), 1)
+        digest = loading.result(TIMEOUT_S)
+    assert update is not None
+    update.check((1, digest))
+    sender.close()
 
 
 def taking_turns(setting: Setting) -> Iterator[tuple[str, Figures]]:
@@ -76,14 +93,16 @@ def taking_turns(setting: Setting) -> Iterator[tuple[str, Figures]]:
 
 
 @contextmanager
-def _engine(setting: Setting, sleeps: bool = False) -> Iterator[tuple[str, Any]]:
-    """A vLLM engine in this process around a random model, beside a Ray of its own."""
+def _engine(
+    setting: Setting, *, engine: Literal["inproc", "async"] = "inproc", sleeps: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """A vLLM engine around a random model, beside a Ray of its own."""
     from actors.cluster import cluster
     from engines.vllm_engine import make_engine
 
     name = models.TINY if setting.small else "1B"
     rollout = Rollout(
-        max_new_tokens=16, max_num_seqs=8, gpu_memory_utilization=0.4, kv_cache_mib=64,
+        engine=engine, max_new_tokens=16, max_num_seqs=8, gpu_memory_utilization=0.4, kv_cache_mib=64,
         dtype="float32" if setting.small else "bfloat16", resources=Resources(gpus=0 if setting.small else 1),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as place, cluster(RayCluster(object_store_mib=512 if setting.small else 8192)):

@@ -99,16 +99,17 @@ class Rollout(Section):
     )
     max_worker_restarts: int = Field(3, ge=0, description="dead workers replaced before the run fails")
     timeout_s: float = Field(600.0, gt=0, description="longest wait for one more response before the run fails")
-    transfer: Literal["auto", "host", "gloo", "nccl"] = Field(
+    transfer: Literal["auto", "host", "gloo", "nccl", "ipc"] = Field(
         "auto",
         description="how an RLHF run's weights reach its engines. host: through the node's memory, where an engine "
-        "takes them when it comes to it; gloo, nccl: broadcast to all at once, between CPUs or between GPUs; auto: "
-        "nccl where learner and engines have GPUs of their own, unless engines finish their responses first; else host",
+        "takes them when it comes to it; gloo, nccl: broadcast to all at once, between CPUs or between GPUs; ipc: "
+        "copied within one GPU that all share; auto: nccl where learner and engines have GPUs of their own, ipc where "
+        "the whole run has one GPU, unless engines finish their responses first; else host",
     )
     transfer_timeout_s: float = Field(
         120.0,
         gt=0,
-        description="with gloo and nccl: an engine that takes longer for the next part of the weights is replaced",
+        description="with gloo, nccl and ipc: an engine that takes longer for the next part of the weights is replaced",
     )
     resources: Resources = Field(default_factory=Resources, description="of one worker")
 
@@ -223,15 +224,28 @@ class RLHF(Section):
 
     @property
     def transfer(self) -> str:
-        """How weights reach the engines, decided: host, gloo or nccl."""
+        """How weights reach the engines, decided: host, gloo, nccl or ipc."""
         if self.rollout.transfer != "auto":
             return self.rollout.transfer
-        return "nccl" if self._own_gpus and not self._engines_finish_first and not self.colocate else "host"
+        if self._engines_finish_first or self.colocate:
+            return "host"
+        return "nccl" if self._own_gpus else "ipc" if self._one_gpu else "host"
 
     @property
     def _own_gpus(self) -> bool:
         """Whether every rank of the learner and every engine has whole GPUs: NCCL refuses to meet itself on one."""
         return min(self.learner.resources.gpus, self.rollout.resources.gpus) >= 1
+
+    @property
+    def _one_gpu(self) -> bool:
+        """Whether learner and engines share a GPU because everything of the run does."""
+        if min(self.learner.resources.gpus, self.rollout.resources.gpus) == 0:
+            return False
+        groups = [(self.learner.ranks, self.learner.resources), (self.rollout.workers, self.rollout.resources)]
+        groups += [(signal.ranks, signal.resources) for signal in self.signals.values()]
+        if self.policy.lora is None:
+            groups.append((self.policy.reference.ranks, self.policy.reference.resources))
+        return sum(count * resources.gpus for count, resources in groups) <= 1
 
     @property
     def _engines_finish_first(self) -> bool:
@@ -356,6 +370,11 @@ class RLHF(Section):
             raise ValueError(
                 "rollout.transfer nccl needs whole GPUs on both sides: set learner.resources.gpus and "
                 "rollout.resources.gpus to 1 or more, or take transfer host or gloo"
+            )
+        if self.transfer == "ipc" and max(self.learner.resources.gpus, self.rollout.resources.gpus) >= 1:
+            raise ValueError(
+                "rollout.transfer ipc needs learner and engines on one GPU: set learner.resources.gpus and "
+                "rollout.resources.gpus to shares of it, or take transfer host or nccl"
             )
         return self
 

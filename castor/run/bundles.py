@@ -109,8 +109,7 @@ def _share(shared: list[_Draft], each: Actors, name: str, gpus: float) -> None:
     open_to_it = [
         draft
         for draft in shared
-        if draft.taken + gpus < 1 + _EDGE
-        and not (each in draft.groups and (each.trains_together or each.take_turns))
+        if draft.taken + gpus < 1 + _EDGE and not (each in draft.groups and (each.trains_together or each.take_turns))
     ]
     if open_to_it:
         choose = min if each.take_turns else max

@@ -1,6 +1,6 @@
 """Weights by collectives: the learner's rank 0 broadcasts buckets to every vLLM worker of every engine at once.
 
-`gloo` and `nccl` are the same but for the process group (`Group`). They meet in a store that the sender opens on a free
+`gloo`, `nccl` and `ipc` are the same but for the group (`Group`). They meet in a store that the sender opens on a free
 port: whoever comes takes the next seat, so engines need not know of each other, nor how many workers each has. What a
 bucket holds is written into the store, its bytes are broadcast; a receiver that has everything says so there, and the
 sender does not end before all have. Who waits longer than `timeout_s` for another gives the group up, and it cannot be
@@ -43,7 +43,7 @@ class Invitation:
 
 
 class Group(ABC):
-    """One member's end of a process group. Every wait ends after `timeout_s` with a TransferError."""
+    """One member's end of a group. Every wait ends after `timeout_s` with a TransferError."""
 
     device: torch.device  # where its buckets are
 
@@ -57,7 +57,7 @@ class Group(ABC):
 
     @abstractmethod
     def connect(self) -> Any:
-        """A torch.distributed backend of these members."""
+        """A torch.distributed backend of these members, or what else `broadcast` and `finish` work with."""
 
     def broadcast(self, flat: Tensor) -> Any:
         """Send `flat` from rank 0, or receive into it; returns the work, for `finish`."""

@@ -36,7 +36,8 @@ class FolderLearner:
 
     def __init__(self, folders, lora):
         self.folders, self.lora = folders, lora
-        self.senders = {"host": sender_class("host")(True), "gloo": sender_class("gloo")(True, 20_000)}
+        self.senders = {"host": sender_class("host")(True)}
+        self.senders |= {name: sender_class(name)(True, 20_000) for name in ("gloo", "ipc")}
         self.version, self.bases, self.stroke, self.sent = 0, {}, None, []
 
     def invite(self, transport, workers, timeout_s):
@@ -84,7 +85,7 @@ def folders(tiny_models, tmp_path_factory):
     return [tiny_models.policy, str(other)]
 
 
-def config(engine="inproc", workers=2, lora=False):
+def config(transport, engine="inproc", workers=2, lora=False):
     return RLHF(
         steps=1,
         prompts_per_step=4,
@@ -92,7 +93,7 @@ def config(engine="inproc", workers=2, lora=False):
         policy={"lora": LoRA() if lora else None},
         rollout=Rollout(
             workers=workers, engine=engine, max_prompt_tokens=64, max_new_tokens=16, chunk_size=4, max_num_seqs=16,
-            kv_cache_mib=64, transfer="gloo", transfer_timeout_s=TIMEOUT_S, max_worker_restarts=8,
+            kv_cache_mib=64, transfer=transport, transfer_timeout_s=TIMEOUT_S, max_worker_restarts=8,
         ),
     )  # fmt: skip
 
@@ -137,7 +138,7 @@ def inproc(ray_session, folders, faults):
     worker = ray.remote(mortal_while_loading(mortal(RolloutWorker, faults), faults))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("actors.rollout_pool.FinishingWorker", worker)
-        setting = Setting(folders, config())
+        setting = Setting(folders, config("gloo"))
         yield setting
         setting.stop()
 
@@ -185,8 +186,8 @@ def test_engines_that_all_die_while_they_sample_are_replaced_with_the_current_we
 
 @pytest.fixture(scope="module")
 def apart(ray_session, folders):
-    """An engine with a process of its own."""
-    setting = Setting(folders, config("async", 1, lora=True))
+    """An engine with a process of its own, which reads the learner's buckets where they lie."""
+    setting = Setting(folders, config("ipc", "async", 1, lora=True))
     yield setting
     setting.stop()
 

@@ -11,6 +11,7 @@ def rlhf(learner_gpus=0.0, rollout_gpus=0.0, **rollout):
         {
             "steps": 1,
             "signals": {"help": {"role": "objective", "model": "reward"}},
+            "policy": {"lora": {}},
             "learner": {"resources": {"gpus": learner_gpus}},
             "rollout": {"resources": {"gpus": rollout_gpus}, **rollout},
         }
@@ -28,11 +29,17 @@ FINISH = {"max_staleness": 1, "on_new_weights": "finish"}
         (1, 1, {}, "nccl"),
         (1, 2, CONTINUE, "nccl"),
         (1, 1, FINISH, "host"),
-        (0.5, 0.5, {}, "host"),
+        (0.5, 0.5, {}, "ipc"),
+        (0.5, 0.5, FINISH, "host"),
+        (0.5, 0.6, {}, "host"),
+        (0.25, 0.5, {"workers": 2}, "host"),
+        (0.5, 0, {}, "host"),
         (1, 0, {}, "host"),
         (0, 0, {"transfer": "gloo"}, "gloo"),
         (0.5, 1, {"transfer": "gloo", **CONTINUE}, "gloo"),
         (1, 1, {"transfer": "host"}, "host"),
+        (0, 0, {"transfer": "ipc"}, "ipc"),
+        (0.5, 0.6, {"transfer": "ipc"}, "ipc"),
         (1, 1, {"transfer": "nccl"}, "nccl"),
     ],
 )
@@ -45,6 +52,7 @@ def test_the_way_follows_from_where_the_parts_are(learner, rollout, options, tra
     [
         (0, 0, {"transfer": "nccl"}, "nccl needs whole GPUs on both sides"),
         (0.5, 1, {"transfer": "nccl"}, "nccl needs whole GPUs on both sides"),
+        (0.5, 1, {"transfer": "ipc"}, "ipc needs learner and engines on one GPU"),
         (1, 1, {"transfer": "nccl", **FINISH}, "set on_new_weights to continue, or take transfer host"),
         (0, 0, {"transfer": "gloo", **FINISH}, "set on_new_weights to continue, or take transfer host"),
     ],

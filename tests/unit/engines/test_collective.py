@@ -1,4 +1,4 @@
-"""Buckets, and their way over gloo from a sender to receivers that come, stay away, or leave."""
+"""Buckets, and their way over gloo or ipc from a sender to receivers that come, stay away, or leave."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from castor.io.errors import CastorError
+from engines.weights import gloo, ipc
 from engines.weights.base import TransferError
 from engines.weights.buckets import Packer, unpack
 from engines.weights.digest import Digest
-from engines.weights.gloo import Receiver, Sender
 
 CPU = torch.device("cpu")
 TENSORS = {
@@ -60,6 +61,11 @@ def test_a_bucket_keeps_its_bytes_while_the_next_one_is_filled():
         before = next(unpack(entries, flat))
 
 
+@pytest.fixture(params=[gloo, ipc], ids=["gloo", "ipc"])
+def transport(request):
+    return request.param
+
+
 @pytest.fixture
 def pool():
     with ThreadPoolExecutor(4) as pool:
@@ -83,11 +89,11 @@ def load_of(piece, receiver, fail_at=None, seconds=0.0):
 def start(sender, receivers, timeout_s=20.0, come=None):
     invitation = sender.invite("127.0.0.1", come or len(receivers), timeout_s)
     sender.accept(invitation)
-    return {"transport": "gloo", **vars(invitation)}
+    return vars(invitation)
 
 
-def test_all_receivers_get_stream_after_stream(pool):
-    sender, receivers = Sender(keep=True, bucket_bytes=256), [Receiver() for _ in range(3)]
+def test_all_receivers_get_stream_after_stream(pool, transport):
+    sender, receivers = transport.Sender(keep=True, bucket_bytes=256), [transport.Receiver() for _ in range(3)]
     piece = start(sender, receivers)
     for version, count in ((1, len(TENSORS)), (2, 2), (3, 0)):
         sent = dict(list(TENSORS.items())[:count])
@@ -107,10 +113,10 @@ def test_all_receivers_get_stream_after_stream(pool):
     assert sender.store.num_keys() == keys  # nothing is left behind in the store
 
 
-def test_no_bucket_is_filled_again_before_a_slow_receiver_has_it(pool):
+def test_no_bucket_is_filled_again_before_a_slow_receiver_has_it(pool, transport):
     size = 8 << 20  # more than the connection holds
     tensor = torch.zeros(size, dtype=torch.uint8)
-    sender, receivers = Sender(keep=True, bucket_bytes=size), [Receiver(), Receiver()]
+    sender, receivers = transport.Sender(keep=True, bucket_bytes=size), [transport.Receiver(), transport.Receiver()]
     piece = start(sender, receivers)
     loads = [pool.submit(load_of, piece, receivers[0], seconds=0.2), pool.submit(load_of, piece, receivers[1])]
     update = sender.send(((str(number), tensor.fill_(number)) for number in range(8)), 1)
@@ -120,13 +126,13 @@ def test_no_bucket_is_filled_again_before_a_slow_receiver_has_it(pool):
 def test_other_ranks_gather_and_send_nothing():
     gathered = []
     tensors = ((name, gathered.append(name) or tensor) for name, tensor in TENSORS.items())
-    sender = Sender(keep=False)
+    sender = gloo.Sender(keep=False)
     assert sender.send(tensors, 1) is None
     assert gathered == list(TENSORS)
 
 
-def test_one_who_stays_away_keeps_nobody_waiting_and_the_next_group_is_whole(pool):
-    sender, receivers = Sender(keep=True, bucket_bytes=256), [Receiver() for _ in range(2)]
+def test_one_who_stays_away_keeps_nobody_waiting_and_the_next_group_is_whole(pool, transport):
+    sender, receivers = transport.Sender(keep=True, bucket_bytes=256), [transport.Receiver() for _ in range(2)]
     piece = start(sender, receivers, timeout_s=3.0, come=3)
     loads = [pool.submit(load_of, piece, receiver) for receiver in receivers]
     begin = time.monotonic()
@@ -143,8 +149,8 @@ def test_one_who_stays_away_keeps_nobody_waiting_and_the_next_group_is_whole(poo
     assert [load.result(30)[1] for load in loads] == [whole.digest] * 2
 
 
-def test_one_who_fails_in_mid_transfer_ends_it_for_the_sender_but_not_its_gathering(pool):
-    sender, receivers = Sender(keep=True, bucket_bytes=256), [Receiver() for _ in range(2)]
+def test_one_who_fails_in_mid_transfer_ends_it_for_the_sender_but_not_its_gathering(pool, transport):
+    sender, receivers = transport.Sender(keep=True, bucket_bytes=256), [transport.Receiver() for _ in range(2)]
     piece = start(sender, receivers, timeout_s=3.0)
     failing = pool.submit(load_of, piece, receivers[0], fail_at=1)
     other = pool.submit(load_of, piece, receivers[1])
@@ -156,3 +162,14 @@ def test_one_who_fails_in_mid_transfer_ends_it_for_the_sender_but_not_its_gather
         failing.result(30)
     if other.exception(30) is not None:  # it may have had everything before the sender knew
         assert isinstance(other.exception(), TransferError)
+
+
+def test_members_that_cannot_open_each_others_memory_are_named(pool, monkeypatch):
+    places = iter(["node a", "node b"])
+    monkeypatch.setattr(ipc.Group, "_place", lambda self: next(places))
+    sender, receiver = ipc.Sender(keep=True), ipc.Receiver()
+    load = pool.submit(load_of, start(sender, [receiver]), receiver)
+    with pytest.raises(CastorError, match="they are on node a and node b: take transfer host or nccl"):
+        sender.send(TENSORS.items(), 1)
+    with pytest.raises(CastorError, match="one GPU"):
+        load.result(30)
