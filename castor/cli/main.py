@@ -155,8 +155,10 @@ def _run(
         print(describe(plan))
         return
     from castor.dry_run.fit import require_fit
+    from castor.run.check_installed import require_stack
 
     require_fit(plan)
+    require_stack(plan)
     if not starts_over:
         Records(plan.files).check()
     with _pipeline(plan) as pipeline:
