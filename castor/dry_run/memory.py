@@ -14,9 +14,8 @@ GIB = 1 << 30
 TORCH_PROCESS, VLLM_PROCESS, HELPER_PROCESS = GIB // 2, 9 * GIB // 10, 3 * GIB // 10
 # on a GPU, outside of torch's allocator: context and kernels of a process, and NCCL's buffers: estimates
 CUDA_CONTEXT, NCCL = GIB // 2, GIB
-FRAGMENTATION = (
-    1.05  # of what torch's allocator holds on a GPU: blocks that are free and of the wrong size; an estimate
-)
+# of what torch's allocator holds on a GPU, with blocks that are free and of the wrong size: an estimate
+FRAGMENTATION = 1.05
 
 
 @dataclass(frozen=True)

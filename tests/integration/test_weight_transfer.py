@@ -85,7 +85,7 @@ def folders(tiny_models, tmp_path_factory):
     return [tiny_models.policy, str(other)]
 
 
-def config(transport, engine="inproc", workers=2, lora=False):
+def config(transport, engine="inproc", workers=2, lora=False, **rollout):
     return RLHF(
         steps=1,
         prompts_per_step=4,
@@ -94,6 +94,7 @@ def config(transport, engine="inproc", workers=2, lora=False):
         rollout=Rollout(
             workers=workers, engine=engine, max_prompt_tokens=64, max_new_tokens=16, chunk_size=4, max_num_seqs=16,
             kv_cache_mib=64, transfer=transport, transfer_timeout_s=TIMEOUT_S, max_worker_restarts=8,
+            **rollout,
         ),
     )  # fmt: skip
 
@@ -213,3 +214,13 @@ def test_an_engine_process_lost_in_mid_transfer_is_replaced(apart, tokenised_pro
     assert not Path(f"/proc/{victim}").exists()
     apart.check(version, requests(tokenised_prompts, 8))
     assert len(apart.ask("gathered")) == gathered + 1 + 2  # another group gets the base, too
+
+
+def test_every_worker_of_a_tensor_parallel_engine_takes_its_part(ray_session, folders, tokenised_prompts):
+    setting = Setting(folders, config("gloo", workers=1, tensor_parallel_size=2))
+    try:
+        setting.check(0, requests(tokenised_prompts, 8))
+        setting.publish(1)
+        setting.check(1, requests(tokenised_prompts, 8))
+    finally:
+        setting.stop()
