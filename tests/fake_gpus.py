@@ -23,7 +23,7 @@ from castor.io.errors import CastorError
 from castor.run.plan import make_plan
 from trainers.supervised.driver import scaling
 
-TWO_NODES = "configs/llama-8b/parts/two_nodes.yaml"
+VARIANTS = {"1": ([], ["configs/llama-8b/parts/colocated.yaml"]), "2": (["configs/llama-8b/parts/two_nodes.yaml"],)}
 STARTED = ("ppo_lag/ppo_lag", "multi_constraint/multi_constraint")
 
 
@@ -111,11 +111,12 @@ def main(nodes, output, *configs):
     cluster = started(int(nodes))
     ray.init(address=cluster.address, log_to_driver=False)
     found = {}
-    for path in configs:
-        plan = make_plan(load_config(Path(path), [TWO_NODES] if int(nodes) > 1 else []))
-        for stage in plan.stages.values():
-            name = f"{Path(path).stem}/{stage.name}"
-            found[name] = placed(stage, plan.bundles(stage), name in STARTED)
+    for number, variant in enumerate(VARIANTS[nodes]):
+        for path in configs:
+            plan = make_plan(load_config(Path(path), variant))
+            for stage in plan.stages.values():
+                name = f"{Path(path).stem}/{stage.name}"
+                found[f"{name}/{number}"] = placed(stage, plan.bundles(stage), number == 0 and name in STARTED)
     workers = {}
     if int(nodes) == 1:
         plan = make_plan(load_config(Path(configs[0]), ["reward.workers=4"]))

@@ -7,37 +7,42 @@ import sys
 
 import pytest
 
+from actors.group import get
 from tests.conftest import ROOT
-
-SCRIPT = """
-import json, sys
-from actors.cluster import cluster
-from actors.group import ActorGroup, get
-from castor.config.cluster import RayCluster
-from castor.config.training import Resources
 from tests.integration.test_engine_ranks import Rank
 from tests.plans import spmd_group
 
-with cluster(RayCluster(num_cpus=2, deterministic=sys.argv[1] == "yes")):
-    group = spmd_group("rank", Rank, 2)
-    group.join(120)
-    get(group.call("make", 2, "bfloat16"), 300, "make")
-    rows = get(group.call("train", 0, 2), 300, "train")
-    print(json.dumps([rows, get(group.call("determinism"), 60, "determinism")]))
+SCRIPT = """
+import json
+from actors.cluster import cluster
+from castor.config.cluster import RayCluster
+from tests.integration.test_deterministic import train
+
+with cluster(RayCluster(num_cpus=2, deterministic=True)):
+    print(json.dumps(train()))
 """
 
 
+def train():
+    """Losses and norms of two ranks, and what they were told."""
+    group = spmd_group("rank", Rank, 2)
+    try:
+        group.join(120)
+        get(group.call("make", 2, "bfloat16"), 300, "make")
+        rows = get(group.call("train", 0, 2), 300, "train")
+        return [rows, get(group.call("determinism"), 60, "determinism")]
+    finally:
+        group.stop()
+
+
 @pytest.fixture(scope="module")
-def runs():
-    """Losses and norms of two ranks, and what they were told: with and without."""
+def runs(ray_session):
+    """With and without."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = {}
-    for option in ("no", "yes"):
-        command = [sys.executable, "-c", SCRIPT, option]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, done.stderr
-        found[option] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    command = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return {"yes": json.loads(done.stdout.splitlines()[-1]), "no": train()}
 
 
 def test_every_process_is_told_and_what_trains_obeys(runs):

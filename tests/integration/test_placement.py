@@ -28,7 +28,7 @@ def found(request, tmp_path_factory):
 def test_every_bundle_of_every_preset_is_placed(found):
     nodes, placed = found
     stages = [stage for stage in placed["stages"].values() if stage["bundles"]]
-    assert len(stages) >= 3 * len(PRESETS)
+    assert len(stages) >= 3 * len(PRESETS) * (3 - nodes)  # on one node also in turns
     for stage in stages:
         used = defaultdict(int)
         for bundle in stage["bundles"]:
