@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.group import START_TIMEOUT_S, get
 from actors.rollout import WEIGHTS
@@ -67,6 +68,17 @@ class WeightProofs:
             self.pending.clear()  # of an update that is void
             raise
         self._count()
+
+    @staticmethod
+    def death(proof: Any) -> RayActorError | None:
+        """Why a proof that is there will never be one: its worker has died. Whatever else it is, `check` says."""
+        try:
+            ray.get(proof, timeout=START_TIMEOUT_S)
+        except RayActorError as error:
+            return error
+        except RayTaskError:
+            pass
+        return None
 
     def due(self, worker: ActorHandle, version: int) -> list[Any]:
         """The proofs a worker owes that has sampled with `version`: it has loaded these updates, so they are coming."""

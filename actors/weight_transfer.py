@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -11,8 +12,8 @@ from ray.actor import ActorHandle
 from actors.group import START_TIMEOUT_S, ActorFailure, ActorGroup, get
 from actors.rollout_pool import RolloutPool
 from castor.config.rlhf import RLHF
-from engines.weights.base import WeightUpdate
-from engines.weights.collective import Invitation
+from engines.weights.base import TransferError, WeightUpdate
+from engines.weights.collective import Invitation, dissolve
 
 
 class Get(Protocol):
@@ -83,6 +84,7 @@ class WeightTransfer:
         announced = WeightUpdate(version, "", circle.invitation.transport, pieces, circle.base)
         refs = self.learner.call("publish", version, circle.invitation)
         self.pool.announce(announced, refs[0])
+        self.pool.watch(refs, self.timeout_s, lambda: _dissolve(circle.invitation))
         sent: WeightUpdate = get(refs, self.timeout_s, "the learner (sending weights)")[0]
         missing = self.pool.settle(circle.invitation.timeout_s)
         circle.base = sent.base
@@ -101,3 +103,8 @@ class WeightTransfer:
                 base = WeightUpdate(0, "", transport, [asdict(invitation)])
             self.circle = Circle(members, invitation, base)
         return self.circle
+
+
+def _dissolve(invitation: Invitation) -> None:
+    with suppress(TransferError):  # its members have left it already
+        dissolve(invitation, "an engine died")

@@ -3,8 +3,8 @@
 `gloo`, `nccl` and `ipc` are the same but for the group (`Group`). They meet in a store that the sender opens on a free
 port: whoever comes takes the next seat, so engines need not know of each other, nor how many workers each has. What a
 bucket holds is written into the store, its bytes are broadcast; a receiver that has everything says so there, and the
-sender does not end before all have. Who waits longer than `timeout_s` for another gives the group up, and it cannot be
-used again: the sender opens another one for those that live.
+sender does not end before all have. Who waits longer than `timeout_s` for another, or is told from outside that one has
+died (`dissolve`), gives the group up, and it cannot be used again: the sender opens another one for those that live.
 
 vLLM's own trainer side is not used: it would bring vLLM into the learner, and its communicators wait for ever.
 """
@@ -12,6 +12,7 @@ vLLM's own trainer side is not used: it would bring vLLM into the learner, and i
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -28,6 +29,9 @@ from engines.weights import base
 from engines.weights.base import LOST, TransferError, WeightUpdate
 from engines.weights.buckets import Packer, unpack
 from engines.weights.digest import Tensors
+
+GONE = "gone"  # the key under which the store says that a member has died
+POLL_S = 0.002  # between two looks into the store (a wait of its own that is too long fills the log)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,17 @@ class Group(ABC):
         with wire():
             work.wait()
 
+    def wait(self, keys: list[str]) -> None:
+        """Until the store has all of these keys. Ends at once when it says that somebody is gone."""
+        deadline = time.monotonic() + self.timeout.total_seconds()
+        with wire():
+            while not self.store.check(keys):
+                if self.store.check([GONE]):
+                    raise TransferError(f"{LOST}: {self.store.get(GONE).decode()}")
+                if time.monotonic() > deadline:
+                    raise TransferError(f"{LOST}: no answer for {self.timeout.total_seconds():g} s")
+                time.sleep(POLL_S)
+
     def abort(self) -> None:
         """Leave: whoever waits for this member is told by the closed connections."""
         self.backend.abort()
@@ -90,8 +105,17 @@ def wire() -> Iterator[None]:
     """What torch.distributed raises about the others, as a TransferError."""
     try:
         yield
+    except TransferError:
+        raise
     except RuntimeError as error:
         raise TransferError(f"{LOST}: {error}") from error
+
+
+def dissolve(invitation: Invitation, why: str) -> None:
+    """Tell the members of a group that one has died; raises TransferError when its store is gone, too."""
+    wait, open_store = timedelta(seconds=invitation.timeout_s), cast(Any, dist).TCPStore
+    with wire():
+        open_store(invitation.address, invitation.port, is_master=False, timeout=wait).set(GONE, why)
 
 
 class Sender(base.Sender):
@@ -161,7 +185,7 @@ class Sender(base.Sender):
         with wire():
             store.set(group.bucket_key(number), json.dumps(None))
             thanks = [group.thanks_key(rank) for rank in range(1, self.invitation.size)]
-            store.wait(thanks, group.timeout)
+            group.wait(thanks)
             for key in [*(group.bucket_key(i) for i in range(number + 1)), *thanks]:
                 store.delete_key(key)
         group.streams += 1

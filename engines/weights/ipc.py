@@ -34,7 +34,7 @@ class Group(collective.Group):
         """Raises CastorError when the members cannot open each other's memory."""
         places = [f"place/{rank}" for rank in range(self.invitation.size)]
         self.store.set(places[self.rank], self._place())
-        self.store.wait(places, self.timeout)
+        self.wait(places)
         found = sorted({self.store.get(place).decode() for place in places})
         if len(found) > 1:
             raise CastorError(
@@ -68,8 +68,8 @@ class Group(collective.Group):
         if self.rank:
             return
         ranks = range(1, self.invitation.size)
+        self.wait([self._copied_key(work, rank) for rank in ranks])
         with wire():
-            self.store.wait([self._copied_key(work, rank) for rank in ranks], self.timeout)
             for rank in ranks:
                 self.store.delete_key(self._handle_key(work, rank))
                 self.store.delete_key(self._copied_key(work, rank))

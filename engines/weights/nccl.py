@@ -18,9 +18,7 @@ import torch.distributed as dist
 from castor.io.errors import CastorError
 from engines.weights import collective
 from engines.weights.base import LOST, TransferError
-from engines.weights.collective import Invitation
-
-POLL_S = 0.001
+from engines.weights.collective import POLL_S, Invitation
 
 
 class Group(collective.Group):
@@ -44,7 +42,7 @@ class Group(collective.Group):
     def _meet(self) -> None:
         everybody = [f"here/{rank}" for rank in range(self.invitation.size)]
         self.store.set(everybody[self.rank], "")
-        self.store.wait(everybody, self.timeout)
+        self.wait(everybody)
 
     def finish(self, work: Any) -> None:
         """See `collective.Group`. The current stream goes on after the broadcast."""

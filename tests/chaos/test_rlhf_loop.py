@@ -43,7 +43,6 @@ def config(transfer="auto", **changes):
             max_num_seqs=16,
             kv_cache_mib=64,
             transfer=transfer,
-            transfer_timeout_s=30,
         ),
         learner=Learner(engine=engine, logprob_gap_alarm=1e-3),
         **changes,

@@ -1,5 +1,6 @@
 """Buckets, and their way over gloo or ipc from a sender to receivers that come, stay away, or leave."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ from castor.io.errors import CastorError
 from engines.weights import gloo, ipc
 from engines.weights.base import TransferError
 from engines.weights.buckets import Packer, unpack
+from engines.weights.collective import Invitation, dissolve
 from engines.weights.digest import Digest
 
 CPU = torch.device("cpu")
@@ -162,6 +164,19 @@ def test_one_who_fails_in_mid_transfer_ends_it_for_the_sender_but_not_its_gather
         failing.result(30)
     if other.exception(30) is not None:  # it may have had everything before the sender knew
         assert isinstance(other.exception(), TransferError)
+
+
+def test_a_sender_that_is_told_of_a_death_does_not_wait_for_its_deadline(pool, transport):
+    sender, receivers = transport.Sender(keep=True), [transport.Receiver() for _ in range(2)]
+    piece = start(sender, receivers, timeout_s=3600.0)
+    dead = threading.Event()  # it never says that it has the weights
+    loads = [pool.submit(receivers[0].receive, piece, lambda tensors: dead.wait(60))]
+    loads.append(pool.submit(load_of, piece, receivers[1]))
+    sending = pool.submit(sender.send, TENSORS.items(), 1)
+    loads[1].result(30)
+    dissolve(Invitation(**piece), "an engine died")
+    assert sending.result(30).lost == "the weights did not get through: an engine died"
+    dead.set()
 
 
 def test_members_that_cannot_open_each_others_memory_are_named(pool, monkeypatch):
