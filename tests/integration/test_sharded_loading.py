@@ -151,19 +151,20 @@ def check_same(whole, shards):
         assert torch.equal(computed, outputs)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [*((name, "policy") for name in LANGUAGE_MODELS), ("cost", "score"), ("pku", "score"), ("cost", "critic"),
-     ("llama", "fresh"), ("tied", "moderation"), (ENCODER, "fresh")],
+    ("name", "kind", "dtype"),
+    [*((name, "policy", "float32") for name in LANGUAGE_MODELS), ("llama", "policy", "bfloat16"),
+     ("cost", "score", "bfloat16"), ("pku", "score", "float32"), ("cost", "critic", "float32"),
+     ("llama", "fresh", "float32"), ("tied", "moderation", "bfloat16"), (ENCODER, "fresh", "float32")],
 )  # fmt: skip
 def test_shards_are_the_model_and_no_rank_held_it(loaders, folders, name, kind, dtype):
     whole = load(loaders, str(folders / name), kind, 2, dtype)
     shards = load(loaders, str(folders / name), kind, 3, dtype)
     check_same(whole, shards)
-    total = sum(tensor.numel() for tensor in whole[0][3].values())
-    assert all(rank[0] >= total for rank in whole)
-    assert all(rank[0] < 0.8 * total for rank in shards)  # a half, and the largest layer
+    sizes = [tensor.numel() for tensor in whole[0][3].values()]
+    half = (sum(sizes) + max(sizes)) / 2  # a head that is tied to the embedding is a tensor of its own while it loads
+    assert all(rank[0] >= 0.999 * sum(sizes) for rank in whole)
+    assert all(rank[0] <= half + 1.01 * max(sizes) < sum(sizes) for rank in shards)  # one is whole at a time
 
 
 @pytest.mark.parametrize("targets", [None, ["c_attn"]])
@@ -183,15 +184,10 @@ def test_a_load_outside_is_whole_again(loaders, folders):
     assert get(loaders.call("numbers_on_this_rank", str(folders / "llama")), 120, "load") == [total, total]
 
 
-def test_weights_that_do_not_fit_are_refused_on_shards(ray_session, folders, tmp_path):
-    """Rank 0 reads them and says so; the other rank waits for it, and is stopped with its group."""
+def test_weights_that_do_not_fit_are_refused_on_shards(loaders, folders, tmp_path):
+    """Rank 0 reads them and says so; the other rank waits for it, and is stopped with its group: the last test here."""
     other = shutil.copytree(folders / "tied", tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"intermediate_size": 56}))
-    group = spmd_group("loader", Loader, 2)
-    try:
-        group.join(120)
-        with pytest.raises(CastorError, match=r"other.*as a causal language model"):
-            get(group.call("load", str(other), "policy", 3)[0], 120, "load")
-    finally:
-        group.stop()
+    with pytest.raises(CastorError, match=r"other.*as a causal language model"):
+        get(loaders.call("load", str(other), "policy", 3)[0], 120, "load")
