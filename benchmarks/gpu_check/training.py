@@ -94,13 +94,14 @@ def _allocated(setting: Setting) -> int:
 
 
 def _alone(setting: Setting) -> None:
-    """A process group of this process, unless it has one."""
-    from engines.deepspeed_engine import init_process_group
+    """A process group of this process alone: its own, or the one that a vLLM engine in it has made."""
+    from engines.deepspeed_engine import adopt_process_group, init_process_group
 
+    number = setting.device.index or 0
     if torch.distributed.is_initialized():
-        return
-    store = cast(Any, torch.distributed).HashStore()
-    init_process_group(0, 1, setting.device.index or 0, store, 60)
+        adopt_process_group(0, 1, number)
+    else:
+        init_process_group(0, 1, number, cast(Any, torch.distributed).HashStore(), 60)
 
 
 def _model(role: Role, name: str, setting: Setting) -> nn.Module:

@@ -49,13 +49,11 @@ def test_the_parts_with_engines_find_numbers(tmp_path):
     out = tmp_path / "check.json"
     engines = [name for name in PARTS if name not in IN_PROCESS]
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--out", str(out), "--only", *engines]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
     report = json.loads(out.read_text())
     assert done.returncode == 0, {name: part.get("stderr") for name, part in report["parts"].items()}
     cases = {name: [case for case, _ in part["rows"]] for name, part in report["parts"].items()}
-    assert cases == {
-        "transfer": ["host tiny", "ipc tiny"], "in turns": ["tiny"], "PPO-Lag": ["side by side", "in turns"],
-    }  # fmt: skip
+    assert cases == {"transfer": ["host tiny", "ipc tiny"], "in turns": ["tiny"], "PPO-Lag": ["in turns"]}
 
 
 def test_numbers_that_differ_are_an_error():
