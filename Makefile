@@ -31,7 +31,7 @@ COMPILE_STACK = $(COMPILE) $(UPGRADE) --override requirements/overrides.txt --ex
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu demo test test-unit lint format lock clean
+.PHONY: help install install-gpu gpu-check demo test test-unit lint format lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,9 @@ install: $(INSTALLED) ## Install everything into .venv, once (CPU; `make install
 
 install-gpu: ## The same with the CUDA stack
 	@$(MAKE) --no-print-directory install STACK=gpu
+
+gpu-check: ## Ten minutes on a GPU, with whatever is installed there: a table, and gpu-check.json
+	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu_check
 
 demo: install ## Install, then make a language model safer: runs/demo/report.html
 	@$(BIN)/castor pipeline configs/demo.yaml

@@ -8,9 +8,14 @@ from contextlib import contextmanager
 
 import ray
 
-from castor.config.cluster import RayCluster
+from castor.config.cluster import DETERMINISTIC, RayCluster
 from castor.io.errors import CastorError
 
+DETERMINISTIC_ENV = {  # of every process of a run; on a CPU none of it changes a number
+    DETERMINISTIC: "1",
+    "VLLM_BATCH_INVARIANT": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
 START_ATTEMPTS = 2  # Ray gives its own processes 30 s to come up, hard-coded; a busy machine may miss that once
 
 
@@ -43,11 +48,18 @@ def cluster(config: RayCluster) -> Iterator[None]:
         ray.shutdown()
 
 
+def gpus_of_nodes() -> list[int]:
+    """GPUs of every node that is up, as Ray counts them."""
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
 def _connect(address: str | None, config: RayCluster) -> None:
+    environment = {"env_vars": DETERMINISTIC_ENV} if config.deterministic else None
     if address:
-        ray.init(address=address, log_to_driver=True)
+        ray.init(address=address, log_to_driver=True, runtime_env=environment)
     else:
         ray.init(
+            runtime_env=environment,
             address="local",  # never a cluster that merely happens to run on this machine
             num_cpus=config.num_cpus,
             object_store_memory=config.object_store_mib << 20,

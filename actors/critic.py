@@ -25,18 +25,26 @@ class Critic:
         from castor.models.device import device, resolve_dtype
         from castor.models.load import load_critic
         from castor.models.score import ScoreInfo, ScoreModel
-        from engines.deepspeed_engine import TrainEngine
+        from engines.deepspeed_engine import TrainEngine, loading
 
         self.config, self.engine_config, self.seed, self.rank, self.world = config, engine, seed, rank, world
         self.device, dtype = device(), resolve_dtype(engine.dtype)
         signal = config.signals[name]
-        if signal.classifier is None and signal.critic_model is None:
-            critic = load_critic(model, dtype)
-        else:
-            torch.manual_seed(seed)
-            critic = ScoreModel.from_backbone(model, ScoreInfo("critic"), dtype)
+        with loading(engine):
+            if signal.classifier is None and signal.critic_model is None:
+                critic = load_critic(model, dtype)
+            else:
+                torch.manual_seed(seed)
+                critic = ScoreModel.from_backbone(model, ScoreInfo("critic"), dtype)
         updates = config.steps * config.learner.update_iters * config.learner.mini_batches
         self.engine = TrainEngine(critic, engine, updates)
+        self.on_device = True
+
+    def move(self, onto_device: bool) -> None:
+        """Model and optimiser state to the GPU, or away from it, unless they are there."""
+        if onto_device != self.on_device:
+            (self.engine.return_to_gpu if onto_device else self.engine.leave_gpu)()
+            self.on_device = onto_device
 
     def values(self, experience: Experience) -> NDArray[np.float32]:
         """[R] float32 predicted return before each response token, on every rank."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -12,6 +12,10 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from castor.config.training import Resources
 from castor.io.errors import CastorError
+
+if TYPE_CHECKING:
+    from actors.reservation import Reservation
+    from castor.run.actors import Actors
 
 START_TIMEOUT_S = 900.0  # importing torch, vllm and deepspeed takes minutes on a loaded machine
 
@@ -103,10 +107,11 @@ class SpmdActor:
         """Enter the process group."""
         import torch.distributed as dist
 
+        from actors.device import take_device
         from engines.deepspeed_engine import init_process_group
 
         store = cast(Any, dist).TCPStore(address, port, is_master=False) if rank else self.store
-        init_process_group(rank, world_size, store, timeout_s)
+        init_process_group(rank, world_size, take_device(), store, timeout_s)
         self.rank, self.world_size = rank, world_size
 
 
@@ -118,10 +123,12 @@ class ActorGroup:
         self.handles: list[Any] = list(handles)
 
     @classmethod
-    def start(cls, name: str, actor_class: Any, ranks: int, resources: Resources) -> ActorGroup:
-        """Start `ranks` actors without waiting for them."""
-        options = [actor_options(resources, f"{name}-{rank}") for rank in range(ranks)]
-        return cls(name, [actor_class.options(**option).remote() for option in options])
+    def start(
+        cls, actors: Actors, actor_class: Any, reservation: Reservation, *args: Any, name: str | None = None
+    ) -> ActorGroup:
+        """Start all `actors` where they are reserved, with `args`, without waiting for them; `name` for messages."""
+        options = [reservation.options(actors, rank) for rank in range(actors.count)]
+        return cls(name or actors.name, [actor_class.options(**option).remote(*args) for option in options])
 
     def join(self, timeout_s: float) -> None:
         """Form one process group of all actors, which are `SpmdActor`s; `timeout_s` bounds its collectives."""

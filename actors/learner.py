@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from actors.group import SpmdActor
 from actors.multipliers import Coefficients, effective_kl_coeff
+from actors.occupant import Occupant, Part
 from actors.step_batch import StepBatch, read
 from castor.algorithms.advantages import combine
 from castor.algorithms.kl import k3
@@ -35,12 +36,14 @@ from engines.batch import (
     seed_step,
     sum_over_ranks,
 )
-from engines.weights.base import Tensors, WeightUpdate
-from engines.weights.host import Sender
+from engines.weights.base import WeightUpdate, sender_class
+from engines.weights.collective import Invitation
+from engines.weights.collective import Sender as CollectiveSender
+from engines.weights.digest import Tensors
 
 
 @ray.remote
-class LearnerWorker(SpmdActor):
+class LearnerWorker(SpmdActor, Occupant):
     """One rank of the learner."""
 
     def load(
@@ -49,7 +52,7 @@ class LearnerWorker(SpmdActor):
         """Load the policy into its engine; `ptx_rows` are the demonstrations of PTX, where it is on. Collective."""
         from castor.models.device import device, resolve_dtype
         from castor.models.policy import PolicyModel
-        from engines.deepspeed_engine import TrainEngine
+        from engines.deepspeed_engine import TrainEngine, loading
 
         self.model = model = ModelReference.of(model)
         self.config, self.seed = config, seed
@@ -57,7 +60,9 @@ class LearnerWorker(SpmdActor):
         torch.set_num_threads(self.learner.resources.threads)
         torch.manual_seed(self.seed)
         self.device = device()
-        policy = PolicyModel.load(model, resolve_dtype(self.learner.engine.dtype))
+        engine, head_dtype = self.learner.engine, config.rollout.head_dtype
+        with loading(engine):
+            policy = PolicyModel.load(model, resolve_dtype(engine.dtype), engine=engine, head_dtype=head_dtype)
         self.policy = policy
         self.adapter = None
         if config.policy.lora is not None:
@@ -66,7 +71,8 @@ class LearnerWorker(SpmdActor):
             self.adapter = Adapter(policy, config.policy.lora, self.rank, self.world_size)
         updates = self.config.steps * self.learner.update_iters * self.learner.mini_batches
         self.engine = TrainEngine(policy, self.learner.engine, updates)
-        self.sender = Sender(keep=self.rank == 0)
+        self.version = 0
+        self.senders = {name: sender_class(name)(keep=self.rank == 0) for name in {"host", config.transfer}}
         self.ptx = None
         if self.learner.ptx is not None:
             from actors.ptx import PTXStream
@@ -76,6 +82,13 @@ class LearnerWorker(SpmdActor):
             tokenizer = load_tokenizer(model)
             limit = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
             self.ptx = PTXStream(self.learner.ptx, ptx_rows, PromptTemplate(tokenizer, template), limit, seed)
+
+    def move(self, part: Part | None) -> None:
+        """The policy, with all that its training needs. Collective."""
+        if part is None:
+            self.engine.leave_gpu()
+        elif self.on_gpu is None:
+            self.engine.return_to_gpu()
 
     def measure_kl(self, batch: StepBatch) -> tuple[float, int]:
         """Mean KL of the batch in nats a response (k1: Σ_t log π - log π_ref), and its number of responses."""
@@ -98,10 +111,10 @@ class LearnerWorker(SpmdActor):
             tokens of an update whose log-ratio was beyond `MAX_LOG_RATIO`), entropy_estimate (nats per token), kl_loss
             and entropy (nats per token) where they are in the loss, grad_norm, ptx_loss,
             logprob_gap_mean and _max, kl (nats per response, Σ_t log π - log π_ref, of the policy that sampled),
-            response_tokens, tokens, response_length, truncated_share, learning_rate. With max_staleness over 0 also
-            staleness_mean and _max (of response tokens, in versions), importance_mean, _max and _truncated_share (of
-            the ratio before truncation); the gap is then that of the tokens of this version, and is left out where
-            there are none.
+            response_tokens, tokens, response_length, truncated_share, learning_rate. Where the old log-probabilities
+            are the learner's also importance_mean, _max and _truncated_share (of the ratio before truncation). With
+            max_staleness over 0 also staleness_mean and _max (of response tokens, in versions); the gap is then that
+            of the tokens of this version, and is left out where there are none.
 
         Raises:
             RuntimeError: the learner's and the rollout's log-probabilities are too far apart: the engines hold other
@@ -109,7 +122,9 @@ class LearnerWorker(SpmdActor):
             FloatingPointError: a gradient is not finite.
 
         """
+        self.require_on_gpu("policy")
         seed_step(self.seed, step, self.rank)
+        self.version = step  # of the weights that this call leaves
         experience = Experience.concatenate(read(batch.experience))
         columns = {
             "reference": np.concatenate(read(batch.reference)),
@@ -123,12 +138,12 @@ class LearnerWorker(SpmdActor):
             world_size=self.world_size,
             seed=(self.seed, step),
         )
-        stale = {}
+        extra = {}
         if self.config.rollout.max_staleness:
-            stale = self._staleness(step, experience)
+            extra = self._staleness(step, experience)
             columns["fresh"] = (experience.versions == step - 1).astype(np.float32)
-            if self.learner.update_iters * self.learner.mini_batches > 1:  # else the one update's own forward pass
-                columns["proximal"] = self._proximal(experience)
+        if self.config.own_old_logprobs and self.learner.update_iters * self.learner.mini_batches > 1:
+            columns["proximal"] = self._proximal(experience)  # a single update takes its own forward pass
         kl_coeff = 0.0 if self.config.advantage.kl_in_reward else effective_kl_coeff(self.config, coefficients)
         updates: list[dict[str, float]] = []
         for mini in plan:
@@ -147,12 +162,12 @@ class LearnerWorker(SpmdActor):
                     **{key: sums[key] / mini.tokens for key in IMPORTANCE if key in sums},
                 }
             )
-            if stale:
-                stale["importance_max"] = max(stale.get("importance_max", 0.0), sums["importance_max"])
+            if self.config.own_old_logprobs:
+                extra["importance_max"] = max(extra.get("importance_max", 0.0), sums["importance_max"])
         return {
             **{key: float(np.mean([update[key] for update in updates])) for key in updates[0]},
             **gap,
-            **stale,
+            **extra,
             "kl": _kl_per_response(experience, columns["reference"]),
             "response_tokens": float(experience.response_lengths.sum()),
             "tokens": float(len(experience.tokens)),
@@ -183,15 +198,17 @@ class LearnerWorker(SpmdActor):
         self, experience: Experience, mini: MiniBatch, columns: dict[str, NDArray[np.float32]], kl_coeff: float
     ) -> dict[str, float]:
         """Backward passes of one mini-batch; sums over all ranks (gap_max and importance_max: maxima)."""
-        with_kl, with_entropy, stale = kl_coeff > 0, self.learner.entropy_coeff > 0, "fresh" in columns
+        with_kl, with_entropy, own_old = kl_coeff > 0, self.learner.entropy_coeff > 0, self.config.own_old_logprobs
         sums = dict.fromkeys(("loss", "clipped", "bounded", "logprob", "gap"), 0.0)
         if with_kl:
             sums["kl_loss"] = 0.0
         if with_entropy:
             sums["entropy"] = 0.0
-        if stale:
-            sums |= dict.fromkeys(("fresh", *IMPORTANCE), 0.0)
-        maxima = dict.fromkeys(("gap_max", "importance_max") if stale else ("gap_max",), 0.0)
+        if "fresh" in columns:
+            sums["fresh"] = 0.0
+        if own_old:
+            sums |= dict.fromkeys(IMPORTANCE, 0.0)
+        maxima = dict.fromkeys(("gap_max", "importance_max") if own_old else ("gap_max",), 0.0)
         for sequences in mini.micro:
             micro = make_micro_batch(experience, sequences, columns, self.learner.engine.pack_length, self.device)
             output = self.engine.forward(
@@ -202,11 +219,11 @@ class LearnerWorker(SpmdActor):
                 continue
             logprobs = output[0] if with_entropy else output
             weights = token_weights(micro.lengths, self.learner.loss_normalization, mini.sequences, mini.tokens)
-            old = micro.columns["logprobs"]
-            proximal = micro.columns.get("proximal", logprobs.detach()) if stale else old
-            surrogate = self._surrogate(logprobs, proximal, micro.columns["advantages"])
-            if stale:
-                correction = truncated_importance_weights(importance_ratio(proximal, old), self.learner.importance_cap)
+            sampled = micro.columns["logprobs"]
+            old = micro.columns.get("proximal", logprobs.detach()) if own_old else sampled
+            surrogate = self._surrogate(logprobs, old, micro.columns["advantages"])
+            if own_old:
+                correction = truncated_importance_weights(importance_ratio(old, sampled), self.learner.importance_cap)
                 surrogate = surrogate * correction
             loss = total = (weights * surrogate).sum()
             if with_kl:
@@ -219,7 +236,7 @@ class LearnerWorker(SpmdActor):
                 sums["entropy"] += float(entropy.detach())
             self.engine.accumulate(total)
             sums["loss"] += float(loss.detach())
-            self._tally(sums, maxima, logprobs.detach(), proximal, micro.columns)
+            self._tally(sums, maxima, logprobs.detach(), old, micro.columns)
         if self.ptx is not None:
             sums["ptx_loss"] = self.ptx.accumulate(self.engine, self.learner.engine, self.rank, self.world_size)
         return {**sum_over_ranks(sums), **{key: max_over_ranks(value) for key, value in maxima.items()}}
@@ -229,24 +246,25 @@ class LearnerWorker(SpmdActor):
         sums: dict[str, float],
         maxima: dict[str, float],
         logprobs: torch.Tensor,
-        proximal: torch.Tensor,
+        old: torch.Tensor,
         columns: dict[str, torch.Tensor],
     ) -> None:
         """Add the figures of one micro-batch's response tokens."""
-        old = columns["logprobs"]
-        gap = (logprobs - old).abs()
-        bounded = is_bounded(logprobs - proximal)
+        sampled = columns["logprobs"]
+        gap = (logprobs - sampled).abs()
+        bounded = is_bounded(logprobs - old)
         if "kl_loss" in sums:
             bounded |= is_bounded(columns["reference"] - logprobs)
         if "fresh" in columns:
             gap = gap * columns["fresh"]
-            bounded |= is_bounded(proximal - old)
-            ratio = importance_ratio(proximal, old)
             sums["fresh"] += float(columns["fresh"].sum())
+        if self.config.own_old_logprobs:
+            bounded |= is_bounded(old - sampled)
+            ratio = importance_ratio(old, sampled)
             sums["importance_mean"] += float(ratio.sum())
             sums["importance_truncated_share"] += float((ratio > self.learner.importance_cap).sum())
             maxima["importance_max"] = max(maxima["importance_max"], float(ratio.max()))
-        sums["clipped"] += float(self._outside(logprobs, proximal).sum())
+        sums["clipped"] += float(self._outside(logprobs, old).sum())
         sums["bounded"] += float(bounded.sum())
         sums["logprob"] += float(logprobs.sum())
         sums["gap"] += float(gap.sum())
@@ -303,13 +321,27 @@ class LearnerWorker(SpmdActor):
         Collective under ZeRO-3, where rank 0 answers; up to ZeRO-2 any rank does by itself.
         """
         assert self.adapter is not None
+        self.require_on_gpu("policy")
         return self.adapter.reference_logprobs(self.engine, experience, self.config.rollout.temperature)
 
-    def publish(self, version: int) -> WeightUpdate | None:
-        """The policy's weights as `version`, from rank 0. Collective."""
+    def invite(self, transport: str, workers: int, timeout_s: float) -> Invitation:
+        """Open a group in which `workers` of vLLM's processes get the weights from now on. On rank 0."""
+        sender = cast(CollectiveSender, self.senders[transport])
+        return sender.invite(ray.util.get_node_ip_address(), workers, timeout_s)
+
+    def publish(self, version: int | None = None, invitation: Invitation | None = None) -> WeightUpdate | None:
+        """The policy's weights as `version` (default: what it is), from rank 0: to a group, or to whoever wants them.
+
+        Collective.
+        """
+        self.require_on_gpu("policy")
+        sender = self.senders[invitation.transport if invitation else "host"]
+        if invitation is not None:
+            cast(CollectiveSender, sender).accept(invitation)
+        version = self.version if version is None else version
         if self.adapter is not None:
-            return self.adapter.publish(self.engine, self.sender, version)
-        return self.sender.send(self._weights(), version)
+            return self.adapter.publish(self.engine, sender, version)
+        return sender.send(self._weights(), version)
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder, whole or not at all. Collective; rank 0 writes.

@@ -6,28 +6,35 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from castor.config.training import Engine
+from actors.device import take_device
+from actors.occupant import Occupant, Part
+from castor.config.rlhf import RLHF
 from castor.experience import Experience
 from castor.model_reference import ModelLike
 
 
 @ray.remote
-class ReferenceWorker:
+class ReferenceWorker(Occupant):
     """One replica of the reference policy."""
 
-    def __init__(self, model: ModelLike, engine: Engine, temperature: float, threads: int) -> None:
+    def load(self, model: ModelLike, config: RLHF) -> None:
+        """Load the policy of a run."""
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(config.policy.reference.resources.threads)
+        take_device()
+        from castor.models.attention import place
         from castor.models.device import device, resolve_dtype
         from castor.models.policy import PolicyModel
 
-        self.name, self.engine, self.temperature, self.device = model, engine, temperature, device()
-        policy = PolicyModel.load(model, resolve_dtype(engine.dtype))
-        self.policy = policy.eval().requires_grad_(False).to(self.device)
+        engine, rollout = config.learner.engine, config.rollout
+        self.name, self.engine, self.temperature, self.device = model, engine, rollout.temperature, device()
+        policy = PolicyModel.load(model, resolve_dtype(engine.dtype), engine=engine, head_dtype=rollout.head_dtype)
+        self.policy = place(policy.eval().requires_grad_(False), self.device)
 
-    def ready(self) -> None:
-        """Answers once the model is loaded."""
+    def move(self, part: Part | None) -> None:
+        """The policy."""
+        self.policy.to("cpu" if part is None else self.device)
 
     def logprobs(self, experience: Experience) -> NDArray[np.float32]:
         """[R] float32 log-probabilities of the response tokens, in the experience's order.
@@ -36,6 +43,7 @@ class ReferenceWorker:
         """
         from engines.batch import forward_by_budget
 
+        self.require_on_gpu("policy")
         return forward_by_budget(
             experience,
             lambda micro: self.policy(micro.rows, micro.response_positions, self.temperature),

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import ray
 
+from actors.device import require_gpu
 from actors.group import node_id
+from actors.processes import Processes, processes_of_this_actor
 from castor.config.rlhf import Rollout
 from castor.data.tokens.prompt_stream import Prompt
 from castor.experience import Experience
@@ -45,10 +47,11 @@ class RolloutWorker:
     generation. As `ContinuingWorker` it takes weights in between, where they are sent to the group `WEIGHTS`.
     """
 
-    def __init__(self, model: ModelReference, config: Rollout, threads: int) -> None:
+    def __init__(self, model: ModelReference, config: Rollout, threads: int, sleeps: bool = False) -> None:
         import torch
 
         torch.set_num_threads(threads)  # vLLM turns later calls into no-ops
+        require_gpu()  # vLLM takes it, maybe in processes of its own
         from castor.data.tokens.template import load_tokenizer
         from castor.models.policy import context_length
         from engines.vllm_engine import make_engine
@@ -57,8 +60,9 @@ class RolloutWorker:
         self.tokenizer = load_tokenizer(model)
         limit = config.max_prompt_tokens + config.max_new_tokens
         longest = min(limit, context_length(model) or limit)
-        self.engine = make_engine(str(model.local()), config, longest, model.trust_remote_code)
+        self.engine = make_engine(str(model.local()), config, longest, model.trust_remote_code, sleeps)
         self.weights = LoadedWeights(self.engine.load_weights)
+        self.has_cache = True
 
     def ready(self) -> int:
         """Answers once the engine is up: the version of its weights."""
@@ -68,9 +72,33 @@ class RolloutWorker:
         """The node this worker runs on."""
         return node_id()
 
+    def processes(self) -> Processes:
+        """This worker's process and those of its engine."""
+        return processes_of_this_actor()
+
     def load_weights(self, update: WeightUpdate) -> Proof:
         """Take over new weights; returns the version and the digest of what was loaded."""
-        return self.weights.take(update)
+        proof = self.weights.take(update)
+        if not self.has_cache:
+            self._wake_cache()
+        return proof
+
+    def sleep(self, keep_weights: bool) -> None:
+        """Give up the GPU's memory. Weights that are not kept come with the next update."""
+        self.engine.sleep(keep_weights)
+        self.has_cache = False
+        if not keep_weights:
+            self.weights.lose()
+
+    def wake(self) -> None:
+        """Take the GPU's memory again; where the weights are still to come, without the key-value cache."""
+        self.engine.wake("weights")
+        if self.weights.held:
+            self._wake_cache()
+
+    def _wake_cache(self) -> None:
+        self.engine.wake("kv_cache")
+        self.has_cache = True
 
     def generate(self, requests: Sequence[PromptRequest], decode: bool) -> Iterator[Experience | ChunkInfo]:
         """Streams pairs (Experience, ChunkInfo), each as soon as `chunk_size` responses are finished.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,8 +13,10 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from actors.group import START_TIMEOUT_S, ActorFailure, actor_options, get
-from actors.rollout import ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
+from actors.group import START_TIMEOUT_S, ActorFailure, get, too_late
+from actors.processes import Processes, kill
+from actors.reservation import Reservation
+from actors.rollout import WEIGHTS, ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
 from actors.weight_proofs import WeightProofs
 from actors.workforce import Workforce
 from castor.config.rlhf import Rollout
@@ -69,18 +72,28 @@ class RolloutPool:
     is sampled with them. Where they continue on the new ones, weights overtake, and count once all have proven them.
     """
 
-    def __init__(self, model: ModelLike, config: Rollout) -> None:
-        """Start the workers without waiting for them; `wait_ready` does."""
-        self.config = config
+    def __init__(
+        self, model: ModelLike, config: Rollout, reservation: Reservation | None = None, sleeps: bool = False
+    ) -> None:
+        """Start the workers where they are reserved, without waiting for them; `wait_ready` does.
+
+        Workers that share their GPUs are waited for: vLLM takes what memory it finds free while it starts, and would
+        count a neighbour that loads its model meanwhile as its own. `sleeps`: they will be sent to sleep.
+        """
+        self.config, self.reservation = config, reservation or Reservation()
         model = ModelReference.of(model)
         self._asked = rollout_workers(model.name, config)
-        self._args = (model, config, config.resources.threads)
+        self._args = (model, config, config.resources.threads, sleeps)
         self._workforce = Workforce("rollout worker", self._start, self._asked.count, config.max_worker_restarts)
         self._weights = WeightProofs()
         self._streams: dict[Any, _Dealt] = {}
+        self._processes: dict[ActorHandle, Processes] = {}
+        self.republish: Callable[[], WeightUpdate] | None = None  # see `_latest`
+        if self.reservation.shares(self._asked):
+            self.wait_ready()
 
-    def _start(self) -> ActorHandle:
-        options = actor_options(self.config.resources, self._asked.name, **VLLM_ENV)
+    def _start(self, number: int) -> ActorHandle:
+        options = self.reservation.options(self._asked, number, **VLLM_ENV)
         worker = ContinuingWorker if self._continues else FinishingWorker
         return cast(Any, worker).options(**options).remote(*self._args)
 
@@ -186,9 +199,87 @@ class RolloutPool:
         self._workforce.admit_stale()
         self._weights.send(self.workers, update, overtake=self._continues)
 
+    def sleep(self, keep_weights: bool) -> None:
+        """Every worker gives up its GPU's memory; one that has died is replaced, and its replacement does the same.
+
+        Nothing is being sampled. Without `keep_weights` the workers have none until the next update.
+        """
+        self._everywhere("sleep", keep_weights)
+
+    def wake(self) -> None:
+        """Every worker takes its GPU's memory again; one that has died is replaced."""
+        self._everywhere("wake")
+
+    def admit_ready(self) -> list[ActorHandle]:
+        """All workers that are up, replacements included. Where none is at work, wait for one.
+
+        Raises ActorFailure when none comes up.
+        """
+        self._workforce.admit_ready()
+        if not self.workers:
+            raise too_late(START_TIMEOUT_S, "a rollout worker (starting vLLM)")
+        for worker in self.workers:
+            if worker not in self._processes:
+                method: Any = worker.processes
+                if self._continues:
+                    method = method.options(concurrency_group=WEIGHTS)
+                self._processes[worker] = get(method.remote(), START_TIMEOUT_S, "a rollout worker")
+        return self.workers
+
+    def announce(self, update: WeightUpdate, sent: Any) -> None:
+        """Have every worker receive what is being sent to all of them; `sent` is a ref to what its sender says of it.
+
+        The proofs are events, and `settle` waits for them.
+        """
+        self._weights.send(self.workers, update, overtake=self._continues, sent=sent)
+
+    def watch(self, sending: Sequence[Any], timeout_s: float, died: Callable[[], None]) -> None:
+        """Until all refs of `sending` are there: a worker that dies meanwhile is replaced, and `died` is called."""
+        refs, deadline = {*sending, *self._weights.pending}, time.monotonic() + timeout_s
+        while refs.intersection(sending):
+            ready, _ = ray.wait(list(refs), num_returns=1, timeout=max(deadline - time.monotonic(), 0.0))
+            if not ready:
+                return  # whoever asks for the result says so
+            refs.discard(ready[0])
+            if ready[0] in self._weights.pending and (error := self._weights.death(ready[0])) is not None:
+                self._replace(self._weights.pending[ready[0]].worker, error)
+                died()
+
+    def settle(self, timeout_s: float) -> str | None:
+        """Wait for the proofs that are owed, and replace whoever does not answer within `timeout_s`.
+
+        Returns why somebody has not got the weights; None: everybody has proven them. Raises RuntimeError when a worker
+        holds anything else, ActorFailure when too many were lost.
+        """
+        before, deadline = self.restarts, time.monotonic() + timeout_s
+        while pending := self._weights.pending:
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(deadline - time.monotonic(), 0.0))
+            if ready:
+                self._verify(ready[0])
+                continue
+            for worker in {owed.worker for owed in pending.values()}:
+                kill(self._processes[worker])
+                self._replace(worker, too_late(timeout_s, "a rollout worker (receiving weights)"))
+        return self._weights.lost or ("an engine was lost" if self.restarts > before else None)
+
     def stop(self) -> None:
         """Kill all workers."""
         self._workforce.stop()
+
+    def _everywhere(self, method: str, *args: Any) -> None:
+        """Call a method of all workers, side by side, and wait for it."""
+        calls = {getattr(worker, method).remote(*args): worker for worker in self._workforce.everyone}
+        while calls:
+            ready, _ = ray.wait(list(calls), timeout=START_TIMEOUT_S)
+            if not ready:
+                raise too_late(START_TIMEOUT_S, f"a rollout worker ({method})")
+            worker = calls.pop(ready[0])
+            try:
+                ray.get(ready[0], timeout=self.config.timeout_s)
+            except RayActorError as error:
+                if self._replace(worker, error) and method == "sleep":
+                    newest = cast(Any, self._workforce.stale[-1])  # it will come up awake
+                    calls[newest.sleep.remote(*args)] = newest
 
     def _deal(self, requests: Sequence[PromptRequest], job: Job) -> None:
         if requests and not self.workers:
@@ -226,27 +317,33 @@ class RolloutPool:
             assert self.update is not None  # version 0 is not older than anything
             log.warning("%d responses of version %d are overdue and sampled again", len(requests), info.oldest)
             job.overdue += len(requests)
-            self.load_weights(self.update)  # brings a worker that lags behind to the newest version
+            self.load_weights(self._latest(self.update))  # brings a worker that lags behind to the newest version
             self._deal(requests, job)
             return False
         job.unfinished.difference_update(info.uids)
         return True
 
     def _verify(self, proof: Any) -> None:
-        worker, _ = self._weights.pending[proof]
+        worker = self._weights.pending[proof].worker
         try:
             self._weights.check(proof)
         except RayActorError as error:
             self._replace(worker, error)
 
-    def _replace(self, worker: ActorHandle, error: RayActorError) -> None:
-        if self._workforce.replace(worker, error):
+    def _replace(self, worker: ActorHandle, error: Exception) -> bool:
+        replaced = self._workforce.replace(worker, error)
+        if replaced:
             self._weights.forget(worker)
+        return replaced
+
+    def _latest(self, update: WeightUpdate) -> WeightUpdate:
+        """`update`, or, where it can be had no more since it went to all who were there, what `republish` makes."""
+        return update if self.republish is None else self.republish()
 
     def _bring_in_replacements(self) -> None:
         """No worker is left but replacements: bring them to the current version, however long it takes."""
         if self.update is not None:
-            self.load_weights(self.update)
+            self.load_weights(self._latest(self.update))
         else:  # no transfer has taken place yet: the model's folder holds the current weights
             self._workforce.admit_stale()
             self.wait_ready()

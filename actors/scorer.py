@@ -6,6 +6,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from actors.device import take_device
 from castor.config.signal import Classifier
 from castor.config.training import Engine
 from castor.experience import Experience
@@ -28,6 +29,7 @@ class ScoreWorker:
         import torch
 
         torch.set_num_threads(threads)
+        take_device()
         from castor.scoring.experience_scorer import model_scorer
 
         self.scorer = model_scorer(model, engine, policy, classifier)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from actors.group import SpmdActor
 from actors.multipliers import Coefficients, effective_kl_coeff
+from actors.occupant import Occupant, Part
 from actors.step_batch import StepBatch, read
 from castor.config.rlhf import RLHF
 from castor.experience import Experience
@@ -29,7 +30,7 @@ class SignalModels:
 
 
 @ray.remote
-class SignalWorker(SpmdActor):
+class SignalWorker(SpmdActor, Occupant):
     """One rank of a signal's group. Every rank scores on its own; the critic is trained by all of them together."""
 
     def load(self, name: str, models: SignalModels, config: RLHF, seed: int, limit: float | None = None) -> None:
@@ -51,8 +52,16 @@ class SignalWorker(SpmdActor):
             assert self.signal.critic is not None
             self.critic = Critic(name, models.critic, config, self.signal.critic, seed, self.rank, self.world_size)
 
+    def move(self, part: Part | None) -> None:
+        """The judge, of which a function or a service has nothing on a GPU, or the critic. Collective."""
+        if self.scorer.frozen is not None:
+            self.scorer.frozen.move(onto_device=part == "judge")
+        if self.critic is not None:
+            self.critic.move(onto_device=part == "critic")
+
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores of the responses."""
+        self.require_on_gpu("judge")
         return self.scorer.score(experience)
 
     def advantages(self, batch: StepBatch, coefficients: Coefficients | None = None) -> NDArray[np.float32] | None:
@@ -75,6 +84,7 @@ class SignalWorker(SpmdActor):
                 stream, lengths, prompts, estimator=config.estimator, gamma=config.gamma, group_std=config.group_std
             )
         else:
+            self.require_on_gpu("critic")
             values = self.critic.values(experience)
             advantages, returns = gae(
                 stream, torch.from_numpy(values), lengths, gamma=config.gamma, gae_lambda=config.gae_lambda
@@ -127,6 +137,7 @@ class SignalWorker(SpmdActor):
         }
         if self.critic is None:
             return metrics
+        self.require_on_gpu("critic")
         experience, values, returns = self.fit
         fitted = self.critic.train(experience, values, returns, step)
         return {**fitted, **metrics, "value_mean": float(values.mean()), "return_mean": float(returns.mean())}

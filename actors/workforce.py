@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 
-from actors.group import ActorFailure
+from actors.group import START_TIMEOUT_S, ActorFailure
 
 log = logging.getLogger(__name__)
+
+ANSWER_S = 1.0  # within which an actor that is up and idle answers
 
 
 class Workforce:
     """Workers at work, and `stale` ones: started in place of dead ones, with the weights of the model's folder."""
 
-    def __init__(self, what: str, start: Callable[[], ActorHandle], size: int, max_restarts: int) -> None:
-        """`start` starts one without waiting for it; `what` they are, for messages."""
+    def __init__(self, what: str, start: Callable[[int], ActorHandle], size: int, max_restarts: int) -> None:
+        """`start` starts the one of that number without waiting for it; `what` they are, for messages."""
         self.what, self.start, self.max_restarts = what, start, max_restarts
         self.restarts = 0
-        self.working = [start() for _ in range(size)]
+        self.working = [start(number) for number in range(size)]
         self.stale: list[ActorHandle] = []
+        self._numbers = {worker: number for number, worker in enumerate(self.working)}
 
-    def replace(self, worker: ActorHandle, error: RayActorError) -> bool:
-        """Start another worker in place of a dead one; False when that was done before, on the word of another call.
+    def replace(self, worker: ActorHandle, error: Exception) -> bool:
+        """Start another worker in place of a dead one, of the same number; False when that was done before, on the
+        word of another call.
 
         Raises ActorFailure when that was one too many.
         """
@@ -38,14 +42,32 @@ class Workforce:
                 f"{self.what}s died {self.restarts} times, more than max_worker_restarts allows; the last: {error}"
             ) from error
         log.warning("a %s died and is being replaced (%d so far): %s", self.what, self.restarts, error)
-        self.stale.append(self.start())
+        number = self._numbers.pop(worker)
+        self.stale.append(self.start(number))
+        self._numbers[self.stale[-1]] = number
         return True
 
     def admit_stale(self) -> None:
         """The stale workers are about to get the weights of the others, and work from then on."""
         self.working, self.stale = self.working + self.stale, []
 
+    @property
+    def everyone(self) -> list[ActorHandle]:
+        """Those at work and the stale ones."""
+        return self.working + self.stale
+
+    def admit_ready(self) -> None:
+        """Admit the stale workers that are up. Where none is at work, wait for one of them."""
+        if not self.stale:
+            return
+        ready = {cast(Any, worker).ready.remote(): worker for worker in self.stale}
+        patience = ANSWER_S if self.working else START_TIMEOUT_S
+        up, _ = ray.wait(list(ready), num_returns=len(ready) if self.working else 1, timeout=patience)
+        admitted = [ready[ref] for ref in up]
+        self.working = self.working + admitted
+        self.stale = [worker for worker in self.stale if worker not in admitted]
+
     def stop(self) -> None:
         """Kill all of them."""
-        for worker in self.working + self.stale:
+        for worker in self.everyone:
             ray.kill(worker)

@@ -14,6 +14,7 @@ from pathlib import Path
 from actors.cluster import cluster
 from actors.folder_weights import FolderWeights
 from actors.group import get
+from actors.reservation import reserve
 from actors.signal import SignalModels
 from castor.config.load import load_config
 from castor.config.rlhf import RLHF
@@ -81,8 +82,10 @@ def main() -> None:
     with (
         cluster(whole.ray),
         tempfile.TemporaryDirectory() as state,
+        reserve(plan.bundles(stage), stage.name) as reservation,
         Groups(
-            config, actors={each.name: each for each in stage.actors()}, policy=policy, signals=signals, limits={},
+            config, actors={each.name: each for each in stage.actors()}, reservation=reservation, policy=policy,
+            signals=signals, limits={},
             template=whole.template, seed=0, ptx_rows=None, multipliers_file=Path(state) / "multipliers.json",
         ) as groups,
     ):  # fmt: skip

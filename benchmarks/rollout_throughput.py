@@ -64,7 +64,7 @@ class Both:
         start = time.perf_counter()
         inputs: list[Any] = [{"prompt_token_ids": self.template.encode_prompt(p)} for p in prompts]
         parameters = [sampling_params(self.rollout, i) for i in range(len(prompts))]
-        outputs = self.engine.llm.generate(inputs, parameters, use_tqdm=False)
+        outputs = self.engine.run(self.engine.llm.generate, inputs, parameters, use_tqdm=False)
         return sum(len(o.outputs[0].token_ids) for o in outputs) / (time.perf_counter() - start)
 
 

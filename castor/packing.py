@@ -80,6 +80,16 @@ class PackedRows:
         """A copy on `device`."""
         return PackedRows(self.input_ids.to(device), self.position_ids.to(device), self.flat.to(device))
 
+    def boundaries(self) -> tuple[Tensor, int]:
+        """Where each sequence begins in the flattened rows, and where the last ends; tokens of the longest.
+
+        Returns [N + 1] int32 for N sequences, and a number. Every token of filling is a sequence, and none goes on in
+        the next row.
+        """
+        (starts,) = (self.position_ids.view(-1) == 0).nonzero(as_tuple=True)
+        cuts = torch.cat([starts, starts.new_tensor([self.position_ids.numel()])])
+        return cuts.int(), int(cuts.diff().max())
+
     def one_per_row(self) -> tuple[PackedRows, Tensor]:
         """The same sequences, each at the start of a row of its own, and the mask [N, L] int64 of real tokens.
 

@@ -42,15 +42,15 @@ class Adapter:
         self.policy, self.config, self.rank, self.world_size = policy, config, rank, world_size
         self.prefix = f"{inner_model(policy)[0]}."
         self.moving = moving_prefixes(policy)
-        self.base: WeightUpdate | None = None
-        self.base_is_out = False
+        self.bases: dict[str, WeightUpdate | None] = {}  # by the route they were sent on
 
     def publish(self, engine: TrainEngine, sender: Sender, version: int) -> WeightUpdate | None:
-        """Send the merged weights as `version`; what training does not change is sent the first time only."""
-        if not self.base_is_out:
+        """Send the merged weights as `version`; what training does not change is sent once on each of its routes."""
+        if sender.route not in self.bases:
             base = sender.send(self.merged(engine, lambda name: not name.startswith(self.moving)), 0)
-            self.base, self.base_is_out = base if base and base.pieces else None, True
-        return sender.send(self.merged(engine, lambda name: name.startswith(self.moving)), version, self.base)
+            self.bases[sender.route] = base if base and base.pieces else None
+        base = self.bases[sender.route]
+        return sender.send(self.merged(engine, lambda name: name.startswith(self.moving)), version, base)
 
     def merged(
         self, engine: TrainEngine, wanted: Callable[[str], bool] = lambda name: True

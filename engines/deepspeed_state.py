@@ -17,6 +17,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from castor.io.files import read_json, write_json
 
@@ -84,6 +85,28 @@ def load(engine: Any, folder: Path) -> None:
         group["lr"] = rate
 
 
+@torch.no_grad()
+def get_weight(engine: Any, parameter: nn.Parameter) -> Tensor:
+    """The float32 weight that the engine trains, whole, on the parameter's device. Collective; a stage may alias it."""
+    return _get(engine, parameter, WEIGHT)
+
+
+@torch.no_grad()
+def set_weight(engine: Any, parameter: nn.Parameter, weight: Tensor) -> None:
+    """Put a whole float32 weight in place of the one that the engine trains; the parameter stays. Collective."""
+    _set(engine, parameter, weight, WEIGHT)
+
+
+@torch.no_grad()
+def undo_first_step(engine: Any) -> None:
+    """ZeRO-0 in bfloat16: take back the step on gradients of zero with which DeepSpeed makes AdamW's state.
+
+    It counts as the first one for Adam's bias correction, and decays the weights.
+    """
+    engine.basic_optimizer.state.clear()
+    engine.optimizer.refresh_fp32_params()
+
+
 def _trained(engine: Any) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
 
@@ -119,15 +142,31 @@ def _get(engine: Any, parameter: nn.Parameter, key: str) -> Tensor:
 
 
 def _set(engine: Any, parameter: nn.Parameter, tensor: Tensor, key: str) -> None:
+    """Put the whole fp32 weight, or one of its moments, in place; every rank takes its share."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     if not _is_sharded(parameter):
         master = _masters(engine)[parameter]
         (master if key == WEIGHT else engine.basic_optimizer.state[master][key]).copy_(tensor)
+    elif hasattr(parameter, "ds_id"):
+        _set_zero3(parameter, tensor, key)
     elif key == WEIGHT:
         safe_set_full_fp32_param(parameter, tensor)
     else:
         safe_set_full_optimizer_state(parameter, tensor, key)
+
+
+def _set_zero3(parameter: Any, tensor: Tensor, key: str) -> None:
+    """ZeRO-3 pads to equal shares, which `safe_set_full_*` forgets: it fails where the ranks do not divide a tensor."""
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    size = parameter.ds_tensor.numel()
+    whole = pad(tensor.flatten(), (0, size * dist.get_world_size() - tensor.numel()))
+    share = whole.narrow(0, size * dist.get_rank(), size)
+    if key == WEIGHT:
+        safe_set_local_fp32_param(parameter, share)
+    else:
+        safe_set_local_optimizer_state(parameter, share, key)
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from castor.config.rlhf import Rollout
 from engines.vllm_arguments import engine_arguments
-from engines.weights.base import WeightUpdate, receiver_of
+from engines.weights.base import LOST, TransferError, WeightUpdate, receiver_of
 from engines.weights.vllm_transfer import BACKEND, WorkerExtension
 
 STEP_TIMEOUT_S = 600.0
+BUILD_TIMEOUT_S = 3600.0  # whoever starts the actor waits for less
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,9 @@ class Response:
     truncated: bool
 
 
+SleepingPart = Literal["weights", "kv_cache"]
+
+
 class RolloutEngine(Protocol):
     """What a rollout worker needs of vLLM."""
 
@@ -56,15 +65,30 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def sleep(self, keep_weights: bool) -> None:
+        """Give up the GPU's memory: that of the weights, which may be kept in the node's, and the key-value cache.
 
-def make_engine(model: str, config: Rollout, max_length: int, trust_remote_code: bool) -> RolloutEngine:
-    """The engine the config names, for sequences of up to `max_length` tokens."""
+        Nothing is being sampled. On a CPU vLLM's workers ignore it: all stays where it is.
+        """
+        ...
+
+    def wake(self, part: SleepingPart) -> None:
+        """Take memory again for a part of what `sleep` gave up. Weights that were not kept have no values yet."""
+        ...
+
+
+def make_engine(
+    model: str, config: Rollout, max_length: int, trust_remote_code: bool, sleeps: bool = False
+) -> RolloutEngine:
+    """The engine the config names, for sequences of up to `max_length` tokens; `sleeps`: it will be sent to sleep."""
     engines: dict[str, Callable[[dict[str, Any], Rollout], RolloutEngine]]
     engines = {"inproc": InprocEngine, "async": AsyncEngine}
-    return engines[config.engine](rollout_arguments(model, config, max_length, trust_remote_code), config)
+    return engines[config.engine](rollout_arguments(model, config, max_length, trust_remote_code, sleeps), config)
 
 
-def rollout_arguments(model: str, config: Rollout, max_length: int, trust_remote_code: bool) -> dict[str, Any]:
+def rollout_arguments(
+    model: str, config: Rollout, max_length: int, trust_remote_code: bool, sleeps: bool = False
+) -> dict[str, Any]:
     """`engine_arguments`, and what sampling for training asks for beyond them."""
     return engine_arguments(model, config, max_length, trust_remote_code) | {
         "logprobs_mode": "processed_logprobs",
@@ -72,6 +96,8 @@ def rollout_arguments(model: str, config: Rollout, max_length: int, trust_remote
         "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
         "generation_config": "vllm",  # a checkpoint's own sampling defaults would change what is sampled
         "seed": 0,
+        **({"hf_overrides": {"head_dtype": "float32"}} if config.head_dtype == "float32" else {}),
+        **({"enable_sleep_mode": True} if sleeps and config.resources.gpus else {}),
     }
 
 
@@ -107,52 +133,81 @@ def _response(request: Request, output: Any) -> Response:
 
 
 class InprocEngine:
-    """vLLM inside this process: one import, no serialisation; the caller's thread drives the engine step by step."""
+    """vLLM inside this process: one import, no serialisation.
+
+    One thread builds the engine, steps it and loads weights into it: vLLM is not thread-safe, and on CUDA each thread
+    has a stream of its own, so that what another one does is not ordered with the steps. Calls are served in the order
+    in which they come: a transfer that waits goes before the next step.
+    """
 
     def __init__(self, kwargs: dict[str, Any], config: Rollout) -> None:
-        from vllm import LLM
-
         self.config = config
-        self.llm = LLM(**kwargs)
-        self.llm.llm_engine.set_weight_version("0")
-        self._stepping = threading.Lock()  # the engine is not thread-safe: one step, or one transfer, at a time
-        self._turn = threading.Lock()  # held by a waiting transfer, so that the next step cannot overtake it
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
+        self.llm: Any = self._thread.submit(self._build, kwargs).result(BUILD_TIMEOUT_S)
+
+    def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Do something with `llm` on the engine's thread; returns what it returns."""
+        return self._thread.submit(call, *args, **kwargs).result(STEP_TIMEOUT_S)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
         """See `RolloutEngine`."""
         engine = self.llm.llm_engine
         waiting = {str(request.uid): request for request in requests}
-        with self._stepping:
-            for key, request in waiting.items():
-                params = sampling_params(self.config, request.seed)
-                engine.add_request(key, {"prompt_token_ids": request.prompt}, params)
+        self.run(self._add, waiting)
         try:
             while waiting:
-                with self._turn:
-                    pass
-                with self._stepping:
-                    outputs = engine.step()
-                for output in outputs:
+                for output in self.run(engine.step):
                     if output.finished:
                         yield _response(waiting.pop(output.request_id), output)
         finally:
             if waiting:  # an error, or a caller that stopped listening: leave nothing running behind
-                with self._stepping:
-                    engine.abort_request(list(waiting))
+                self.run(engine.abort_request, list(waiting))
 
     def load_weights(self, update: WeightUpdate) -> str:
         """See `RolloutEngine`."""
+        digest: str = self.run(self._load, update)
+        return digest
+
+    def sleep(self, keep_weights: bool) -> None:
+        """See `RolloutEngine`."""
+        self.run(self.llm.sleep, level=1 if keep_weights else 2)
+
+    def wake(self, part: SleepingPart) -> None:
+        """See `RolloutEngine`."""
+        self.run(self.llm.wake_up, tags=[part])
+
+    def _build(self, kwargs: dict[str, Any]) -> Any:
+        from vllm import LLM
+
+        llm = LLM(**kwargs)
+        llm.llm_engine.set_weight_version("0")
+        return llm
+
+    def _add(self, waiting: dict[str, Request]) -> None:
+        for key, request in waiting.items():
+            params = sampling_params(self.config, request.seed)
+            self.llm.llm_engine.add_request(key, {"prompt_token_ids": request.prompt}, params)
+
+    def _load(self, update: WeightUpdate) -> str:
         client: Any = self.llm.llm_engine.engine_core  # of this process, so it holds the core itself
         core = client.engine_core
-        with self._turn, self._stepping:
-            core.pause_scheduler(mode="keep", clear_cache=True)
-            self.llm.collective_rpc("start_weight_update")
-            for info in _pieces(update, in_process=True):
-                self.llm.collective_rpc("update_weights", kwargs={"update_info": info})
-            self.llm.collective_rpc("finish_weight_update")
-            self.llm.llm_engine.set_weight_version(str(update.version))
-            core.resume_scheduler()
-            return _agreed(self.llm.collective_rpc("loaded_digest"))
+        core.pause_scheduler(mode="keep", clear_cache=True)
+        self.llm.collective_rpc("start_weight_update")
+        for info in _pieces(update, in_process=self.config.tensor_parallel_size == 1):
+            self.llm.collective_rpc("update_weights", kwargs={"update_info": info})
+        self.llm.collective_rpc("finish_weight_update")
+        _synchronize()  # copies that a transport put on streams of its own
+        self.llm.llm_engine.set_weight_version(str(update.version))
+        core.resume_scheduler()
+        return _agreed(self.llm.collective_rpc("loaded_digest"))
+
+
+def _synchronize() -> None:
+    """Wait for everything this process has put on its GPU, if it has one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 class AsyncEngine:
@@ -175,6 +230,8 @@ class AsyncEngine:
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
         """See `RolloutEngine`."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         finished: queue.Queue[Response | BaseException] = queue.Queue()
 
         async def one(request: Request) -> None:
@@ -191,6 +248,8 @@ class AsyncEngine:
         try:
             for _ in requests:
                 item = finished.get(timeout=STEP_TIMEOUT_S)
+                if isinstance(item, EngineDeadError):
+                    _end_with_the_engine()
                 if isinstance(item, BaseException):
                     raise item
                 yield item
@@ -205,13 +264,37 @@ class AsyncEngine:
         self._run(self.llm.pause_generation(mode="keep", clear_cache=True))
         self._run(self.llm.start_weight_update())
         for info in _pieces(update, in_process=False):
-            self._run(self.llm.update_weights(WeightTransferUpdateRequest(update_info=info)))
+            try:
+                self._run(self.llm.update_weights(WeightTransferUpdateRequest(update_info=info)))
+            except Exception as error:
+                if LOST in str(error):  # from another process comes the text alone
+                    raise TransferError(str(error)) from error
+                raise
         self._run(self.llm.finish_weight_update(weight_version=str(update.version)))
         self._run(self.llm.resume_generation())
         return _agreed(self._run(self.llm.collective_rpc("loaded_digest")))
 
+    def sleep(self, keep_weights: bool) -> None:
+        """See `RolloutEngine`."""
+        self._run(self.llm.sleep(level=1 if keep_weights else 2))
+
+    def wake(self, part: SleepingPart) -> None:
+        """See `RolloutEngine`."""
+        self._run(self.llm.wake_up(tags=[part]))
+
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STEP_TIMEOUT_S)
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STEP_TIMEOUT_S)
+        except EngineDeadError:
+            _end_with_the_engine()
+
+
+def _end_with_the_engine() -> NoReturn:
+    """End this process, whose engine process is no more: who waits for it knows what to do about the dead."""
+    log.error("vLLM's engine process has died, and this one, which is of no use without it, ends")
+    os._exit(1)
 
 
 def _pieces(update: WeightUpdate, in_process: bool) -> Iterator[dict[str, Any]]:

@@ -19,22 +19,23 @@ class Faults:
         folder.mkdir(exist_ok=True)
         self.folder = folder
 
-    def arm(self, count: int) -> None:
-        """Arm `count` faults, each of which kills one process."""
+    def arm(self, count: int, how: int = signal.SIGKILL, where: str = "sampling") -> None:
+        """Arm `count` faults at the point `where`, each of which sends one process the signal `how`."""
         for number in range(count):
-            (self.folder / f"{number}.armed").write_text("")
+            (self.folder / f"{where}-{number}.armed").write_text(str(how))
 
-    def strike(self) -> None:
-        """Kill this process, if a fault is armed."""
-        for armed in sorted(self.folder.glob("*.armed")):
+    def strike(self, where: str = "sampling") -> None:
+        """Kill or stop this process, if a fault is armed at the point `where`."""
+        for armed in sorted(self.folder.glob(f"{where}-*.armed")):
+            struck = armed.with_suffix(f".{os.getpid()}")
             try:
-                armed.rename(armed.with_suffix(f".{os.getpid()}"))
+                armed.rename(struck)
             except FileNotFoundError:
                 continue  # another process was faster
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), int(struck.read_text()))
 
     def struck(self) -> int:
-        """How many faults have killed a process, which is no more."""
+        """How many faults have killed or stopped a process, which is no more."""
         victims = [int(path.suffix[1:]) for path in self.folder.iterdir() if path.suffix != ".armed"]
         assert not any(_runs(process) for process in victims)
         return len(set(victims))
@@ -49,6 +50,25 @@ def mortal(worker: type, faults: Faults) -> type:
                 if number == 2:  # a chunk is two items
                     faults.strike()
                 yield item
+
+    return Mortal
+
+
+def mortal_while_loading(worker: type, faults: Faults) -> type:
+    """A rollout worker with an engine of its own that an armed fault strikes once it has loaded a part of an update."""
+
+    class Mortal(worker):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            from engines.weights.vllm_transfer import ProvenTransfer
+
+            load = ProvenTransfer._load
+
+            def load_and_strike(engine: Any, tensors: Any) -> None:
+                load(engine, tensors)
+                faults.strike("loading")
+
+            ProvenTransfer._load = load_and_strike
 
     return Mortal
 

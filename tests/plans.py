@@ -1,7 +1,12 @@
 """Plans, stages and what their runners are given, for tests that carry out a part of a run by themselves."""
 
+from typing import Any
+
+from actors.group import ActorGroup
+from actors.reservation import Reservation
 from castor.config.pipeline import Config
 from castor.config.rlhf import RLHF
+from castor.config.training import Resources
 from castor.io.terminal import Terminal
 from castor.run.actors import Actors
 from castor.run.plan import Plan, make_plan
@@ -34,4 +39,11 @@ def run_of(plan: Plan, name: str, terminal: Terminal | None = None, key: str = "
     files, screen = plan.files.stage(name), terminal or Terminal()
     rows = RowReader(name, files, plan.source, plan.config.seed, screen)
     seed, template = plan.seed(name), plan.config.template
-    return StageRun(plan.stage(name), {}, files, rows, seed, template, key, False, screen, None)  # type: ignore[arg-type]
+    return StageRun(
+        plan.stage(name), {}, files, rows, seed, template, key, plan.bundles(plan.stage(name)), False, screen, None
+    )  # type: ignore[arg-type]
+
+
+def spmd_group(name: str, actor_class: Any, ranks: int) -> ActorGroup:
+    """The ranks of an SPMD group, started where Ray likes, which have not joined yet."""
+    return ActorGroup.start(Actors(name, ranks, Resources(), ""), actor_class, Reservation())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from actors.reservation import reserve
 from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool, request_seed
 from castor.config.collect import Collect
@@ -88,8 +89,8 @@ def _sample(run: StageRun, stage: Collect) -> Responses:
         for k in range(count)
     ]
     answers: dict[int, str] = {}
-    with run.terminal.bar(run.name) as bar:
-        pool = RolloutPool(policy, stage.rollout)
+    with run.terminal.bar(run.name) as bar, reserve(run.bundles, run.name) as reservation:
+        pool = RolloutPool(policy, stage.rollout, reservation)
         try:
             pool.wait_ready()
             for chunk in pool.generate(requests, decode=True):

@@ -9,7 +9,8 @@ import numpy as np
 import ray
 
 from actors.folder_weights import FolderWeights
-from actors.group import START_TIMEOUT_S, actor_options, get
+from actors.group import START_TIMEOUT_S, get
+from actors.reservation import Reservation, reserve
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, RolloutPool, request_seed
 from actors.scorer import ScoreWorker
@@ -42,24 +43,29 @@ def run_evaluate(run: StageRun) -> str:
         )
     loaded = run.rows.load([stage.prompts], load_prompts)
     prompts = fitting_prompts(run, loaded, next(iter(policies.values())), stage.rollout)
-    with run.terminal.bar(run.name) as bar:
-        rows = evaluate(run, stage, policies, prompts, bar)
+    with run.terminal.bar(run.name) as bar, reserve(run.bundles, run.name) as reservation:
+        rows = evaluate(run, stage, policies, prompts, reservation, bar)
     for name, judged in rows.items():
         write_responses(run.files.responses(name), judged)
     return f"{len(policies)} policies on {len(prompts)} held-out prompts"
 
 
 def evaluate(
-    run: StageRun, stage: Evaluate, policies: Mapping[str, ModelReference], prompts: list[Prompt], bar: Bar
+    run: StageRun,
+    stage: Evaluate,
+    policies: Mapping[str, ModelReference],
+    prompts: list[Prompt],
+    reservation: Reservation,
+    bar: Bar,
 ) -> dict[str, list[JudgedResponse]]:
     """One response per prompt from each policy, with the same seeds for all, scored by the reward and cost model."""
     seed, total = run.seed, len(policies) * len(prompts)
     requests = [PromptRequest(i, prompt, request_seed(seed, "evaluate", i)) for i, prompt in enumerate(prompts)]
     first = next(iter(policies.values()))
-    pool = RolloutPool(first, stage.rollout)
+    pool = RolloutPool(first, stage.rollout, reservation)
     scorers = {
-        "reward": _scorer(run, "reward", first, None),
-        "cost": _scorer(run, "cost", first, stage.cost_classifier),
+        "reward": _scorer(run, "reward", first, None, reservation),
+        "cost": _scorer(run, "cost", first, stage.cost_classifier, reservation),
     }
     source = cast(Any, FolderWeights).remote()
     rows: dict[str, list[JudgedResponse]] = {}
@@ -80,14 +86,15 @@ def evaluate(
     return rows
 
 
-def _scorer(run: StageRun, kind: str, policy: ModelReference, classifier: Classifier | None) -> Any:
+def _scorer(
+    run: StageRun, kind: str, policy: ModelReference, classifier: Classifier | None, reservation: Reservation
+) -> Any:
     """The actor that the stage starts to score with its reward or its cost model."""
     asked = run.stage.actor(f"{kind}-scorer")
     (held,) = asked.holds
     assert isinstance(held, Frozen)
     assert asked.resources is not None
-    options = actor_options(asked.resources, asked.name)
-    worker = cast(Any, ScoreWorker).options(**options)
+    worker = cast(Any, ScoreWorker).options(**reservation.options(asked, 0))
     return worker.remote(run.models[kind], held.engine, asked.resources.threads, policy, classifier)
 
 

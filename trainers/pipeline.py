@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from castor.io.checkpoint import verify_folder
 from castor.io.terminal import Terminal
+from castor.run.bundles import require_room
 from castor.run.plan import Plan
 from castor.run.records import Records
 from castor.run.stages.stage import Stage
@@ -43,6 +44,7 @@ class Pipeline:
                 self.terminal.line(f"[green]✓[/] {name:<10} finished before, unchanged")
             else:
                 if list(reused.values()).count(False) == 1:  # the first stage that runs
+                    self._require_room(list(self.plan.stages.values())[len(reused) - 1 :])
                     report_leaks(self.plan, self.terminal)
                 self.run_stage(stage, fresh)
         if self.plan.of_kind("evaluate"):
@@ -55,17 +57,29 @@ class Pipeline:
     def run_stage(self, stage: Stage, fresh: bool = False) -> None:
         """Run one stage, from its checkpoint where it has one and is not to start `fresh`, and record it."""
         key, models = self.plan.key(stage), self.plan.models(stage)
-        self.join_cluster()
+        self._require_room([stage])
         files = self.plan.files.stage(stage.name)
         config = self.plan.config
         rows = RowReader(stage.name, files, self.plan.source, config.seed, self.terminal)
-        seed = self.plan.seed(stage.name)
-        run = StageRun(stage, models, files, rows, seed, config.template, key, fresh, self.terminal, self.tracker)
+        seed, bundles = self.plan.seed(stage.name), self.plan.bundles(stage)
+        run = StageRun(
+            stage, models, files, rows, seed, config.template, key, bundles, fresh, self.terminal, self.tracker
+        )
         with self.records.recorded(stage.name, key):
             told = stage.load_runner()(run)
         record = self.records.of(stage.name)
         assert record is not None
         self.terminal.line(f"[green]✓[/] {stage.name:<10} {told}  [dim]{record.seconds:.0f} s[/]")
+
+    def _require_room(self, stages: Sequence[Stage]) -> None:
+        """Join the cluster; raise CastorError when it has too few GPUs for a stage and cannot grow."""
+        self.join_cluster()
+        if self.plan.config.ray.started_here:
+            from actors.cluster import gpus_of_nodes
+
+            nodes = gpus_of_nodes()
+            for stage in stages:
+                require_room(self.plan.bundles(stage), stage.name, nodes)
 
     def _verify(self, stage: Stage) -> None:
         """Raise CastorError when the model that a finished stage left is damaged or gone."""

@@ -19,6 +19,7 @@ from castor.model_reference import ModelReference
 from castor.run.files import StageFiles
 
 if TYPE_CHECKING:
+    from castor.run.bundles import Bundle
     from castor.run.stages.stage import Stage
     from castor.run.tracking import Tracker
 
@@ -90,6 +91,7 @@ class StageRun:
     seed: int
     template: str  # prompt format
     key: str  # fingerprint of what decides the result
+    bundles: Sequence[Bundle]  # how its actors lie on GPUs
     fresh: bool  # whether it starts over instead of going on from its checkpoint
     terminal: Terminal
     tracker: Tracker

@@ -107,9 +107,10 @@ def serve(
     from castor.config.serve import Serve
     from castor.io.terminal import captured
 
-    config, log = load_section(Serve, {"run_dir": run}, options or []), RunFiles(run).serve_log
-    if not run.is_dir():
+    config, files = load_section(Serve, {"run_dir": run}, options or []), RunFiles(run)
+    if not files.folder.is_dir():
         raise CastorError(f"there is no run at {run}: give the folder of a finished run, e.g. runs/demo")
+    log = files.serve_log
     with captured(log) as terminal, failures_told(terminal, log):
         terminal.line(f"[bold]castor serve[/]  {run}  [dim]log: {log}[/]")
         from serve.app import Endpoints, serve_forever
@@ -153,6 +154,11 @@ def _run(
 
         print(describe(plan))
         return
+    from castor.dry_run.fit import require_fit
+    from castor.run.check_installed import require_stack
+
+    require_fit(plan)
+    require_stack(plan)
     if not starts_over:
         Records(plan.files).check()
     with _pipeline(plan) as pipeline:

@@ -1,12 +1,16 @@
 """Where Ray runs, and what the cluster offers."""
 
+import os
+
 from pydantic import Field
 
 from castor.config.base import Section
 
+DETERMINISTIC = "CASTOR_DETERMINISTIC"  # environment variable that tells the processes of a run
+
 
 class Hardware(Section):
-    """What a cluster offers. Only `--dry-run` reads it: it says whether the plan fits."""
+    """What a cluster offers: ranks that train together stay on one node, and `--dry-run` says whether the plan fits."""
 
     nodes: int = Field(1, ge=1, description="nodes with GPUs")
     gpus_per_node: int = Field(8, ge=1, description="GPUs of each of them")
@@ -22,5 +26,22 @@ class RayCluster(Section):
         "one is started",
     )
     num_cpus: int | None = Field(None, ge=1, description="of a cluster that is started here; default: all cores")
-    hardware: Hardware | None = Field(None, description="GPUs of the cluster, to compare the plan with")
+    hardware: Hardware | None = Field(
+        None, description="GPUs of the cluster; null: unknown, and a node is taken to have 8 of them"
+    )
     object_store_mib: int = Field(256, ge=80, description="object store of a cluster that is started here, MiB")
+    deterministic: bool = Field(
+        False,
+        description="on GPUs: the same run gives the same numbers, by slower kernels whose sums depend neither on "
+        "timing nor on what else is in the batch (docs/architecture.md)",
+    )
+
+    @property
+    def gpus_per_node(self) -> int:
+        """GPUs of one node."""
+        return (self.hardware or Hardware()).gpus_per_node
+
+    @property
+    def started_here(self) -> bool:
+        """Whether a cluster is started for the run; else a running one is joined, which may grow."""
+        return not (self.address or os.environ.get("RAY_ADDRESS"))

@@ -10,7 +10,7 @@ from castor.config.data import DataSource
 from castor.config.model import ModelOption
 from castor.config.multipliers import Constraint, Multipliers
 from castor.config.signal import Signal
-from castor.config.training import Engine, LoRA, Optimizer, Resources
+from castor.config.training import Engine, LoRA, Offload, Optimizer, Resources
 
 
 class Reference(Section):
@@ -45,6 +45,9 @@ class Policy(Section):
         return self
 
 
+HeadType = Literal["model", "float32"]
+
+
 class Rollout(Section):
     """Sampling from the policy with vLLM."""
 
@@ -59,6 +62,8 @@ class Rollout(Section):
             "tensor_parallel_size",
             "max_worker_restarts",
             "timeout_s",
+            "transfer",
+            "transfer_timeout_s",
             "resources",
         )
     )
@@ -76,6 +81,11 @@ class Rollout(Section):
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory one engine may use")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one engine")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")
+    head_dtype: HeadType = Field(
+        "model",
+        description="type of the logits in engine, learner and reference: that of the model, or float32 from the same "
+        "weights, which brings a bfloat16 engine's log-probabilities closer to the learner's",
+    )
     max_staleness: int = Field(
         0,
         ge=0,
@@ -89,6 +99,18 @@ class Rollout(Section):
     )
     max_worker_restarts: int = Field(3, ge=0, description="dead workers replaced before the run fails")
     timeout_s: float = Field(600.0, gt=0, description="longest wait for one more response before the run fails")
+    transfer: Literal["auto", "host", "gloo", "nccl", "ipc"] = Field(
+        "auto",
+        description="how an RLHF run's weights reach its engines. host: through the node's memory, where an engine "
+        "takes them when it comes to it; gloo, nccl: broadcast to all at once, between CPUs or between GPUs; ipc: "
+        "copied within one GPU that all share; auto: nccl where learner and engines have GPUs of their own, ipc where "
+        "the whole run has one GPU, unless engines finish their responses first; else host",
+    )
+    transfer_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="with gloo, nccl and ipc: an engine that takes longer for the next part of the weights is replaced",
+    )
     resources: Resources = Field(default_factory=Resources, description="of one worker")
 
 
@@ -129,11 +151,18 @@ class Learner(Section):
     entropy_coeff: float = Field(
         0.0, ge=0, description="weight of an entropy bonus, exact over the vocabulary (one more softmax a token)"
     )
+    old_logprobs: Literal["auto", "rollout", "learner"] = Field(
+        "auto",
+        description="PPO's old log-probabilities, which ratio and clip are taken against. rollout: those the engine "
+        "sampled with; learner: the learner's own before the step's first update, each token weighted by the ratio to "
+        "the engine's, which corrects where the two compute differently. auto: learner on GPUs and with "
+        "rollout.max_staleness over 0, else rollout",
+    )
     importance_cap: float = Field(
         2.0,
         ge=1,
-        description="with rollout.max_staleness over 0: a token's loss is weighted by the ratio of its probability "
-        "before the update to that under the weights that sampled it, truncated here",
+        description="with old_logprobs from the learner: a token's loss is weighted by the ratio of its probability "
+        "before the step's updates to that it was sampled with, truncated here",
     )
     update_iters: int = Field(1, ge=1, description="passes over the experience of a step")
     mini_batches: int = Field(1, ge=1, description="optimiser steps in one pass")
@@ -162,6 +191,8 @@ class Learner(Section):
 class RLHF(Section):
     """One run of the RLHF loop."""
 
+    HOW = frozenset(("colocate",))
+
     steps: int = Field(ge=1, description="policy updates")
     prompts: DataSource = Field(default_factory=DataSource, description="prompts to sample from")
     prompts_per_step: int = Field(64, ge=1, description="prompts of one step")
@@ -174,6 +205,11 @@ class RLHF(Section):
     advantage: Advantage = Field(default_factory=Advantage, description="from scores to advantages")
     rollout: Rollout = Field(default_factory=Rollout, description="sampling")
     learner: Learner = Field(default_factory=Learner, description="the policy's update")
+    colocate: bool = Field(
+        False,
+        description="rollout, judges, critics and learner take turns on the same GPUs, of which each actor then asks "
+        "for a share: fewer GPUs are needed, and each step pays for the moves (switch_s)",
+    )
 
     @property
     def constraints(self) -> dict[str, Signal]:
@@ -187,9 +223,48 @@ class RLHF(Section):
         return rule
 
     @property
+    def transfer(self) -> str:
+        """How weights reach the engines, decided: host, gloo, nccl or ipc."""
+        if self.rollout.transfer != "auto":
+            return self.rollout.transfer
+        if self._engines_finish_first or self.colocate:
+            return "host"
+        return "nccl" if self._own_gpus else "ipc" if self._one_gpu else "host"
+
+    @property
+    def _own_gpus(self) -> bool:
+        """Whether every rank of the learner and every engine has whole GPUs: NCCL refuses to meet itself on one."""
+        return min(self.learner.resources.gpus, self.rollout.resources.gpus) >= 1
+
+    @property
+    def _one_gpu(self) -> bool:
+        """Whether learner and engines share a GPU because everything of the run does."""
+        if min(self.learner.resources.gpus, self.rollout.resources.gpus) == 0:
+            return False
+        groups = [(self.learner.ranks, self.learner.resources), (self.rollout.workers, self.rollout.resources)]
+        groups += [(signal.ranks, signal.resources) for signal in self.signals.values()]
+        if self.policy.lora is None:
+            groups.append((self.policy.reference.ranks, self.policy.reference.resources))
+        return sum(count * resources.gpus for count, resources in groups) <= 1
+
+    @property
+    def _engines_finish_first(self) -> bool:
+        return self.rollout.max_staleness > 0 and self.rollout.on_new_weights == "finish"
+
+    @property
     def has_owner(self) -> bool:
         """Whether anything is adapted between steps: multipliers, or the KL coefficient."""
         return bool(self.constraints) or self.advantage.kl_target is not None
+
+    @property
+    def own_old_logprobs(self) -> bool:
+        """Whether PPO's old log-probabilities are the learner's, and tokens are weighted by the ratio to the engine's.
+
+        On GPUs neither kernels nor the rounding of the two are the same, and stale tokens are of other weights.
+        """
+        if self.learner.old_logprobs == "auto":
+            return self.learner.resources.gpus > 0 or self.rollout.max_staleness > 0
+        return self.learner.old_logprobs == "learner"
 
     def trains_policy(self, name: str) -> bool:
         """Whether the signal enters the loss: all but constraints that are only watched (rule none)."""
@@ -244,6 +319,64 @@ class RLHF(Section):
     @property
     def _responses(self) -> int:
         return self.prompts_per_step * self.samples_per_prompt
+
+    @model_validator(mode="after")
+    def _stale_tokens_are_corrected(self) -> "RLHF":
+        if self.rollout.max_staleness and not self.own_old_logprobs:
+            raise ValueError(
+                "learner.old_logprobs rollout with rollout.max_staleness over 0 would clip around weights that are not "
+                "those before the step: remove old_logprobs, or set it to learner"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _turns_can_be_taken(self) -> "RLHF":
+        if not self.colocate:
+            return self
+        if self.rollout.max_staleness:
+            raise ValueError(
+                "colocate lets rollout and learner take turns, and rollout.max_staleness lets them work at the same "
+                "time: leave one of them out"
+            )
+        if self.rollout.transfer not in ("auto", "host"):
+            raise ValueError(
+                f"colocate lets rollout and learner take turns, and rollout.transfer {self.rollout.transfer} sends "
+                "weights to engines that are awake: leave transfer out"
+            )
+        engines = {"learner.engine": self.learner.engine}
+        engines |= {f"signals.{k}.critic": s.critic for k, s in self.signals.items() if s.critic and self.has_critic(k)}
+        for name, engine in engines.items():
+            if engine.zero_stage not in (1, 2):
+                raise ValueError(
+                    "colocate moves what is trained off the GPUs between turns, which DeepSpeed does for zero_stage 1 "
+                    f"and 2, and that of {name} is {engine.zero_stage}: set it to 2"
+                )
+            if engine.offload != Offload():
+                raise ValueError(
+                    f"colocate moves what is trained off the GPUs between turns: remove the offload section of {name}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_get_through(self) -> "RLHF":
+        if self.transfer == "host":
+            return self
+        if self._engines_finish_first:
+            raise ValueError(
+                f"rollout.transfer {self.transfer} would keep the learner waiting until every engine has finished its "
+                "responses: set on_new_weights to continue, or take transfer host"
+            )
+        if self.transfer == "nccl" and not self._own_gpus:
+            raise ValueError(
+                "rollout.transfer nccl needs whole GPUs on both sides: set learner.resources.gpus and "
+                "rollout.resources.gpus to 1 or more, or take transfer host or gloo"
+            )
+        if self.transfer == "ipc" and max(self.learner.resources.gpus, self.rollout.resources.gpus) >= 1:
+            raise ValueError(
+                "rollout.transfer ipc needs learner and engines on one GPU: set learner.resources.gpus and "
+                "rollout.resources.gpus to shares of it, or take transfer host or nccl"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "RLHF":

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from castor.config.base import Section
 
 REDUCE_BUCKET = 500_000_000  # elements of ZeRO's gradient buffer at most: DeepSpeed's own default
+LOGITS = 1 << 27  # of one chunk unless a config says otherwise: 512 MiB in float32
 
 
 class Resources(Section):
@@ -62,10 +63,13 @@ class Engine(Section):
             "gradient_checkpointing",
             "micro_batch_tokens",
             "pack_length",
+            "logits_chunk_tokens",
         )
     )
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="ZeRO stage; in bfloat16 stages 1 to 3 sum gradients in float32, stage 0 in bfloat16"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on GPUs, float32 on CPUs (bfloat16 is many times slower on most CPUs)"
     )
@@ -78,7 +82,17 @@ class Engine(Section):
         description="sequences are packed into rows of at most this many tokens (or the longest sequence); "
         "without a varlen attention kernel the cost of attention grows with it",
     )
+    logits_chunk_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="a policy makes the logits of this many tokens at a time, in the backward pass once more; null: as "
+        "many as 2^27 logits are (1,046 tokens of a vocabulary of 128,256), all at once where they are fewer",
+    )
     optimizer: Optimizer = Field(default_factory=Optimizer, description="the optimiser")
+
+    def chunk_tokens(self, vocabulary: int) -> int:
+        """Tokens whose logits are held at a time."""
+        return self.logits_chunk_tokens or max(1, LOGITS // vocabulary)
 
     @model_validator(mode="after")
     def _offload_needs_sharding(self) -> Self:

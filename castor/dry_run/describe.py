@@ -13,10 +13,12 @@ from rich.table import Table
 from castor.config.load import dump_config
 from castor.config.model import source_of, stage_of
 from castor.config.pipeline import Config
-from castor.dry_run.gpus import gpu_plan
+from castor.dry_run.fit import card_findings
+from castor.dry_run.gpus import stage_gpus
 from castor.dry_run.memory import GIB, Memory
 from castor.dry_run.placement import PlacedActors, cluster_cpus, placement, totals
 from castor.models.head_kind import head_kind
+from castor.run.bundles import Bundle
 from castor.run.check import check
 from castor.run.plan import Plan
 from castor.run.stages.rlhf import RLHFStage
@@ -28,10 +30,12 @@ MIB = 1 << 20
 Unit = Literal["MiB", "GiB"]
 MEMORY_NOTES = """\
 Estimates of the peak of one actor; a total is over all actors of the stage. Weights, gradients and optimiser states \
-(AdamW's two float32 moments, and DeepSpeed's float32 copy of the weights where it keeps one) are counted, after ZeRO \
-sharding. `work` is rough: activations and logits of micro_batch_tokens tokens, and DeepSpeed's gradient bucket. \
-`proc.` is what imports cost on a node: about 0.5 GiB with torch and DeepSpeed, 0.9 GiB with vLLM, 0.3 GiB else. \
-The driver (about 0.5 GiB) and Ray's own processes (about 0.5 GiB) come on top."""
+(AdamW's two float32 moments, and DeepSpeed's float32 copy of the weights where it keeps one) are counted from \
+DeepSpeed's sources, after ZeRO sharding; what is offloaded is under `host`. `work` is rough: the larger of a backward \
+pass (activations and logits of micro_batch_tokens tokens, reduce buckets, gathered weights) and the optimiser's own \
+(float32 gradients). `GPU` adds 5 % for fragmentation and 0.5 GiB of CUDA, or 1.5 GiB with NCCL. `proc.` is what \
+imports cost on a node: about 0.5 GiB with torch and DeepSpeed, 0.9 GiB with vLLM, 0.3 GiB else. The driver (about \
+0.5 GiB) and Ray's own processes (about 0.5 GiB) come on top."""
 
 
 def describe(plan: Plan) -> str:
@@ -54,7 +58,7 @@ def describe(plan: Plan) -> str:
             _heading(f"Memory: what one actor is estimated to hold, in {unit}"),
             _text(_memory_table(actors, unit)),
             _text(*_memory_totals(config, actors)),
-            *_gpu_parts(config, actors),
+            *_gpu_parts(plan, actors),
             _text(MEMORY_NOTES),
         ]
     )
@@ -239,24 +243,44 @@ def _memory_totals(config: Config, stages: dict[str, list[PlacedActors]]) -> lis
     return [*lines, ""]
 
 
-def _gpu_parts(config: Config, stages: dict[str, list[PlacedActors]]) -> list[str]:
-    """What every GPU of the cluster would hold, and whether that fits; nothing where the config does not know them."""
-    hardware = config.ray.hardware
-    if hardware is None:
+def _gpu_parts(plan: Plan, stages: dict[str, list[PlacedActors]]) -> list[str]:
+    """How the actors lie on GPUs; where the config knows the cluster, also what each GPU would hold, and whether that
+    fits. Nothing where no actor has a GPU."""
+    bundles = {name: plan.bundles(stage) for name, stage in plan.stages.items()}
+    hardware = plan.config.ray.hardware
+    if not any(bundles.values()) and hardware is None:
         return []
-    plan = gpu_plan(stages, hardware)
+    parts = [
+        _heading("GPUs: each line is reserved on one node, and all lines of a stage together"),
+        _text(_bundles_table(bundles)),
+    ]
+    if hardware is None:
+        return parts
+    found = {name: stage_gpus(bundles[name], stages[name], hardware) for name in stages}
     table = _table(("stage", "GPUs", "actors on each", "GiB"), ("GPUs", "GiB"))
-    for stage, gpus in plan.items():
+    for stage, gpus in found.items():
         for number, (count, gpu) in enumerate(gpus.groups()):
             held = "?" if gpu.used is None else f"{gpu.used / GIB:,.1f}"
             table.add_row("" if number else stage, str(count), " + ".join(gpu.actors), held)
         table.add_section()
     size = f"{hardware.nodes} x {hardware.gpus_per_node} GPUs of {hardware.gpu_memory_gib:g} GiB"
     return [
+        *parts,
         _heading(f"GPU memory on {size}"),
         _text(table),
-        _text(*(gpus.verdict(stage) for stage, gpus in plan.items()), ""),
+        _text(*(gpus.verdict(stage) for stage, gpus in found.items()), *card_findings(stages, hardware), ""),
     ]
+
+
+def _bundles_table(stages: dict[str, list[Bundle]]) -> Table:
+    table = _table(("stage", "GPUs", "CPUs", "custom", "actors"), ("GPUs", "CPUs"))
+    for stage, bundles in stages.items():
+        for number, bundle in enumerate(bundles):
+            cells = (str(bundle.gpus), f"{bundle.cpus:g}", _custom(dict(bundle.custom)), ", ".join(bundle.members))
+            table.add_row("" if number else stage, *cells)
+        if bundles:
+            table.add_section()
+    return table
 
 
 def _parameters(count: int | None) -> str:

@@ -1,48 +1,42 @@
-"""Which actors share a GPU, and whether it holds them: for `--dry-run`."""
+"""What each GPU of the cluster holds under the bundles of a stage, and whether that fits: for `--dry-run`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from castor.config.cluster import Hardware
-from castor.dry_run.memory import GIB, Memory
+from castor.dry_run.memory import GIB
 from castor.dry_run.placement import PlacedActors
+from castor.run.bundles import Bundle, place
 
-_EDGE = 1e-6  # fractions of a GPU add up in binary
 
-
-@dataclass
+@dataclass(frozen=True)
 class GPU:
-    """One GPU of the cluster."""
+    """One GPU in use."""
 
-    free: float = 1.0  # not reserved
-    used: float | None = 0.0  # bytes; None: a model of unknown size is on it
-    actors: list[str] = field(default_factory=list)
-
-    def take(self, share: float, name: str, held: float | None) -> None:
-        """Reserve `share` of it for an actor that holds `held` bytes there."""
-        self.free -= share
-        self.used = None if self.used is None or held is None else self.used + held
-        self.actors.append(name)
+    node: int
+    actors: tuple[str, ...]  # by role
+    used: float | None  # bytes; None: a model of unknown size is on it
 
 
-@dataclass
+@dataclass(frozen=True)
 class StageGPUs:
     """What the actors of one stage hold on the GPUs of the cluster."""
 
-    gpus: list[GPU]  # those in use
+    gpus: list[GPU]
     capacity: float  # bytes of one
-    unplaced: list[str]  # actors that find no GPU free
+    unplaced: list[str]  # roles whose bundles find no node with enough GPUs
 
     @property
     def fits(self) -> bool:
-        """Whether every actor has its GPU and every GPU of known use holds its actors."""
+        """Whether every bundle has its node and every GPU of known use holds its actors."""
         return not self.unplaced and all(gpu.used is None or gpu.used <= self.capacity for gpu in self.gpus)
 
     def groups(self) -> list[tuple[int, GPU]]:
-        """GPUs that are alike, counted, in order."""
-        alike = groupby(self.gpus, key=lambda gpu: (sorted(gpu.actors), gpu.used))
+        """GPUs of a node that are alike, counted, in order."""
+        alike = groupby(self.gpus, key=lambda gpu: (gpu.node, gpu.actors, gpu.used))
         return [(len(members), members[0]) for members in (list(group) for _, group in alike)]
 
     def verdict(self, stage: str) -> str:
@@ -58,44 +52,38 @@ class StageGPUs:
         return f"{stage}: {'fits' if self.fits else 'TOO MUCH'}, {told}{unknown}."
 
 
-def gpu_plan(stages: dict[str, list[PlacedActors]], hardware: Hardware) -> dict[str, StageGPUs]:
-    """The GPUs of every stage, actors placed in the order they are started.
-
-    A share of a GPU goes where the least that is enough for it is free, as Ray does it; an actor of several GPUs gets
-    free ones of one node.
-    """
+def stage_gpus(bundles: Sequence[Bundle], actors: Sequence[PlacedActors], hardware: Hardware) -> StageGPUs:
+    """The GPUs of a stage with these bundles of its actors. Which nodes Ray takes is its choice; these are possible."""
     capacity = hardware.gpu_memory_gib * GIB
-    return {stage: _placed(actors, hardware, capacity) for stage, actors in stages.items()}
+    of = {f"{each.name}-{number}": each for each in actors for number in range(each.count)}
+    gpus, unplaced = list[GPU](), list[str]()
+    for bundle, node in zip(bundles, place(bundles, [hardware.gpus_per_node] * hardware.nodes), strict=True):
+        members = [of[name] for name in bundle.members]
+        if node is None:
+            unplaced += [member.name for member in members]
+        else:
+            gpus += [GPU(node, *held) for held in _on_each(bundle, members, capacity)]
+    return StageGPUs(sorted(gpus, key=lambda gpu: gpu.node), capacity, unplaced)
 
 
-def _placed(actors: list[PlacedActors], hardware: Hardware, capacity: float) -> StageGPUs:
-    nodes = [[GPU() for _ in range(hardware.gpus_per_node)] for _ in range(hardware.nodes)]
-    unplaced = []
-    for each in actors:
-        wanted = each.resources.gpus if each.resources else 0
-        for _ in range(each.count if wanted else 0):
-            chosen = _whole(nodes, round(wanted)) if wanted >= 1 else _shared(nodes, wanted)
-            if not chosen:
-                unplaced.append(each.name)
-            for gpu in chosen:
-                gpu.take(min(wanted, 1.0), each.name, _bytes_on_gpu(each.memory, capacity))
-    return StageGPUs([gpu for node in nodes for gpu in node if gpu.actors], capacity, unplaced)
+def _on_each(
+    bundle: Bundle, members: Sequence[PlacedActors], capacity: float
+) -> list[tuple[tuple[str, ...], float | None]]:
+    """Who is on each GPU of a bundle, and the bytes that they hold there."""
+    if bundle.gpus > 1:  # each has its own
+        return [((each.name,), _held([each], capacity)) for each in members for _ in range(bundle.gpus // len(members))]
+    return [(tuple(each.name for each in members), _held(members, capacity))]
 
 
-def _bytes_on_gpu(memory: Memory | None, capacity: float) -> float | None:
-    if memory is None:
+def _held(members: Sequence[PlacedActors], capacity: float) -> float | None:
+    """Bytes on a GPU with these actors; where they take turns, of the phase that holds most. None: not known."""
+    memories = [each.memory for each in members if each.memory is not None]
+    if len(memories) < len(members):
         return None
-    return memory.gpu if memory.gpu_share is None else memory.gpu_share * capacity
-
-
-def _whole(nodes: list[list[GPU]], count: int) -> list[GPU]:
-    for node in nodes:
-        free = [gpu for gpu in node if gpu.free > 1 - _EDGE]
-        if len(free) >= count:
-            return free[:count]
-    return []
-
-
-def _shared(nodes: list[list[GPU]], share: float) -> list[GPU]:
-    enough = [gpu for node in nodes for gpu in node if gpu.free > share - _EDGE]
-    return [min(enough, key=lambda gpu: gpu.free)] if enough else []
+    if not all(each.phases for each in members):
+        return sum(memory.on_card(capacity) for memory in memories)
+    phases = dict[str, float]()
+    for each in members:
+        for phase, memory in each.phases.items():
+            phases[phase] = phases.get(phase, 0.0) + memory.on_card(capacity) - memory.runtime
+    return max(phases.values()) + sum(memory.runtime for memory in memories)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from castor.config.cluster import RayCluster
 from castor.config.demo_model import DemoModel
@@ -13,13 +14,12 @@ from castor.dry_run.memory import (
     HELPER_PROCESS,
     TORCH_PROCESS,
     Memory,
-    Shape,
     bytes_per_number,
     frozen,
-    measure,
     sampled,
     trained,
 )
+from castor.dry_run.shapes import Shape, measure
 from castor.run.actors import Actors, Frozen, Sampled, Trained
 from castor.run.plan import Plan
 
@@ -34,6 +34,7 @@ class PlacedActors:
     work: str
     memory: Memory | None
     parameters: int | None  # of the first model each holds; None: unknown
+    phases: Mapping[str, Memory] = field(default_factory=dict)  # where they take turns: what each holds in which phase
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def totals(actors: list[PlacedActors]) -> Totals:
 
 def cluster_cpus(ray: RayCluster) -> int | None:
     """CPUs of the cluster that would be started here; None where a running one would be joined."""
-    if ray.address or os.environ.get("RAY_ADDRESS"):
+    if not ray.started_here:
         return None
     return ray.num_cpus or os.cpu_count() or 1
 
@@ -90,25 +91,42 @@ def _placed(actors: Actors, sizes: Sizes) -> PlacedActors:
         return PlacedActors(actors.name, actors.count, None, actors.work, Memory(process=HELPER_PROCESS), 0)
     work = ", ".join([actors.work, *(_told(held, actors, resources) for held in actors.holds)])
     parameters = _parameters(actors.holds[0], sizes) if actors.holds else 0
-    return PlacedActors(actors.name, actors.count, resources, work, _memory(actors, resources, sizes), parameters)
+    memories = [_memory(held, resources, sizes) for held in actors.holds]
+    known = [memory for memory in memories if memory is not None]
+    whole = _together(known) if len(known) == len(memories) else None
+    phases = dict(zip(map(_phase, actors.holds), known, strict=True)) if actors.take_turns and whole else {}
+    if phases and whole:
+        whole = replace(whole, offloaded=whole.offloaded + sum(memory.parked for memory in known))
+    return PlacedActors(actors.name, actors.count, resources, work, whole, parameters, phases)
 
 
-def _memory(actors: Actors, resources: Resources, sizes: Sizes) -> Memory | None:
-    """Of one actor; None where the size of a model it holds is not known."""
-    memory, asked = Memory(process=TORCH_PROCESS), 0.0
-    for held in actors.holds:
-        shape = sizes(held.model)
-        if shape is None:
-            return None
-        if isinstance(held, Sampled):
-            memory = sampled(shape, held.rollout)
-        elif isinstance(held, Trained):
-            memory = trained(shape, held.engine, held.ranks, resources, score=held.score, lora=held.lora)
-            memory = replace(memory, frozen=asked)  # it works on one model at a time: the larger working memory counts
-        else:
-            memory = frozen(shape, held.engine, resources, score=held.score)
-            asked = memory.frozen
-    return memory
+def _memory(held: Sampled | Trained | Frozen, resources: Resources, sizes: Sizes) -> Memory | None:
+    """Of an actor that holds this alone; None where the size of the model is not known."""
+    shape = sizes(held.model)
+    if shape is None:
+        return None
+    if isinstance(held, Sampled):
+        return sampled(shape, held.rollout)
+    if isinstance(held, Frozen):
+        return frozen(shape, held.engine, resources, score=held.score)
+    return trained(shape, held.engine, held.ranks, resources, score=held.score, lora=held.lora, entropy=held.entropy)
+
+
+def _together(memories: Sequence[Memory]) -> Memory:
+    """Of an actor that holds all of this. It works on one model at a time: the last one's working memory counts."""
+    if not memories:
+        return Memory(process=TORCH_PROCESS)
+    asked = sum(memory.frozen for memory in memories[:-1])
+    return replace(memories[-1], frozen=memories[-1].frozen + asked)
+
+
+def _phase(held: Sampled | Trained | Frozen) -> str:
+    """The phase of a step in which a model works."""
+    if isinstance(held, Sampled):
+        return "rollout"
+    if isinstance(held, Frozen):
+        return "judging"
+    return "critics" if held.score else "learner"
 
 
 def _parameters(held: Sampled | Trained | Frozen, sizes: Sizes) -> int | None:

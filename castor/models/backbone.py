@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from safetensors import safe_open
@@ -17,6 +17,10 @@ from castor.model_reference import PICKLED, SAFETENSORS, ModelLike, ModelReferen
 from castor.packing import PackedRows
 
 ISOLATION_TOLERANCE = 1e-3  # of the largest hidden value; a sequence that is seen changes another's by far more
+Packing: TypeAlias = Literal["masked", "varlen", "apart"]
+"""How sequences of packed rows are kept apart: by a mask that transformers derives from the positions, by an attention
+kernel that is told where they begin (`castor.models.attention`), or not at all, so that each gets a row of its own.
+"""
 
 
 def load_config(model: ModelLike) -> PreTrainedConfig:
@@ -79,6 +83,8 @@ def load_weights(
         raise reference.load_error(error, f"cannot be loaded {role}") from error
     check_loaded(reference, info)
     loaded.config.use_cache = False
+    # saving undoes these; transformers' loader for shards also notes those that the checkpoint did not call for
+    loaded._weight_conversions = [each for each in loaded._weight_conversions if each.was_used()]
     disable_dropout(loaded)
     return cast(PreTrainedModel, loaded)
 
@@ -90,48 +96,68 @@ def hidden_width(backbone: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def isolates_sequences(backbone: Any) -> bool:
-    """Does this architecture keep the sequences of a packed row apart?
+def isolates_sequences(backbone: Any, packing: Packing = "masked") -> bool:
+    """Does this architecture keep the sequences of packed rows apart, within a row and from row to row?
 
     Most do: transformers derives a block-diagonal mask from the positions. Some (OPT, Falcon, BLOOM, MPT, Mamba, every
-    encoder) silently let a token see the sequences before its own. Found out by trying: two rows that differ in their
-    first sequence only must give the second sequence the same hidden states.
+    encoder) silently let a token see the sequences before its own, and some attention functions find the sequences of
+    a single row only. Found out by trying: in a batch of rows with different cuts, every other sequence gets other
+    tokens, which must leave the hidden states of those in between as they were; then the same the other way round.
 
     Args:
         backbone: any `AutoModel`; one that cannot be told apart from a leaking one counts as leaking.
+        packing: how it is told where sequences begin.
 
     """
     parameters = inspect.signature(backbone.forward).parameters
     if "position_ids" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
         return False
     size, device = int(backbone.config.get_text_config().vocab_size), backbone.device
-    rows = torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 4, 5, 6]], device=device) % size
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2]] * 2, device=device)
+    lengths = torch.tensor([3, 3, 2, 2, 5, 1, 4, 2, 2])  # three rows of three sequences
+    shape = (3, int(lengths.sum()) // 3)
+    positions = torch.cat([torch.arange(length) for length in lengths.tolist()]).view(shape).to(device)
+    side = torch.arange(len(lengths)).repeat_interleave(lengths).view(shape).to(device) % 2
+    tokens = torch.arange(positions.numel(), device=device).view(shape) % size
+
+    def hidden(tokens: Tensor) -> Tensor:
+        rows = PackedRows(tokens, positions, torch.arange(tokens.numel(), device=device))
+        return backbone(**model_inputs(rows, packing)[1]).last_hidden_state.float()
+
     training = backbone.training
     backbone.eval()
-    first, second = (
-        backbone(input_ids=row[None], position_ids=place[None], use_cache=False).last_hidden_state[0, 3:].float()
-        for row, place in zip(rows, positions, strict=True)
-    )
-    backbone.train(training)
-    return bool((first - second).abs().max() <= ISOLATION_TOLERANCE * first.abs().max())
+    try:
+        before = hidden(tokens)
+        after = [hidden(torch.where(side == kept, tokens, (tokens + 1) % size)) for kept in (0, 1)]
+    finally:
+        backbone.train(training)
+    moved = torch.stack([(after[kept] - before)[side == kept].abs().max() for kept in (0, 1)]).max()
+    return bool(moved <= ISOLATION_TOLERANCE * before.abs().max())
 
 
-def model_inputs(rows: PackedRows, isolated: bool) -> tuple[PackedRows, dict[str, Any]]:
-    """What a model is called with so that no sequence sees another: the rows, as packed or one sequence a row.
+def packing_of(backbone: nn.Module) -> Packing:
+    """How the backbone is run on packed rows unless something faster is found: with a mask if that isolates."""
+    return "masked" if isolates_sequences(backbone) else "apart"
+
+
+def model_inputs(rows: PackedRows, packing: Packing) -> tuple[PackedRows, dict[str, Any]]:
+    """What a model is called with so that no sequence sees another.
 
     Args:
         rows: packed sequences.
-        isolated: what `isolates_sequences` says of the model's backbone.
+        packing: of the model's backbone.
 
     Returns:
         the rows that are run, in whose hidden states `flat` finds the tokens, and the keyword arguments of the call.
 
     """
-    if isolated:
-        return rows, {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "use_cache": False}
-    rows, mask = rows.one_per_row()
-    return rows, {"input_ids": rows.input_ids, "attention_mask": mask, "use_cache": False}
+    if packing == "apart":
+        rows, mask = rows.one_per_row()
+        return rows, {"input_ids": rows.input_ids, "attention_mask": mask, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "use_cache": False}
+    if packing == "varlen":  # by the names that transformers' layers hand on to their attention function
+        cuts, longest = rows.boundaries()
+        inputs |= {f"cu_seq_lens_{side}": cuts for side in "qk"} | {f"max_length_{side}": longest for side in "qk"}
+    return rows, inputs
 
 
 def find_file(model: ModelLike, name: str) -> Path | None:

@@ -13,5 +13,5 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def device() -> torch.device:
-    """The accelerator Ray gave this process, or the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The current GPU of this process, or the CPU. In an actor, `actors.device.take_device` has made it current."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

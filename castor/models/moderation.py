@@ -24,14 +24,14 @@ from castor.model_reference import ModelLike, ModelReference
 from castor.models.backbone import (
     find_file,
     hidden_width,
-    isolates_sequences,
     load_backbone,
     load_config,
     model_inputs,
+    packing_of,
     read_tensors,
 )
 from castor.models.export import classifier_around, is_classifier, require_own_pad_token
-from castor.models.head import Float32Linear, check_head, save_with_head
+from castor.models.head import Float32Linear, Float32Parameters, check_head, save_with_head
 from castor.models.head_kind import MODERATION_FILE as MODERATION_FILE
 from castor.models.head_kind import SCORE_FILE, TAXONOMIES, taxonomy_of
 from castor.models.pku import is_pku
@@ -71,7 +71,7 @@ class ModerationInfo:
         return cls(taxonomy, categories, Thresholds.unfitted(len(categories), severity), input, severity)
 
 
-class SeverityHead(nn.Module):
+class SeverityHead(Float32Parameters):
     """An ordinal head: one direction of harm g, and three cut points along it (cumulative logits, as in CORAL).
 
     The logit of P(severity > k) is g - θ_k. The cut points are ordered by construction, θ_k+1 = θ_k + softplus(δ_k),
@@ -87,7 +87,7 @@ class SeverityHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[n, 3] float32 logits of P(severity > k) from hidden states [n, H]."""
-        cuts = torch.cat([self.first_cut.float(), softplus(self.gaps.float())]).cumsum(0)
+        cuts = torch.cat([self.float32("first_cut"), softplus(self.float32("gaps"))]).cumsum(0)
         return self.direction(hidden) - cuts
 
 
@@ -97,7 +97,7 @@ class ModerationModel(nn.Module):
     def __init__(self, backbone: PreTrainedModel, info: ModerationInfo) -> None:
         super().__init__()
         size = hidden_width(backbone)
-        self.backbone, self.info, self.isolated = backbone, info, isolates_sequences(backbone)
+        self.backbone, self.info, self.packing = backbone, info, packing_of(backbone)
         self.label_head = Float32Linear(size, len(info.categories), bias=False)
         nn.init.normal_(self.label_head.weight, std=1.0 / (size + 1) ** 0.5)
         self.severity_head = SeverityHead(size) if info.severity else None
@@ -125,7 +125,7 @@ class ModerationModel(nn.Module):
 
         Returns [n, K] float32 label logits; with a severity head [n, K + 3], the logits of P(severity > k) behind them.
         """
-        rows, inputs = model_inputs(rows, self.isolated)
+        rows, inputs = model_inputs(rows, self.packing)
         hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
         empty = len(positions) == 0
         logits = self._heads(hidden if empty else hidden[rows.flat[positions]])

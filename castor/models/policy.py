@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from castor.algorithms.logprobs import chunked_logprobs, token_logprobs
+from castor.config.rlhf import HeadType
+from castor.config.training import Engine
 from castor.data.tokens.template import load_tokenizer
 from castor.io.checkpoint import atomic_folder
 from castor.model_reference import ModelLike
-from castor.models.backbone import isolates_sequences, load_config, load_weights, model_inputs
+from castor.models.backbone import load_config, load_weights, model_inputs, packing_of
+from castor.models.head import compute_logits_in_float32
+from castor.models.vocabulary_head import Projection, gives_head_output, instead_of_logits
 from castor.packing import PackedRows
 
 LM = "lm."  # what the parameters of the language model are called inside a policy
 
 
 class PolicyModel(nn.Module):
-    """Any `AutoModelForCausalLM`, asked for log-probabilities instead of logits."""
+    """Any `AutoModelForCausalLM`, asked for log-probabilities instead of logits.
 
-    def __init__(self, lm: PreTrainedModel) -> None:
+    Of more than `engine.chunk_tokens` tokens the logits are made a chunk at a time, in the backward pass once more, so
+    that no tensor of all tokens x vocabulary is ever held. Where they fit into one chunk, or the model does something
+    to its output layer's logits, or that layer has adapters, they are made all at once.
+    """
+
+    def __init__(self, lm: PreTrainedModel, *, engine: Engine | None = None) -> None:
         super().__init__()
         self.lm = lm
-        self.isolated = isolates_sequences(lm.base_model)
+        self.packing = packing_of(lm.base_model)
+        self.divisible = gives_head_output(lm)
+        self.chunk_tokens = (engine or Engine()).chunk_tokens(int(lm.config.get_text_config().vocab_size))
 
     @classmethod
-    def load(cls, model: ModelLike, dtype: torch.dtype) -> PolicyModel:
-        """The causal language model of a reference; arguments and errors are those of `load_weights`."""
-        return cls(load_weights(AutoModelForCausalLM, model, dtype, "as a causal language model"))
+    def load(
+        cls, model: ModelLike, dtype: torch.dtype, *, engine: Engine | None = None, head_dtype: HeadType = "model"
+    ) -> PolicyModel:
+        """The causal language model of a reference; `model`, `dtype` and errors are those of `load_weights`.
+
+        `engine` says how much of it is computed at a time; None: the default. With `head_dtype` float32 logits are
+        computed in float32, whatever `dtype` is.
+        """
+        lm = load_weights(AutoModelForCausalLM, model, dtype, "as a causal language model")
+        if head_dtype == "float32":
+            compute_logits_in_float32(lm)
+        return cls(lm, engine=engine)
 
     def save(self, folder: Path, weights: dict[str, Tensor], tokenizer_from: ModelLike) -> None:
         """Write full weights by `PolicyModel` parameter name, as `save_language_model`."""
@@ -49,7 +71,7 @@ class PolicyModel(nn.Module):
         Returns:
             [K] float32; with entropy [2, K], log-probabilities first.
         """
-        rows, inputs = model_inputs(rows, self.isolated)
+        rows, inputs = model_inputs(rows, self.packing)
         width = rows.input_ids.shape[1]
         target = rows.flat[positions]  # where the predicted tokens lie in the flattened rows
         source_row, source_column = (target - 1) // width, (target - 1) % width
@@ -57,13 +79,19 @@ class PolicyModel(nn.Module):
         columns, column_index = torch.unique(source_column, return_inverse=True)
         if len(columns) == 0:  # an empty micro-batch: run everything once, return nothing
             columns = torch.zeros(1, dtype=torch.int64, device=rows.input_ids.device)
-        logits = self.lm(**inputs, logits_to_keep=columns).logits
-        chosen = logits[source_row, column_index].float() / temperature
         tokens = rows.input_ids.view(-1)[target]
-        distribution = torch.log_softmax(chosen, -1)
-        result = distribution.gather(-1, tokens[:, None]).squeeze(-1)
-        if with_entropy:
-            result = torch.stack([result, -(distribution.exp() * distribution).sum(-1)])
+        head = self.lm.get_output_embeddings()
+        divided = self.divisible and len(rows.input_ids) * len(columns) > self.chunk_tokens
+        if divided and next(head.children(), None) is None:
+
+            def logprobs(project: Projection, hidden: Tensor) -> Tensor:
+                chosen = hidden[source_row, column_index]
+                return chunked_logprobs(project, chosen, tokens, temperature, with_entropy, chunk=self.chunk_tokens)
+
+            with instead_of_logits(head, logprobs):
+                return cast(Tensor, self.lm(**inputs, logits_to_keep=columns).logits).float()
+        logits = self.lm(**inputs, logits_to_keep=columns).logits
+        result = token_logprobs(logits[source_row, column_index], tokens, temperature, with_entropy).float()
         return result + 0.0 * logits.sum() if len(positions) == 0 else result
 
 

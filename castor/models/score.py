@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from castor.io.errors import CastorError, first_line
 from castor.model_reference import ModelLike, ModelReference
-from castor.models.backbone import find_file, hidden_width, isolates_sequences, load_backbone, model_inputs
+from castor.models.backbone import find_file, hidden_width, load_backbone, model_inputs, packing_of
 from castor.models.head import Float32Linear, check_head, save_with_head
 from castor.models.head_kind import SCORE_FILE
 from castor.models.normalizer import Normalizer
@@ -58,7 +58,7 @@ class ScoreModel(nn.Module):
         if head_bias:
             nn.init.zeros_(self.score_head.bias)
         self.info = info
-        self.isolated = isolates_sequences(backbone)
+        self.packing = packing_of(backbone)
         self.normalizer: Normalizer | None = None  # statistics in training, where the stage asks for them
 
     @classmethod
@@ -107,7 +107,7 @@ class ScoreModel(nn.Module):
 
     def forward(self, rows: PackedRows, positions: Tensor) -> Tensor:
         """[K] float32 normalised scores at the given flat token positions [K] int64."""
-        rows, inputs = model_inputs(rows, self.isolated)
+        rows, inputs = model_inputs(rows, self.packing)
         hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
         raw = self.score_head(hidden[rows.flat[positions]]).squeeze(-1)
         if len(positions) == 0:  # an empty micro-batch still has to reach every parameter in the backward pass

@@ -29,6 +29,7 @@ class Trained:
     ranks: int  # the fewest: the fewer there are, the more each holds
     score: bool
     lora: LoRA | None = None
+    entropy: bool = False  # whether an entropy bonus is in the loss
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class Actors:
     resources: Resources | None  # None: reserves nothing
     work: str  # what they are for, in words
     holds: tuple[Sampled | Trained | Frozen, ...] = field(default=())
+    elastic: bool = False  # whether their number changes while they work
+    take_turns: bool = False  # whether only one phase of a step has its models on the GPUs
+
+    @property
+    def trains_together(self) -> bool:
+        """Whether they are the ranks of one training group, which talk to each other all the time."""
+        return not self.elastic and any(isinstance(held, Trained) for held in self.holds)
 
     @property
     def rank_names(self) -> list[str]:
@@ -65,6 +73,7 @@ def rollout_workers(model: ModelOption, rollout: Rollout) -> Actors:
 
 def train_workers(stage: Supervised, *, score: bool) -> Actors:
     """Ray Train's workers of a supervised stage, at the most; `score`: it trains a backbone with a head."""
-    elastic = "" if stage.min_workers == stage.max_workers else f", elastic from {stage.min_workers}"
+    elastic = stage.min_workers < stage.max_workers
+    work = f"trains, elastic from {stage.min_workers}" if elastic else "trains"
     held = Trained(stage.model, stage.engine, stage.min_workers, score, stage.lora)
-    return Actors("RayTrainWorker", stage.max_workers, stage.resources, f"trains{elastic}", (held,))
+    return Actors("RayTrainWorker", stage.max_workers, stage.resources, work, (held,), elastic)

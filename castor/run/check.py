@@ -13,8 +13,9 @@ from castor.config.model import STAGE, Model, source_of, stage_of
 from castor.data.sources.file_names import is_data_file, is_url
 from castor.data.sources.known_sets import unknown_name
 from castor.io.errors import CastorError
+from castor.run.check_gpus import gpu_findings, heads_finding
 from castor.run.plan import Plan
-from castor.run.stages.stage import ANY_MODEL, ROWS, Read, Stage
+from castor.run.stages.stage import ANY_MODEL, LANGUAGE_MODEL, ROWS, Read, Stage
 
 
 def check(plan: Plan) -> None:
@@ -22,8 +23,8 @@ def check(plan: Plan) -> None:
 
     Looked at: what each stage finds wrong with itself, every `stage:NAME` (is there such a section, does it run
     earlier, does it make the right thing), every local path, contexts (prompt + response against the context of the
-    model that reads them), and tensor parallelism against the GPUs of an actor. What is only known on the cluster or
-    the hub is not looked at.
+    model that reads them), and GPUs (`castor.run.check_gpus`). What is only known on the cluster or the hub is not
+    looked at.
     """
     stages = plan.stages.values()
     findings = [finding for stage in stages for finding in stage.findings()]
@@ -41,12 +42,8 @@ def _later_findings(plan: Plan, stage: Stage) -> Iterator[str]:
         yield f"{stage.place}.data: {finding}"
     for read in stage.models():
         yield from _context_findings(plan, stage, read)
-    rollout = stage.rollout
-    if rollout is not None and rollout.tensor_parallel_size > max(1, rollout.resources.gpus):
-        yield (
-            f"{stage.place}.rollout: tensor_parallel_size {rollout.tensor_parallel_size} needs as many GPUs in one "
-            f"worker, and resources.gpus is {rollout.resources.gpus:g}: make them agree"
-        )
+        yield from _heads_findings(plan, stage, read)
+    yield from gpu_findings(stage, plan.config.ray.hardware)
 
 
 def _finding(plan: Plan, stage: Stage, read: Read) -> str | None:
@@ -95,10 +92,27 @@ def _context_findings(plan: Plan, stage: Stage, read: Read) -> Iterator[str]:
         )
 
 
+def _heads_findings(plan: Plan, stage: Stage, read: Read) -> Iterator[str]:
+    """Attention heads of the policies that an engine would sample from, where they are known."""
+    if stage.rollout is None or read.kinds != LANGUAGE_MODEL:
+        return
+    model = plan.origin(read.reference)
+    heads = model.heads if isinstance(model, DemoModel) else _config_number(model, "num_attention_heads")
+    if heads is not None:
+        parallel = stage.rollout.tensor_parallel_size
+        finding = heads_finding(f"{stage.place}.rollout", source_of(read.reference), heads, parallel)
+        if finding is not None:
+            yield finding
+
+
 def context_of(model: DemoModel | Model) -> int | None:
     """Longest sequence of a model in tokens; None for a hub id, or where its config.json does not say."""
     if isinstance(model, DemoModel):
         return model.max_position_embeddings
+    return _config_number(model, "max_position_embeddings")
+
+
+def _config_number(model: Model, key: str) -> int | None:
     path = Path(model.source) / "config.json"
     if not path.is_file():
         return None
@@ -106,5 +120,5 @@ def context_of(model: DemoModel | Model) -> int | None:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CastorError(f"{path} is not valid JSON ({error}): fetch the model again") from error
-    limit = values.get("max_position_embeddings") if isinstance(values, dict) else None
-    return limit if isinstance(limit, int) else None
+    number = values.get(key) if isinstance(values, dict) else None
+    return number if isinstance(number, int) else None

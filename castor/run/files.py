@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+RUNS = "CASTOR_RUNS"  # environment: the folder that a relative run_dir is in; default: the working directory
 
 
 class RunFiles:
@@ -12,7 +15,7 @@ class RunFiles:
 
     def __init__(self, run_dir: Path) -> None:
         self._given = run_dir
-        self.folder = self._given.absolute()  # an actor's working directory is not the driver's
+        self.folder = (Path(os.environ.get(RUNS, "")) / run_dir).absolute()  # an actor's working directory is another
         self.config = self.folder / "config.yaml"  # as it was resolved
         self.records = self.folder / "stages.json"
         self.lock = self.folder / ".lock"

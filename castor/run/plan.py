@@ -19,6 +19,7 @@ from castor.data.sources.change_marks import input_state
 from castor.io.errors import CastorError
 from castor.io.files import fingerprint
 from castor.model_reference import ModelReference
+from castor.run.bundles import Bundle, make_bundles
 from castor.run.files import RunFiles
 from castor.run.rounds import REPEATED, judged_by, judging_group, other_random_numbers, round_policies, unrolled
 from castor.run.stages import kinds
@@ -89,6 +90,10 @@ class Plan:
     def models(self, stage: Stage) -> dict[str, ModelReference]:
         """The models a stage reads, by the key of its section that names each. Raises as `model`."""
         return {read.key: self.model(read.reference) for read in stage.models()}
+
+    def bundles(self, stage: Stage) -> list[Bundle]:
+        """How the actors of a stage lie on GPUs: shown by the dry run, and asked of Ray."""
+        return make_bundles(stage.actors(), self.config.ray.gpus_per_node)
 
     def model_folder(self, stage: str) -> Path:
         """Where the model of a stage lies, or will."""

@@ -28,6 +28,8 @@ TextJudge = Callable[[Sequence[str], Sequence[str]], list[float]]  # prompts, re
 class Scorer(Protocol):
     """What a signal asks for scores."""
 
+    frozen: FrozenModel | None  # the model that judges; None: no model of this process does
+
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores of the responses, all finite."""
 
@@ -72,27 +74,28 @@ def model_scorer(
     )
     if template is None and tokenise_alike(spoken, load_tokenizer(model)):
         return TokenScorer(frozen)
-    return TextScorer(_of_rollouts(TextModel.around(frozen, model, template or "auto")), spoken)
+    return TextScorer(_of_rollouts(TextModel.around(frozen, model, template or "auto")), spoken, frozen)
 
 
 class TokenScorer:
     """A frozen model that reads the policy's tokens."""
 
     def __init__(self, frozen: FrozenModel) -> None:
-        self.frozen = frozen
+        self.frozen: FrozenModel | None = frozen
+        self._outputs = frozen.outputs
 
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores at the last token of each response. Raises CastorError for one that is not finite."""
         sequences = np.split(experience.tokens, np.cumsum(experience.lengths)[:-1])
-        return self.frozen.outputs(sequences[: len(experience)], lambda i: experience.prompts[i])
+        return self._outputs(sequences[: len(experience)], lambda i: experience.prompts[i])
 
 
 class TextScorer:
     """A judge of texts: the prompts that came with the tokens, and the responses decoded from them."""
 
-    def __init__(self, judge: TextJudge, tokenizer: PreTrainedTokenizerBase) -> None:
-        """`tokenizer` is the policy's."""
-        self.judge, self.tokenizer = judge, tokenizer
+    def __init__(self, judge: TextJudge, tokenizer: PreTrainedTokenizerBase, frozen: FrozenModel | None = None) -> None:
+        """`tokenizer` is the policy's; `frozen`: the model that judges, where one of this process does."""
+        self.judge, self.tokenizer, self.frozen = judge, tokenizer, frozen
 
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores. Raises CastorError as the judge does."""

@@ -121,8 +121,14 @@ class FrozenModel:
 
     def placed(self) -> FrozenModel:
         """Itself, its weights frozen and on its device."""
-        self.model.eval().requires_grad_(False).to(self.device)
+        from castor.models.attention import place
+
+        place(self.model.eval().requires_grad_(False), self.device)
         return self
+
+    def move(self, onto_device: bool) -> None:
+        """Its weights onto its device, or into the node's memory, where it cannot be asked."""
+        self.model.to(self.device if onto_device else "cpu")
 
     def unchecked_outputs(
         self, sequences: Sequence[NDArray[np.integer]], on: Progress | None = None

@@ -6,18 +6,15 @@ moves tensors and nothing else: versions, digests and vLLM's side of the update 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import torch
-from torch import Tensor
+from engines.weights.digest import Digest, Tensors, joined_digest
 
-Tensors = Iterable[tuple[str, Tensor]]  # full weights under their Hugging Face names
 Proof = tuple[int, str]  # version, digest
 
 
@@ -34,6 +31,7 @@ class WeightUpdate:
     transport: str
     pieces: list[Any]  # what the transport's receiver is told
     base: WeightUpdate | None = None
+    lost: str | None = None  # why some engine has not got it, where the sender knows
 
     def check(self, proof: Proof) -> None:
         """Raise RuntimeError unless `proof` is of these very weights."""
@@ -44,35 +42,18 @@ class WeightUpdate:
             )
 
 
-class Digest:
-    """Of the names, dtypes, shapes and bytes of tensors, in the order in which they are added."""
-
-    def __init__(self) -> None:
-        self._hasher: Any = hashlib.blake2b(digest_size=16)
-
-    def adding(self, tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
-        """The same tensors, each added as it passes."""
-        for name, tensor in tensors:
-            raw = tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy()
-            self._hasher.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} ".encode())
-            self._hasher.update(raw)
-            yield name, tensor
-
-    def over(self, base: str | None) -> str:
-        """The digest as text: of the added tensors alone, or of them and the base that was loaded before."""
-        own = self._hasher.hexdigest()
-        return own if base is None else joined_digest(base, own)
+LOST = "the weights did not get through"
 
 
-def joined_digest(base: str, own: str) -> str:
-    """Digest of an update over a base, from the digests of both parts."""
-    return hashlib.blake2b(f"{base} {own}".encode(), digest_size=16).hexdigest()
+class TransferError(RuntimeError):
+    """`LOST`: another process has died, or did not answer in time. The message begins with it."""
 
 
 class Sender(ABC):
     """The learner's half of a transport."""
 
     transport: str  # its name
+    route: str = ""  # changes when what was sent before is not held any more by all to whom the next update goes
 
     def __init__(self, keep: bool) -> None:
         """All ranks of an SPMD group have one; the one of rank 0 is to `keep` what it is given, the others drop it."""
@@ -112,6 +93,12 @@ class Receiver(ABC):
         """Give the tensors of a piece to `load`, in any number of calls, in the order in which they were sent."""
 
 
+def sender_class(transport: str) -> type[Sender]:
+    """The sender of the transport of this name."""
+    sender: type[Sender] = importlib.import_module(f"engines.weights.{transport}").Sender
+    return sender
+
+
 @cache
 def receiver_of(transport: str) -> Receiver:
     """The receiver of the transport of this name, one a process."""
@@ -127,6 +114,7 @@ class LoadedWeights:
         self.load = load
         self.version = 0
         self.base: str | None = None  # digest of the base's tensors, while only updates over it have come after
+        self.held = True  # whether the engine has any weights
 
     def take(self, update: WeightUpdate) -> Proof:
         """Bring the engine to `update`; returns the proof, which is the update's own if everything arrived."""
@@ -135,5 +123,9 @@ class LoadedWeights:
             base = self.load(replace(update.base, version=self.version))  # no token is sampled from the base alone
         own = self.load(update)
         self.base = base if update.base is not None else None
-        self.version = update.version
+        self.version, self.held = update.version, True
         return self.version, own if self.base is None else joined_digest(self.base, own)
+
+    def lose(self) -> None:
+        """The engine has given its weights up: the next update brings all of them."""
+        self.base, self.held = None, False

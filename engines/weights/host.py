@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from engines.weights import base
-from engines.weights.base import Tensors, WeightUpdate
+from engines.weights.base import WeightUpdate
+from engines.weights.digest import Tensors
 
 BUCKET_BYTES = 256 << 20
 READ_TIMEOUT_S = 600.0

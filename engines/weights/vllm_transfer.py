@@ -16,7 +16,8 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from engines.weights.base import Digest, Tensors, receiver_of
+from engines.weights.base import receiver_of
+from engines.weights.digest import Digest, Tensors
 
 BACKEND = "castor"
 
@@ -39,6 +40,7 @@ class ProvenTransfer(WeightTransferEngine[Init, Update]):
 
     init_info_cls = Init
     update_info_cls = Update
+    open = False  # whether an update is under way
 
     def init_transfer_engine(self, init_info: Init) -> None:
         """Nothing to connect to."""
@@ -46,8 +48,11 @@ class ProvenTransfer(WeightTransferEngine[Init, Update]):
     def start_weight_update(self) -> None:
         """Open the layer-wise reload: on a CPU the loaded layers are packed and cannot be written in place."""
         self.digest = Digest()
+        if self.open:  # an update broke off: what a layer has of it would count as part of this one
+            self.finish_weight_update()
         with torch.device(self.device):
             initialize_layerwise_reload(self.model)
+        self.open = True
 
     def receive_weights(self, update_info: Update) -> None:
         """Load one piece."""
@@ -61,6 +66,7 @@ class ProvenTransfer(WeightTransferEngine[Init, Update]):
         """Pack the layers again."""
         with torch.device(self.device):
             finalize_layerwise_reload(self.model, self.model_config)
+        self.open = False
 
     def shutdown(self) -> None:
         """Nothing to release."""

@@ -16,7 +16,7 @@ def process_group() -> Iterator[None]:
 
     from engines.deepspeed_engine import init_process_group
 
-    init_process_group(0, 1, torch.distributed.HashStore(), 60)
+    init_process_group(0, 1, 0, torch.distributed.HashStore(), 60)
     yield
     deepspeed.comm.destroy_process_group()  # and what DeepSpeed remembers of it
     os.environ.clear()

@@ -6,6 +6,7 @@ import torch
 
 from actors.folder_weights import FolderWeights
 from actors.group import get
+from actors.reservation import Reservation
 from actors.rollout import PromptRequest
 from actors.signal import SignalModels
 from actors.step_batch import StepBatch
@@ -27,7 +28,7 @@ from trainers.rlhf.producer import sample_requests
 SEED = 3
 
 
-def config(max_staleness, on_new_weights="finish"):
+def config(max_staleness, on_new_weights="finish", transfer="auto"):
     engine = Engine(
         micro_batch_tokens=2048,
         pack_length=128,
@@ -39,7 +40,7 @@ def config(max_staleness, on_new_weights="finish"):
         signals={"help": Signal(role="objective", model="reward", critic=engine)},
         rollout=Rollout(
             max_prompt_tokens=64, max_new_tokens=48, chunk_size=2, max_num_seqs=4, kv_cache_mib=64,
-            max_staleness=max_staleness, on_new_weights=on_new_weights,
+            max_staleness=max_staleness, on_new_weights=on_new_weights, transfer=transfer,
         ),
         learner=Learner(engine=engine, logprob_gap_alarm=1e-3),
     )  # fmt: skip
@@ -54,8 +55,8 @@ def groups(ray_session, tiny_models, tmp_path_factory):
     """Workers of the continuing kind, which in `finish` are sent their weights in turn like everything else."""
     rlhf = config(1, "continue")
     with Groups(
-        rlhf, actors=actors_of(rlhf), policy=tiny_models.policy, signals={"help": reward(tiny_models)},
-        limits={}, template="auto", seed=SEED, ptx_rows=None,
+        rlhf, actors=actors_of(rlhf), reservation=Reservation(), policy=tiny_models.policy,
+        signals={"help": reward(tiny_models)}, limits={}, template="auto", seed=SEED, ptx_rows=None,
         multipliers_file=tmp_path_factory.mktemp("state") / "multipliers.json",
     ) as groups:  # fmt: skip
         yield groups
@@ -232,3 +233,16 @@ def test_continuing_responses_stay_within_the_bound_although_the_worker_dies(gro
         assert staleness.max() <= 1
         assert result.metrics["staleness_mean"] == pytest.approx(staleness.mean())
         check_tokens(tiny_models, run.updates, experience)
+
+
+def test_weights_are_broadcast_to_engines_in_mid_response(groups, tiny_models, tokenised_prompts):
+    rlhf = config(1, "continue", "gloo")
+    run = Run(groups, tiny_models, tokenised_prompts, rlhf)
+    assert (run.restarts, len(run.results)) == (0, rlhf.steps)
+    assert all(update.transport == "gloo" and update.lost is None for update in run.updates.values())
+    for result in run.results:
+        experience = run.experience(result.step)
+        assert sorted(experience.uids.tolist()) == list(range(12))
+        staleness = result.step - 1 - experience.versions
+        assert 0 <= staleness.min() <= staleness.max() <= 1
+    assert len({version for step in (2, 3, 4) for version in run.experience(step).versions.tolist()}) > 1

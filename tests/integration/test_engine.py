@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from castor.config.training import Engine, LoRA, Optimizer
+from castor.io.files import read_json
+from castor.models.device import resolve_dtype
+from castor.models.head import Float32Linear
 from castor.models.lora import add_adapters
 from castor.models.policy import PolicyModel
 from castor.packing import pack_rows
@@ -14,6 +18,7 @@ from tests.numerics import tolerance
 pytestmark = pytest.mark.usefixtures("process_group")
 STEPS = 10
 ROUNDING = tolerance(1.0, 1_000)  # relative, over six steps of some hundred summands
+BFLOAT16_STEP = 2.0**-8  # relative
 
 
 class Toy(nn.Module):
@@ -30,13 +35,16 @@ class Toy(nn.Module):
         return self.second(torch.tanh(self.first(x))).squeeze(-1).float()
 
 
+def make_toy(dtype):
+    return Toy().to(resolve_dtype(dtype))
+
+
 def make(zero_stage, dtype="float32", **options):
-    from castor.models.device import resolve_dtype
     from engines.deepspeed_engine import TrainEngine
 
     optimizer = Optimizer(lr=0.05, lr_scheduler_type="cosine", lr_warmup_ratio=0.2, weight_decay=0.1)
     config = Engine(zero_stage=zero_stage, dtype=dtype, optimizer=optimizer, **options)
-    return TrainEngine(Toy().to(resolve_dtype(dtype)), config, STEPS)
+    return TrainEngine(make_toy(dtype), config, STEPS)
 
 
 def train(engine, first, last):
@@ -82,6 +90,15 @@ def test_the_state_fits_every_stage(tmp_path, source, target):
 
 
 @pytest.mark.parametrize(("stage", "dtype"), MODES)
+def test_a_fresh_engine_has_taken_no_step(tmp_path, stage, dtype):
+    make(stage, dtype).save(tmp_path)
+    assert read_json(tmp_path / "engine.json")["optimizer_steps"] == 0
+    saved, start = load_file(tmp_path / "rank-0-0.safetensors"), make_toy(dtype)
+    assert saved.keys() == {f"{name}/weight" for name, _ in start.named_parameters()}
+    assert all(torch.equal(saved[f"{name}/weight"], tensor.float()) for name, tensor in start.named_parameters())
+
+
+@pytest.mark.parametrize(("stage", "dtype"), MODES)
 def test_a_poisoned_gradient_changes_nothing(stage, dtype):
     engine, clean = make(stage, dtype), make(stage, dtype)
     train(engine, 0, 2)
@@ -94,18 +111,81 @@ def test_a_poisoned_gradient_changes_nothing(stage, dtype):
     assert [row[:2] for row in train(engine, 2, 3)] == [row[:2] for row in train(clean, 2, 3)]
 
 
-@pytest.mark.parametrize(
-    ("stage", "offload"), [(1, ("cpu", "none")), (2, ("cpu", "none")), (3, ("cpu", "none")), (3, ("cpu", "cpu"))]
-)
-def test_offload_computes_the_same(tmp_path, stage, offload):
+OFFLOADED = [(1, ("cpu", "none")), (2, ("cpu", "none")), (3, ("cpu", "none")), (3, ("cpu", "cpu"))]
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", ROUNDING), ("bfloat16", BFLOAT16_STEP)])
+@pytest.mark.parametrize(("stage", "offload"), OFFLOADED)
+def test_offload_computes_the_same(tmp_path, stage, offload, dtype, rounding):
     options = {"offload": {"optimizer": offload[0], "parameters": offload[1]}}
-    engine = make(stage, **options)
-    plain = [value for row in train(make(stage), 0, 3) for value in row]
-    assert [value for row in train(engine, 0, 3) for value in row] == pytest.approx(plain, rel=ROUNDING)
+    engine = make(stage, dtype, **options)
+    plain = [value for row in train(make(stage, dtype), 0, 3) for value in row]
+    assert [value for row in train(engine, 0, 3) for value in row] == pytest.approx(plain, rel=rounding)
     engine.save(tmp_path)
-    again = make(stage, **options)
+    again = make(stage, dtype, **options)
     again.load(tmp_path)
     assert train(again, 3, 5) == train(engine, 3, 5)
+
+
+class Scored(nn.Module):
+    """A backbone in bfloat16 and a float32 head of weights that differ by far less than a bfloat16 step."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.backbone, self.head = nn.Linear(8, 8, dtype=torch.bfloat16), Float32Linear(8, 1)
+        with torch.no_grad():
+            self.head.weight.copy_(4 + torch.arange(8) * 2.0**-12)
+            self.head.bias.fill_(0.0)
+
+    def forward(self, x, hidden=None):
+        computed = torch.tanh(self.backbone(x))
+        return self.head(computed if hidden is None else hidden).squeeze(-1)
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(stage, ("none", "none")) for stage in range(4)] + OFFLOADED)
+def test_a_head_stays_float32_in_a_bfloat16_engine(tmp_path, stage, offload):
+    from engines.deepspeed_engine import TrainEngine
+
+    def make():
+        optimizer = Optimizer(lr=1e-5, lr_scheduler_type="constant", lr_warmup_ratio=0)
+        offloaded = {"optimizer": offload[0], "parameters": offload[1]}
+        config = Engine(zero_stage=stage, dtype="bfloat16", optimizer=optimizer, offload=offloaded)
+        return TrainEngine(Scored(), config, STEPS)
+
+    def used(engine):
+        """The weights of the head, read from its outputs."""
+        return engine.infer(torch.zeros(8, 8, dtype=torch.bfloat16), torch.eye(8))
+
+    def update(engine, step):
+        x = torch.randn(16, 8, generator=torch.Generator().manual_seed(step)).bfloat16()
+        engine.accumulate(((engine.forward(x) - 1.0) ** 2).mean())
+        engine.step()
+
+    engine = make()
+    start = used(engine)
+    assert torch.equal(start, 4 + torch.arange(8) * 2.0**-12)
+    assert len(start.bfloat16().unique()) == 1
+    for step in range(3):
+        update(engine, step)
+    weights = dict(engine.named_tensors())
+    moved = used(engine) - weights["head.bias"]
+    assert 1e-6 < (moved - start).abs().max() < 1e-4  # less than a bfloat16 step, and more than nothing
+    assert not (moved == moved.bfloat16()).any()
+    assert weights["head.weight"].dtype == torch.float32
+    assert torch.equal(used(engine), torch.nn.functional.linear(torch.eye(8), *head_of(weights)).squeeze(-1))
+    assert weights["backbone.weight"].dtype == torch.bfloat16
+    engine.save(tmp_path)
+    again = make()
+    again.load(tmp_path)
+    assert torch.equal(used(again), used(engine))
+    update(engine, 3)
+    update(again, 3)
+    assert torch.equal(used(again), used(engine))
+
+
+def head_of(weights):
+    return weights["head.weight"], weights["head.bias"]
 
 
 def test_offload_needs_a_stage_that_shards():

@@ -46,7 +46,7 @@ def test_ctrl_c_ends_everything(tmp_path):
         start_new_session=True, env=os.environ | {"TERM": "xterm-256color"},
     )  # fmt: skip
     try:
-        screen.wait_for(r"\b[1-9][0-9]*/100000\b", process, 300)  # the bar counts the steps of the SFT stage
+        screen.wait_for(r"\b[1-9][0-9]*/100000\b", process, 900)  # the bar counts the steps of the SFT stage
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) > 5
         start = time.monotonic()

@@ -1,13 +1,14 @@
 """The learner against plain PyTorch, on one and two ranks and every ZeRO stage; the multiplier owner; signals."""
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
 import ray
 import torch
 
-from actors.group import ActorGroup, get
+from actors.group import get
 from actors.learner import LearnerWorker
 from actors.multipliers import Coefficients, MultiplierOwner
 from actors.signal import SignalModels, SignalWorker
@@ -17,13 +18,14 @@ from castor.algorithms.losses import clipped_policy_loss
 from castor.config.multipliers import Multipliers
 from castor.config.rlhf import RLHF, Learner
 from castor.config.signal import Signal
-from castor.config.training import Engine, Optimizer, Resources
+from castor.config.training import Engine, Optimizer
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.model_reference import ModelReference
 from castor.models.policy import PolicyModel
 from castor.packing import pack_rows
 from tests.numerics import TINY_MODELS, assert_close, tolerance
+from tests.plans import spmd_group
 
 LR = 1e-2
 ROUNDING = tolerance(3.0, TINY_MODELS)  # of a mean of terms that are about 3 and less
@@ -91,8 +93,25 @@ def ppo_loss(policy, rows, positions, old, advantages, reference):
     return clipped_policy_loss(policy(rows, positions), old, advantages, 0.2)
 
 
-def plain_step(model, experience, advantages, lam, reference=None, loss_of=ppo_loss):
-    """The same update in ten lines of PyTorch: whole sequences one by one, no packing, no DeepSpeed."""
+def decoupled_loss(cap):
+    """The loss around the log-probabilities of the first pass, and the list they are put into, one entry a sequence."""
+    before, calls = [], count()
+
+    def loss(policy, rows, positions, sampled, advantage, logp_ref):
+        new = policy(rows, positions)
+        if len(before) < 12:
+            before.append(new.detach())
+        old = before[next(calls) % 12]
+        return torch.exp(old - sampled).clamp(max=cap) * clipped_policy_loss(new, old, advantage, 0.2)
+
+    return loss, before
+
+
+def plain_step(model, experience, advantages, lam, reference=None, loss_of=ppo_loss, passes=1):
+    """The same updates in some lines of PyTorch: whole sequences one by one, no packing, no DeepSpeed.
+
+    Means of loss and gradient norm over the passes, and the weights after them.
+    """
     policy = PolicyModel.load(model, torch.float32)
     decay = [p for p in policy.parameters() if p.ndim >= 2]
     rest = [p for p in policy.parameters() if p.ndim < 2]
@@ -100,21 +119,26 @@ def plain_step(model, experience, advantages, lam, reference=None, loss_of=ppo_l
     stream = {name: torch.from_numpy(a) for name, a in advantages.items()}
     combined = combine({"help": stream["help"]}, {"help": 1.0}, {"harm": stream["harm"]}, {"harm": lam})
     ends = np.cumsum(experience.response_lengths)
-    loss = torch.zeros(())
-    for i in range(len(experience)):
-        one = experience.select([i])
-        rows = pack_rows(one.tokens, one.lengths, 512)
-        positions = torch.arange(int(one.prompt_lengths[0]), int(one.lengths[0]))
-        span = slice(int(ends[i] - experience.response_lengths[i]), int(ends[i]))
-        old = torch.from_numpy(one.logprobs.copy())
-        per_token = loss_of(
-            policy, rows, positions, old, combined[span], None if reference is None else reference[span]
-        )
-        loss = loss + per_token.mean() / len(experience)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
-    optimizer.step()
-    return float(loss), float(norm), {k.removeprefix("lm."): p.detach() for k, p in policy.named_parameters()}
+    losses, norms = [], []
+    for _ in range(passes):
+        loss = torch.zeros(())
+        for i in range(len(experience)):
+            one = experience.select([i])
+            rows = pack_rows(one.tokens, one.lengths, 512)
+            positions = torch.arange(int(one.prompt_lengths[0]), int(one.lengths[0]))
+            span = slice(int(ends[i] - experience.response_lengths[i]), int(ends[i]))
+            old = torch.from_numpy(one.logprobs.copy())
+            per_token = loss_of(
+                policy, rows, positions, old, combined[span], None if reference is None else reference[span]
+            )
+            loss = loss + per_token.mean() / len(experience)
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)))
+        optimizer.step()
+        losses.append(float(loss))
+    weights = {k.removeprefix("lm."): p.detach() for k, p in policy.named_parameters()}
+    return float(np.mean(losses)), float(np.mean(norms)), weights
 
 
 def learner_step(group, model, config, batch, advantages, lam, step=1):
@@ -140,7 +164,7 @@ def check_update(weights, expected):
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
 def learners(request, ray_session):
-    group = ActorGroup.start("learner", LearnerWorker, request.param, Resources())
+    group = spmd_group("learner", LearnerWorker, request.param)
     group.join(120)
     yield group
     group.stop()
@@ -158,6 +182,26 @@ def test_a_step_is_the_plain_pytorch_step_on_every_zero_stage(learners, tiny_mod
         assert metrics["bounded_log_ratios"] == 0
         kl = (experience.logprobs - reference).sum() / 12
         assert metrics["kl"] == pytest.approx(kl, rel=1e-4)
+        check_update(weights, expected)
+
+
+def test_logits_a_few_tokens_at_a_time_give_the_same_step_on_every_zero_stage(learners, tiny_models, step_data):
+    """Two ranks have different numbers of chunks, and gather the shards of the output layer equally often."""
+    experience, reference, advantages = step_data
+
+    def with_entropy(policy, rows, positions, old, advantage, logp_ref):
+        new, entropy = policy(rows, positions, 1.0, True)
+        return clipped_policy_loss(new, old, advantage, 0.2) - 0.05 * entropy
+
+    batch = as_batch(experience, reference)
+    loss, norm, expected = plain_step(tiny_models.policy, experience, advantages, 0.7, loss_of=with_entropy)
+    for stage in range(4):
+        config = rlhf_config(len(learners.handles), stage, entropy_coeff=0.05)
+        engine = config.learner.engine.model_copy(update={"logits_chunk_tokens": 5})
+        config = config.model_copy(update={"learner": config.learner.model_copy(update={"engine": engine})})
+        metrics, weights = learner_step(learners, tiny_models.policy, config, batch, advantages, 0.7)
+        assert metrics["actor_loss"] - 0.05 * metrics["entropy"] == pytest.approx(loss, abs=ROUNDING), stage
+        assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3), stage
         check_update(weights, expected)
 
 
@@ -211,15 +255,8 @@ def test_stale_tokens_are_weighted_by_truncated_importance(learners, tiny_models
     experience, reference, advantages = step_data
     versions = (np.arange(len(experience.versions)) % 3 > 0).astype(np.int32)  # step 2 updates version 1
     stale = replace(experience, versions=versions)
-    before = []
-
-    def decoupled(policy, rows, positions, old, advantage, logp_ref):
-        new = policy(rows, positions)
-        before.append(new.detach())
-        weight = torch.exp(before[-1] - old).clamp(max=1.2)
-        return weight * clipped_policy_loss(new, before[-1], advantage, 0.2)
-
-    plain = plain_step(tiny_models.policy, stale, advantages, 0.7, loss_of=decoupled)
+    loss_of, before = decoupled_loss(1.2)
+    plain = plain_step(tiny_models.policy, stale, advantages, 0.7, loss_of=loss_of)
     config = rlhf_config(
         len(learners.handles), 2, {"rollout": {"max_staleness": 1}}, importance_cap=1.2, mini_batches=mini_batches
     )
@@ -241,6 +278,60 @@ def test_stale_tokens_are_weighted_by_truncated_importance(learners, tiny_models
     assert metrics["logprob_gap_max"] == pytest.approx(float(gap.max()), abs=LOGPROBS)
 
 
+def test_ratio_and_clip_are_taken_against_the_log_probabilities_that_are_asked_for(learners, tiny_models, step_data):
+    """By hand in float64. One update: against its own log-probabilities the ratio is 1, and the weight remains."""
+    experience, reference, advantages = step_data
+    loss_of, before = decoupled_loss(1.2)
+    decoupled = plain_step(tiny_models.policy, experience, advantages, 0.7, loss_of=loss_of)
+    engines = plain_step(tiny_models.policy, experience, advantages, 0.7)
+    ratio = np.exp(torch.cat(before).double().numpy() - experience.logprobs.astype(float))
+    advantage = (advantages["help"].astype(float) - 0.7 * advantages["harm"]) / 1.7
+    per_token = {
+        "rollout": np.maximum(-advantage * ratio, -advantage * ratio.clip(0.8, 1.2)),
+        "learner": -advantage * np.minimum(ratio, 1.2),
+    }
+    share = 1 / (12 * np.repeat(experience.response_lengths, experience.response_lengths))
+    found = {}
+    for option, plain in (("rollout", engines), ("learner", decoupled)):
+        config = rlhf_config(len(learners.handles), 2, old_logprobs=option, importance_cap=1.2)
+        batch = as_batch(experience, reference)
+        metrics, weights = found[option] = learner_step(learners, tiny_models.policy, config, batch, advantages, 0.7)
+        assert metrics["actor_loss"] == pytest.approx((share * per_token[option]).sum(), abs=ROUNDING)
+        assert metrics["grad_norm"] == pytest.approx(plain[1], rel=1e-3)
+        check_update(weights, plain[2])
+        assert metrics["logprob_gap_mean"] == pytest.approx(np.abs(np.log(ratio)).mean(), abs=LOGPROBS)
+    old, new = (metrics for metrics, _ in found.values())
+    assert (old["clip_fraction"], new["clip_fraction"]) == (pytest.approx((np.abs(ratio - 1) > 0.2).mean()), 0)
+    assert not any(key.startswith(("importance", "staleness")) for key in old)
+    assert new["importance_mean"] == pytest.approx(ratio.mean(), rel=LOGPROBS)
+    assert new["importance_max"] == pytest.approx(ratio.max(), rel=LOGPROBS)
+    assert new["importance_truncated_share"] == pytest.approx((ratio > 1.2).mean(), abs=1e-6)
+    assert "staleness_mean" not in new
+
+
+def test_several_updates_keep_the_log_probabilities_before_the_first(learners, tiny_models, step_data):
+    experience, reference, advantages = step_data
+    loss_of, _ = decoupled_loss(2.0)
+    loss, norm, _ = plain_step(tiny_models.policy, experience, advantages, 0.7, loss_of=loss_of, passes=2)
+    config = rlhf_config(len(learners.handles), 2, old_logprobs="learner", update_iters=2)
+    metrics, _ = learner_step(learners, tiny_models.policy, config, as_batch(experience, reference), advantages, 0.7)
+    assert metrics["actor_loss"] == pytest.approx(loss, abs=1e-4)  # the second is of weights that one step has moved
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
+    assert metrics["clip_fraction"] > 0
+
+
+def test_on_a_cpu_the_old_log_probabilities_are_the_engines(learners, tiny_models, step_data):
+    experience, reference, advantages = step_data
+    steps = []
+    for options in ({}, {"old_logprobs": "rollout"}):
+        config = rlhf_config(len(learners.handles), 2, mini_batches=2, **options)
+        batch = as_batch(experience, reference)
+        steps.append(learner_step(learners, tiny_models.policy, config, batch, advantages, 0.7))
+    (metrics, weights), (same, again) = steps
+    assert metrics == same
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+
+
 def test_tokens_beyond_the_staleness_are_refused(learners, tiny_models, step_data):
     experience, reference, advantages = step_data
     config = rlhf_config(len(learners.handles), 2, {"rollout": {"max_staleness": 1}})
@@ -248,9 +339,10 @@ def test_tokens_beyond_the_staleness_are_refused(learners, tiny_models, step_dat
         learner_step(learners, tiny_models.policy, config, as_batch(experience, reference), advantages, 0.7, step=3)
 
 
-def test_stale_engines_trip_the_alarm(learners, tiny_models, step_data):
+@pytest.mark.parametrize("old_logprobs", ["rollout", "learner"])
+def test_stale_engines_trip_the_alarm(learners, tiny_models, step_data, old_logprobs):
     experience, reference, advantages = step_data
-    config = rlhf_config(len(learners.handles), 2)
+    config = rlhf_config(len(learners.handles), 2, old_logprobs=old_logprobs)
     strict = config.model_copy(update={"learner": config.learner.model_copy(update={"logprob_gap_alarm": 0.01})})
     with pytest.raises(Exception, match="do not hold the learner's weights"):
         learner_step(learners, tiny_models.policy, strict, as_batch(experience, reference), advantages, 0.7)
@@ -261,7 +353,7 @@ def test_a_signal_scores_estimates_and_fits(ray_session, tiny_models, step_data)
     config, batch = rlhf_config(1, 3), as_batch(experience, reference)
     advantages = {}
     for ranks in (1, 2):
-        group = ActorGroup.start("signal", SignalWorker, ranks, Resources())
+        group = spmd_group("signal", SignalWorker, ranks)
         try:
             group.join(120)
             get(group.call("load", "harm", cost_models(tiny_models), config, 0), 300, "load")
@@ -286,7 +378,7 @@ def test_a_signal_without_a_critic_compares_the_samples_of_a_prompt(ray_session,
     batch = as_batch(experience, reference)
     batch.scores["watched"] = batch.scores["harm"]
     for name in ("harm", "watched"):
-        group = ActorGroup.start("signal", SignalWorker, 1, Resources())
+        group = spmd_group("signal", SignalWorker, 1)
         try:
             group.join(120)
             get(group.call("load", name, cost_models(tiny_models), config, 0, 0.0), 300, "load")

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.group import ActorGroup, get
 from actors.reference import ReferenceWorker
+from actors.reservation import Reservation
 from actors.signal import SignalModels
 from castor.config.data import DataSource
 from castor.config.rlhf import PTX, RLHF, Learner, Policy, Rollout
@@ -154,6 +155,7 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tokenised_p
     with Groups(
         config,
         actors=actors_of(config),
+        reservation=Reservation(),
         policy=model,
         limits={},
         signals={"help": SignalModels(tiny_models.reward, None, ModelReference(model))},
@@ -171,7 +173,8 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tokenised_p
         shared = get(groups.reference_logprobs(0, ray.put(experience)), 120, "reference")
         get(groups.learner.call("load", model, loop_config(2), 3, "auto", rows), 300, "load")
         alone = get(groups.learner.handles[1].reference_logprobs.remote(experience), 120, "reference")
-    worker = ActorGroup("reference", [ReferenceWorker.remote(model, engine_of(3), 1.0, 1)])
+    worker = ActorGroup("reference", [ReferenceWorker.remote()])
+    get(worker.call("load", model, loop_config(3)), 300, "load")
     expected = get(worker.call("logprobs", experience)[0], 300, "reference")
     worker.stop()
     assert_close(shared, expected, TINY_MODELS)

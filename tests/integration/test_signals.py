@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import ray
 
-from actors.group import ActorGroup, get
+from actors.group import get
 from actors.signal import SignalModels, SignalWorker
 from actors.step_batch import StepBatch
 from castor.config.rlhf import RLHF
-from castor.config.training import Resources
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
 from castor.io.errors import CastorError
 from castor.model_reference import ModelReference
 from tests.numerics import assert_close
+from tests.plans import spmd_group
 
 MODULE = """
 def length(prompts, responses): return [len(response.split()) for response in responses]
@@ -49,7 +49,7 @@ def experience(tiny_models, prompts):
 
 
 def step(models, config, experience):
-    group = ActorGroup.start("signal", SignalWorker, 1, Resources())
+    group = spmd_group("signal", SignalWorker, 1)
     try:
         group.join(120)
         get(group.call("load", "harm", models, config, 0, 3.0), 300, "load")

@@ -11,6 +11,8 @@ from botocore.validate import ParamValidator
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from castor.run.files import RUNS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -79,3 +81,20 @@ def test_every_node_starts_with_token_authentication(cluster: dict[str, Any]) ->
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
         start = next(command for command in commands if "ray start" in command)
         assert "export PATH=$HOME/castor/.venv/bin:$PATH RAY_AUTH_MODE=token" in start
+
+
+def test_runs_and_models_lie_where_every_node_mounts_a_file_system(cluster: dict[str, Any]) -> None:
+    mounts = [command for command in cluster["setup_commands"] if " mount " in command]
+    assert any("mountpoint -q /shared" in command for command in mounts)
+    for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
+        start = next(command for command in commands if "ray start" in command)
+        for variable, folder in ((RUNS, "/shared/castor"), ("HF_HOME", "/shared/huggingface")):
+            assert f"{variable}={folder}" in start.partition("ray start")[0]
+            assert any(folder in command for command in mounts)
+
+
+@pytest.mark.parametrize("role", ["head", "rollout", "learner"])
+def test_a_volume_writes_as_fast_as_is_paid_for(cluster: dict[str, Any], role: str) -> None:
+    (volume,) = cluster["available_node_types"][role]["node_config"]["BlockDeviceMappings"]
+    assert volume["Ebs"]["Throughput"] >= 1000  # MiB/s; 125 where nothing is said
+    assert volume["Ebs"]["Throughput"] <= 0.25 * volume["Ebs"]["Iops"]  # EC2 asks for four times as many IOPS

@@ -77,6 +77,26 @@ def test_pack_rows_places_every_token_with_its_position(lengths, pack_length):
         assert rows.flat[first] // rows.input_ids.shape[1] == rows.flat[last] // rows.input_ids.shape[1]  # in one row
 
 
+@given(lengths_of_batch, st.integers(1, 60))
+def test_boundaries_cut_the_rows_into_their_sequences(lengths, pack_length):
+    rows = pack_rows(np.arange(1, sum(lengths) + 1), np.array(lengths), pack_length)
+    cuts, longest = rows.boundaries()
+    assert cuts.dtype == torch.int32
+    assert longest == max(lengths, default=1)
+    pieces = rows.input_ids.view(-1).tensor_split(cuts[1:-1].long())
+    filled = rows.input_ids.numel() - sum(lengths)
+    assert sorted(piece.tolist() for piece in pieces) == sorted(
+        [[0]] * filled + [list(range(end - n + 1, end + 1)) for n, end in zip(lengths, np.cumsum(lengths), strict=True)]
+    )
+    assert set(range(0, rows.input_ids.numel(), rows.input_ids.shape[1])) <= set(cuts.tolist())  # every row's start
+
+
+def test_worked_boundaries():
+    rows = pack_rows(np.array([1, 1, 2, 2, 2, 3]), np.array([2, 3, 1]), 4)  # 2 2 2 3 | 1 1 . .
+    cuts, longest = rows.boundaries()
+    assert (cuts.tolist(), longest) == ([0, 3, 4, 6, 7, 8], 3)
+
+
 def test_worked_packing_is_first_fit_decreasing():
     rows = pack_rows(np.array([1, 1, 2, 2, 2, 3]), np.array([2, 3, 1]), 4)
     assert rows.input_ids.tolist() == [[2, 2, 2, 3], [1, 1, 0, 0]]

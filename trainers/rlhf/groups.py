@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import ray
 
-from actors.group import START_TIMEOUT_S, ActorGroup, actor_options, get
+from actors.group import START_TIMEOUT_S, ActorGroup, get
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
 from actors.reference import ReferenceWorker
+from actors.reservation import Reservation
 from actors.rollout_pool import RolloutPool
 from actors.signal import SignalModels, SignalWorker
 from castor.config.rlhf import RLHF
 from castor.data.rows.schemas import QARow
 from castor.model_reference import ModelLike, ModelReference
 from castor.run.actors import Actors
+from trainers.rlhf.turns import Turns
 
 
 class Groups:
@@ -29,6 +31,7 @@ class Groups:
         config: RLHF,
         *,
         actors: Mapping[str, Actors],
+        reservation: Reservation,
         policy: ModelLike,
         signals: Mapping[str, SignalModels],
         limits: Mapping[str, float],
@@ -42,6 +45,7 @@ class Groups:
         Args:
             config: the run.
             actors: what the stage starts, by name.
+            reservation: where they go.
             policy: the policy's and the reference's weights.
             signals: what each signal's judge and critic are made from.
             limits: limit of each constraint, in the unit of its statistic.
@@ -52,26 +56,41 @@ class Groups:
 
         """
         policy = ModelReference.of(policy)
-        self.config, learner = config, config.learner
-        self.rollout = RolloutPool(policy, config.rollout)
-        self.reference = _start_reference(actors["reference"], policy, config) if "reference" in actors else None
-        self.learner = _start(actors["learner"], LearnerWorker)
-        self.signals = {name: _start(actors[f"signal-{name}"], SignalWorker) for name in config.signals}
+        self.config, start = config, ActorGroup.start
+        self.rollout = RolloutPool(policy, config.rollout, reservation, sleeps=config.colocate)
+        self.learner = start(actors["learner"], LearnerWorker, reservation)
+        self.signals = {name: start(actors[f"signal-{name}"], SignalWorker, reservation) for name in config.signals}
+        self.reference: ActorGroup | None = None
+        if "reference" in actors:
+            self.reference = start(actors["reference"], ReferenceWorker, reservation, name="the reference policy")
         self.multipliers: Any = None
         if "MultiplierOwner" in actors:
             owner = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
             self.multipliers = owner.remote(config, dict(limits), multipliers_file)
         for group in (self.learner, *self.signals.values()):
-            group.join(learner.timeout_s)
-        rows_ref = ray.put(ptx_rows)
-        loading = {self.learner.name: self.learner.call("load", policy, config, seed, template, rows_ref)}
-        for name, group in self.signals.items():
-            loading[group.name] = group.call("load", name, signals[name], config, seed, limits.get(name))
+            group.join(config.learner.timeout_s)
+        loads: list[tuple[ActorGroup, tuple[Any, ...]]] = [
+            (self.learner, (policy, config, seed, template, ray.put(ptx_rows))),
+            *((group, (name, signals[name], config, seed, limits.get(name))) for name, group in self.signals.items()),
+        ]
         if self.reference is not None:
-            loading[self.reference.name] = self.reference.call("ready")
-        for name, refs in loading.items():
-            get(refs, START_TIMEOUT_S, f"{name} (loading its model)")
-        self.rollout.wait_ready()
+            loads.append((self.reference, (policy, config)))
+        self._load(loads)
+        self.turns = Turns(self)
+
+    def _load(self, loads: Sequence[tuple[ActorGroup, tuple[Any, ...]]]) -> None:
+        """Have every group load its models: side by side, or, on GPUs that they share, one after the other."""
+        if not self.config.colocate:
+            loading = [(group, group.call("load", *arguments)) for group, arguments in loads]
+            for group, refs in loading:
+                get(refs, START_TIMEOUT_S, f"{group.name} (loading its model)")
+            self.rollout.wait_ready()
+            return
+        self.rollout.sleep(keep_weights=True)
+        for group, arguments in loads:
+            get(group.call("load", *arguments), START_TIMEOUT_S, f"{group.name} (loading its model)")
+            get(group.call("occupy", None), START_TIMEOUT_S, f"{group.name} (leaving the GPU)")
+        self.rollout.wake()
 
     def reference_logprobs(self, number: int, experience: Any) -> Any:
         """A ref to the reference log-probabilities of chunk `number`, a ref to experience.
@@ -107,17 +126,3 @@ class Groups:
 def round_robin(handles: Sequence[Any], number: int) -> Any:
     """The actor that works on chunk `number`: they take turns."""
     return handles[number % len(handles)]
-
-
-def _start(actors: Actors, worker: Any) -> ActorGroup:
-    """The actors of an SPMD group, without waiting for them."""
-    assert actors.resources is not None
-    return ActorGroup.start(actors.name, worker, actors.count, actors.resources)
-
-
-def _start_reference(actors: Actors, policy: ModelReference, config: RLHF) -> ActorGroup:
-    assert actors.resources is not None
-    arguments = (policy, config.learner.engine, config.rollout.temperature, actors.resources.threads)
-    worker = cast(Any, ReferenceWorker)
-    options = [actor_options(actors.resources, name) for name in actors.rank_names]
-    return ActorGroup("the reference policy", [worker.options(**option).remote(*arguments) for option in options])

@@ -41,9 +41,11 @@ def train(
             costs = {name: batch.scores[name] for name in config.constraints}
             kl = groups.learner.handles[0].measure_kl.remote(batch) if config.advantage.kl_target else None
             coefficients = groups.multipliers.update.remote(step, costs, kl)
+        groups.turns.to("critics")
         advantages = {name: group.call("advantages", batch, coefficients)[0] for name, group in groups.signals.items()}
-        learning = groups.learner.call("step", step, batch, advantages, coefficients)
         fitting = {name: group.call("train_critic", step) for name, group in groups.signals.items()}
+        groups.turns.to("learner")
+        learning = groups.learner.call("step", step, batch, advantages, coefficients)
         timeout = config.learner.timeout_s
         metrics = producer.get(learning, timeout, "the learner")[0]
         for name, refs in fitting.items():
@@ -51,9 +53,8 @@ def train(
             metrics |= {f"{name}/{key}": value for key, value in fitted.items()}
         clock.lap("learn_s")
 
-        publishing = groups.learner.call("publish", step)
-        producer.load_weights(producer.get(publishing, timeout, "the learner (publishing weights)")[0])
+        producer.publish(step)
         clock.lap("transfer_s")
         applied = None if coefficients is None else get(coefficients, timeout, "the multiplier owner")
-        metrics |= (applied.metrics() if applied else {}) | clock.seconds | producer.metrics()
+        metrics |= (applied.metrics() if applied else {}) | clock.seconds | producer.metrics() | groups.turns.metrics()
         on_step(StepResult(step, metrics, applied))

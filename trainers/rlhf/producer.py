@@ -17,9 +17,9 @@ from actors.group import get, too_late
 from actors.rollout import PromptRequest
 from actors.rollout_pool import Chunk, Job, request_seed
 from actors.step_batch import StepBatch
+from actors.weight_transfer import WeightTransfer
 from castor.config.rlhf import RLHF
 from castor.data.tokens.prompt_stream import Prompt, PromptStream
-from engines.weights.base import WeightUpdate
 from trainers.rlhf.groups import Groups, round_robin
 
 
@@ -35,19 +35,30 @@ def sample_requests(
 
 
 @dataclass
+class _Judged:
+    """A chunk, and refs to what is said of it."""
+
+    chunk: Chunk
+    reference: Any
+    scores: dict[str, Any]
+
+
+@dataclass
 class _Growing:
-    """The batch of one step while it is sampled. A chunk is its smallest uid, and refs to all that is known of it."""
+    """The batch of one step while it is sampled and judged."""
 
     job: Job
-    chunks: list[tuple[int, Any, Any, dict[str, Any]]] = field(default_factory=list)
+    arrived: int = 0  # chunks
+    judged: list[_Judged] = field(default_factory=list)
+    waiting: list[tuple[int, Chunk]] = field(default_factory=list)  # numbered chunks that are to be judged later
 
     def whole(self) -> StepBatch:
         """The batch; the order in which its chunks arrived decides nothing."""
-        chunks = sorted(self.chunks, key=lambda chunk: chunk[0])
+        judged = sorted(self.judged, key=lambda each: min(each.chunk.info.uids))
         return StepBatch(
-            experience=[chunk[1] for chunk in chunks],
-            reference=[chunk[2] for chunk in chunks],
-            scores={name: [chunk[3][name] for chunk in chunks] for name in chunks[0][3]},
+            experience=[each.chunk.experience for each in judged],
+            reference=[each.reference for each in judged],
+            scores={name: [each.scores[name] for each in judged] for name in judged[0].scores},
         )
 
 
@@ -60,6 +71,7 @@ class Producer:
         """The rollout workers hold the weights of version `start` - 1."""
         self.config, self.groups, self.prompts, self.seed = config, groups, prompts, seed
         self.pool, self.staleness = groups.rollout, config.rollout.max_staleness
+        self.transfer = WeightTransfer(config, groups.learner, groups.rollout, lambda: groups.turns.to("rollout"))
         self.next_step = start
         self.growing: dict[int, _Growing] = {}  # by step
         self.waited = {"learner_waited_s": 0.0, "rollout_waited_s": 0.0}
@@ -77,6 +89,9 @@ class Producer:
             self._grow(self.pool.wait())
         self.waited["learner_waited_s"] += time.perf_counter() - begin
         batch = self.growing.pop(step)
+        self.groups.turns.to("judging")
+        for number, chunk in batch.waiting:
+            self._judge(batch, number, chunk)
         self.dropped = batch.job.overdue
         return batch.whole()
 
@@ -94,12 +109,9 @@ class Producer:
                 self._grow(self.pool.handle(ready[0]))
         return get(refs, timeout_s, what)
 
-    def load_weights(self, update: WeightUpdate) -> None:
-        """Give the workers new weights; with a staleness of 0, wait until every one has proven that it holds them."""
-        if self.staleness:
-            self.pool.send_weights(update)
-        else:
-            self.pool.load_weights(update)
+    def publish(self, version: int) -> None:
+        """Give the workers the learner's weights; with a staleness of 0, every one has proven them at the return."""
+        self.transfer.publish(version, self.get)
 
     def metrics(self) -> dict[str, float]:
         """Of the step since the last call, where rollout and learning overlap.
@@ -121,21 +133,28 @@ class Producer:
             self.growing[step] = _Growing(self.pool.submit(requests, oldest=step - 1 - self.staleness))
 
     def _grow(self, arrived: tuple[Job, Chunk] | None) -> None:
-        """A finished chunk goes to the reference and to every signal; weights that have arrived allow further steps."""
+        """A finished chunk is judged, unless others hold the GPUs; weights that have arrived allow further steps."""
         if arrived is not None:
             job, chunk = arrived
             (batch,) = (batch for batch in self.growing.values() if batch.job is job)
-            number = len(batch.chunks)
-            reference = self.groups.reference_logprobs(number, chunk.experience)
-            scores = {
-                name: round_robin(group.handles, number).score.remote(chunk.experience)
-                for name, group in self.groups.signals.items()
-            }
-            batch.chunks.append((min(chunk.info.uids), chunk.experience, reference, scores))
+            number, batch.arrived = batch.arrived, batch.arrived + 1
+            if self.groups.turns.shared:
+                batch.waiting.append((number, chunk))
+            else:
+                self._judge(batch, number, chunk)
             if not any(batch.job.unfinished for batch in self.growing.values()):
                 self._idle_since = time.perf_counter()
         if self.staleness:
             self._deal()
+
+    def _judge(self, batch: _Growing, number: int, chunk: Chunk) -> None:
+        """Give chunk `number` to the reference and to every signal."""
+        reference = self.groups.reference_logprobs(number, chunk.experience)
+        scores = {
+            name: round_robin(group.handles, number).score.remote(chunk.experience)
+            for name, group in self.groups.signals.items()
+        }
+        batch.judged.append(_Judged(chunk, reference, scores))
 
     def _clock_idleness(self) -> None:
         if self._idle_since is not None:

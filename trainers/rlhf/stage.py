@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.group import get
+from actors.reservation import reserve
 from actors.signal import SignalModels
 from castor.config.rlhf import RLHF
 from castor.config.signal import Signal
@@ -46,9 +47,11 @@ def run_rlhf(run: StageRun) -> str:
     with (
         demonstrations as ptx_rows,
         run.terminal.bar(run.name) as log.bar,
+        reserve(run.bundles, run.name) as reservation,
         Groups(
             config,
             actors={each.name: each for each in run.stage.actors()},
+            reservation=reservation,
             policy=policy,
             signals=signals,
             limits=limits,

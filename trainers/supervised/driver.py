@@ -22,6 +22,7 @@ from castor.io.errors import CastorError
 from castor.io.files import read_json
 from castor.model_reference import ModelLike, ModelReference
 from castor.run.actors import train_workers
+from castor.run.bundles import Bundle
 from castor.run.files import StageFiles
 from trainers.supervised.stage_state import claim
 from trainers.supervised.train_loop import Job, train_worker
@@ -40,6 +41,7 @@ def run_supervised(
     seed: int,
     key: str,
     on_progress: Callable[[Progress], None],
+    bundles: Sequence[Bundle] = (),
     fresh: bool = False,
     reference: ModelLike | None = None,
 ) -> dict[str, float]:
@@ -47,6 +49,7 @@ def run_supervised(
 
     `rows` are read one at a time and never copied: a `Mixture` of stores is handed to the workers as the paths of its
     files and the chosen indices. They are split by prompt, so that validation prompts never occur in training.
+    `bundles` say how the workers lie on GPUs.
 
     A lost worker restarts the workers from the newest checkpoint, `stage.max_failures` times. Where an earlier call
     with the same `key`, the fingerprint of all that decides the result, was cut short, this one goes on from its
@@ -63,7 +66,7 @@ def run_supervised(
     frozen = None if reference is None else ModelReference.of(reference)
     job = Job(stage, start, frozen, [ray.put(rows)], training, validation, files, template, seed, board)
     here = NodeAffinitySchedulingStrategy(node_id(), soft=False)
-    running = fit.options(scheduling_strategy=here).remote(job)
+    running = fit.options(scheduling_strategy=here).remote(job, bundles)
     ended: list[Any] = []
     while not ended:
         ended, _ = ray.wait([running], timeout=POLL_S)
@@ -93,17 +96,17 @@ def split_by_prompt(rows: Sequence[Any], share: float, seed: int) -> tuple[NDArr
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def fit(job: Job) -> None:
+def fit(job: Job, bundles: Sequence[Bundle]) -> None:
     """Ray Train's `fit`, which blocks and installs its own handler of Ctrl-C, in a process of its own.
 
     A thread of the driver could meet a Ray that an interrupt is shutting down, and Ray then ends the whole process.
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    _trainer(job).fit()
+    _trainer(job, bundles).fit()
 
 
-def _trainer(job: Job) -> Any:
+def _trainer(job: Job, bundles: Sequence[Bundle]) -> Any:
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -112,7 +115,7 @@ def _trainer(job: Job) -> Any:
         train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo", timeout_s=math.ceil(stage.timeout_s)),
-        scaling_config=scaling(stage),
+        scaling_config=scaling(stage, bundles),
         run_config=cast(Any, RunConfig)(  # the annotations are those of Ray Train v1; v2 is what runs
             name=job.files.folder.name,
             storage_path=str(job.files.ray_train),
@@ -122,8 +125,8 @@ def _trainer(job: Job) -> Any:
     )
 
 
-def scaling(stage: Supervised) -> Any:
-    """Ray Train's ScalingConfig: how many workers, and what each of them reserves."""
+def scaling(stage: Supervised, bundles: Sequence[Bundle] = ()) -> Any:
+    """Ray Train's ScalingConfig: how many workers, what each of them reserves, and whether they are of one node."""
     from ray.train import ScalingConfig
 
     asked, workers = train_workers(stage, score=False), stage.workers  # a head changes nothing here
@@ -134,6 +137,7 @@ def scaling(stage: Supervised) -> Any:
         count = {"num_workers": (workers.min, asked.count), "elastic_resize_monitor_interval_s": workers.resize_s}
     return cast(Any, ScalingConfig)(  # annotated as the one of Ray Train v1
         **count,
+        placement_strategy="STRICT_PACK" if len(bundles) == 1 else "PACK",
         use_gpu=resources.gpus > 0,
         resources_per_worker={
             "CPU": resources.cpus,

@@ -59,11 +59,12 @@ def _share(
     stage: Supervised, model: ModelReference, samples: Samples
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """This rank's pieces: sample numbers [n] and log-probabilities [n, per_sample]."""
+    from castor.models.attention import place
     from castor.models.device import device, resolve_dtype
     from castor.models.policy import PolicyModel
 
     lengths, engine, rank = samples.lengths(), stage.engine, dist.get_rank()
-    policy = PolicyModel.load(model, resolve_dtype(engine.dtype)).to(device()).eval()
+    policy = place(PolicyModel.load(model, resolve_dtype(engine.dtype), engine=engine), device()).eval()
     plan = micro_batches(lengths, partition(lengths, dist.get_world_size()), engine.micro_batch_tokens)[rank]
     pieces = []
     for chosen in (np.asarray(piece, dtype=np.int64) for piece in plan if piece):

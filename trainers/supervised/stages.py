@@ -127,6 +127,7 @@ def _train(run: StageRun, stage: Supervised, rows: Sequence[Any], head: HeadKind
             template=run.template,
             seed=run.seed,
             key=run.key,
+            bundles=run.bundles,
             fresh=run.fresh,
             reference=run.models.get("reference"),
             on_progress=show,

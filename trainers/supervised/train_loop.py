@@ -16,6 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
+from actors.device import take_device
 from actors.progress import Progress
 from castor.config.supervised import Supervised
 from castor.io.checkpoint import atomic_folder
@@ -94,14 +95,14 @@ class Worker:
         from castor.data.tokens.template import PromptTemplate, load_tokenizer
         from castor.models.device import resolve_dtype
         from castor.models.lora import add_adapters
-        from engines.deepspeed_engine import TrainEngine, adopt_process_group
+        from engines.deepspeed_engine import TrainEngine, adopt_process_group, loading
         from trainers.supervised.tasks import make_task
 
         self.job, stage = job, job.stage
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(stage.resources.threads)
-        adopt_process_group(self.rank, self.world_size)
+        adopt_process_group(self.rank, self.world_size, take_device())
         self.files = job.files.training
         self.task = make_task(
             stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training, job.reference
@@ -118,7 +119,8 @@ class Worker:
         per_epoch = len(self.training) // stage.batch_size
         self.steps = stage.max_steps or max(1, math.ceil(stage.epochs * per_epoch))
         torch.manual_seed(job.seed)  # heads and adapters start alike on every rank
-        self.model = self.task.load(resolve_dtype(stage.engine.dtype))
+        with loading(stage.engine):
+            self.model = self.task.load(resolve_dtype(stage.engine.dtype))
         if stage.lora:
             add_adapters(self.model, stage.lora)
         self.engine = TrainEngine(self.model, stage.engine, self.steps)

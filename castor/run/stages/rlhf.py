@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,10 +63,12 @@ class RLHFStage(Stage):
             actors.append(
                 Actors("reference", policy.reference.ranks, policy.reference.resources, "frozen policy", (frozen,))
             )
-        trained = Trained(policy.model, learner.engine, learner.ranks, score=False, lora=policy.lora)
+        entropy = learner.entropy_coeff > 0
+        trained = Trained(policy.model, learner.engine, learner.ranks, score=False, lora=policy.lora, entropy=entropy)
         work = "policy, and the reference" if policy.lora else "policy"
         actors.append(Actors("learner", learner.ranks, learner.resources, work, (trained,)))
         actors += [self._signal(name) for name in run.signals]
+        actors = [replace(each, take_turns=run.colocate) for each in actors]
         if run.has_owner:
             actors.append(helper("MultiplierOwner", self._owned()))
         return actors

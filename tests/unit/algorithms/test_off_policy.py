@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from castor.algorithms.losses import clipped_policy_loss
 from castor.algorithms.off_policy import importance_ratio, truncated_importance_weights
 from castor.algorithms.ragged import token_weights
-from castor.config.rlhf import Learner, Rollout
+from castor.config.rlhf import RLHF, Learner, Rollout
+from castor.config.signal import Signal
+from castor.config.training import Engine, Resources
 
 seeds = st.integers(0, 2**31 - 1)
 ragged = st.lists(st.integers(1, 6), min_size=1, max_size=8)
@@ -85,3 +87,21 @@ def test_staleness_is_a_number_from_zero_and_a_cap_at_least_one():
             section(**{key: value})
     with pytest.raises(ValidationError):
         Learner(importance_cap=0.9)
+
+
+def run(max_staleness, gpus, old_logprobs):
+    signals = {"help": Signal(role="objective", model="unused", critic=Engine())}
+    learner = Learner(old_logprobs=old_logprobs, resources=Resources(gpus=gpus))
+    return RLHF(steps=1, signals=signals, learner=learner, rollout=Rollout(max_staleness=max_staleness))
+
+
+@pytest.mark.parametrize("gpus", [0, 0.5, 1])
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_the_learners_log_probabilities_are_the_old_ones_on_gpus_and_with_overlap(max_staleness, gpus):
+    assert run(max_staleness, gpus, "auto").own_old_logprobs == (max_staleness > 0 or gpus > 0)
+    assert run(max_staleness, gpus, "learner").own_old_logprobs
+    if max_staleness:
+        with pytest.raises(ValidationError, match="remove old_logprobs, or set it to learner"):
+            run(max_staleness, gpus, "rollout")
+    else:
+        assert not run(max_staleness, gpus, "rollout").own_old_logprobs

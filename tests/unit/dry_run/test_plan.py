@@ -9,11 +9,9 @@ from castor.config.demo_model import DemoModel
 from castor.config.load import load_config
 from castor.config.model import Model
 from castor.config.pipeline import Config
-from castor.config.rlhf import Rollout
-from castor.config.training import Engine, Resources
 from castor.dry_run.describe import WIDTH, describe
-from castor.dry_run.memory import bytes_per_number, frozen, measure, sampled, trained
 from castor.dry_run.placement import placement, totals
+from castor.dry_run.shapes import measure
 from castor.io.errors import CastorError
 from castor.run.check import check
 from castor.run.plan import make_plan
@@ -51,42 +49,6 @@ def test_a_folder_is_measured_and_a_hub_id_is_unknown(tmp_path, shape):
     tied = measure(str(tmp_path))
     assert tied.parameters == tied.backbone == BACKBONE
     assert measure("nobody-has/this-model") is None
-
-
-def test_one_rank_in_float32(shape):
-    memory = trained(shape, Engine(zero_stage=2), 1, Resources(), score=False)
-    assert memory.weights == memory.gradients == 4 * PARAMETERS
-    assert memory.optimizer == 12 * PARAMETERS  # two moments, and the copy stages 1 and 2 keep even in float32
-    assert memory.frozen == memory.gpu == 0
-
-
-@pytest.mark.parametrize(
-    ("stage", "weights", "gradients", "states"), [(0, 1, 1, 1), (1, 1, 1, 4), (2, 1, 4, 4), (3, 4, 4, 4)]
-)
-def test_zero_shards_over_four_ranks(shape, stage, weights, gradients, states):
-    engine = Engine(zero_stage=stage, dtype="bfloat16")
-    memory = trained(shape, engine, 4, Resources(), score=False)
-    assert memory.weights == 2 * PARAMETERS / weights
-    assert memory.gradients == 2 * PARAMETERS / gradients
-    assert memory.optimizer == 12 * PARAMETERS / states
-
-
-def test_float32_without_a_second_copy(shape):
-    for stage in (0, 3):
-        assert trained(shape, Engine(zero_stage=stage), 1, Resources(), score=False).optimizer == 8 * PARAMETERS
-
-
-def test_frozen_models_and_engines(shape):
-    scorer = frozen(shape, Engine(), Resources(), score=True)
-    assert (scorer.frozen, scorer.optimizer, scorer.gradients) == (4 * (BACKBONE + 129), 0, 0)
-    (signal,) = (a.memory for a in placement(demo())["ppo_lag"] if a.name == "signal-harm")
-    assert signal.frozen == signal.weights == 4 * (BACKBONE + 129)
-    engine = sampled(shape, Rollout(kv_cache_mib=64))
-    assert (engine.weights, engine.kv_cache, engine.gpu_share) == (4 * PARAMETERS, 64 << 20, None)
-    on_gpu = sampled(shape, Rollout(tensor_parallel_size=2, resources=Resources(gpus=2)))
-    assert (on_gpu.weights, on_gpu.kv_cache, on_gpu.gpu_share) == (PARAMETERS, 0, 0.85)
-    assert on_gpu.host == on_gpu.process
-    assert [bytes_per_number("auto", gpu) for gpu in (False, True)] == [4, 2]
 
 
 def test_the_demo_starts_these_actors():

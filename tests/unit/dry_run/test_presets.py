@@ -8,10 +8,12 @@ from castor.config.cluster import Hardware
 from castor.config.load import load_config
 from castor.config.training import Resources
 from castor.dry_run.describe import WIDTH, describe
-from castor.dry_run.gpus import gpu_plan
-from castor.dry_run.memory import measure
+from castor.dry_run.gpus import stage_gpus
+from castor.dry_run.memory import FRAGMENTATION, Memory
 from castor.dry_run.placement import PlacedActors, placement
 from castor.io.errors import CastorError
+from castor.run.actors import Actors
+from castor.run.bundles import make_bundles
 from castor.run.check import check
 from castor.run.plan import make_plan
 
@@ -22,7 +24,7 @@ PRESETS = [
     *("single_preference", "hh_ppo", "classifier_max", "classifier_mean", "pid_lag", "repo_rectified"),
     *("grpo_lag", "rloo_lag", "multi_constraint"),
 ]
-TWO_NODES = str(CONFIGS / "llama-8b" / "parts" / "two_nodes.yaml")
+TWO_NODES, COLOCATED = (str(CONFIGS / "llama-8b" / "parts" / f"{name}.yaml") for name in ("two_nodes", "colocated"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS).with_suffix("")))
@@ -33,13 +35,17 @@ def test_every_config_has_a_plan(file):
     assert placement(plan)
 
 
-@pytest.mark.parametrize("overrides", [[], [TWO_NODES]], ids=["one node", "two nodes"])
+@pytest.mark.parametrize(
+    ("nodes", "overrides"), [(1, []), (2, [TWO_NODES]), (1, [COLOCATED])], ids=["one node", "two nodes", "colocated"]
+)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_8b_presets_fit_eight_gpus_of_80_gb_a_node(preset, overrides):
+def test_the_8b_presets_fit_eight_gpus_of_80_gb_a_node(preset, nodes, overrides):
     config = load_config(CONFIGS / "llama-8b" / f"{preset}.yaml", overrides)
     hardware = config.ray.hardware
-    assert (hardware.nodes, hardware.gpus_per_node) == (1 + len(overrides), 8)
-    for stage, gpus in gpu_plan(placement(make_plan(config)), hardware).items():
+    assert (hardware.nodes, hardware.gpus_per_node) == (nodes, 8)
+    plan = make_plan(config)
+    for stage, actors in placement(plan).items():
+        gpus = stage_gpus(plan.bundles(plan.stages[stage]), actors, hardware)
         assert gpus.fits, gpus.verdict(stage)
         assert all(gpu.used is not None for gpu in gpus.gpus), stage
 
@@ -53,10 +59,47 @@ def test_a_dry_run_says_what_each_gpu_holds():
     gpus = text.split("GPU memory on 1 x 8 GPUs of 79 GiB")[1]
     assert "ppo_lag: fits" in gpus
     assert max(map(len, gpus.splitlines())) <= WIDTH
-    crowded = described(CONFIGS / "llama-8b" / "ppo_lag.yaml", "ray.hardware.gpus_per_node=4")
-    assert "ppo_lag: TOO FEW GPUs for" in crowded
+    reserved = text.split("GPUs: each line is reserved on one node")[1].split("GPU memory on")[0]
+    assert "reference-0, learner-0" in reserved
+    assert "signal-harm-0, signal-harm-1" in reserved
+    with pytest.raises(CastorError, match=r"ppo_lag asks for 8 GPUs \(.*\), and ray\.hardware has 1 x 4"):
+        described(CONFIGS / "llama-8b" / "ppo_lag.yaml", "ray.hardware.gpus_per_node=4")
     small = described(CONFIGS / "llama-8b" / "ppo_lag.yaml", "ray.hardware.gpu_memory_gib=40")
     assert "ppo_lag: TOO MUCH" in small
+    assert "ppo_lag: learner holds about" in " ".join(small.split())
+
+
+def test_groups_that_take_turns_share_every_gpu_and_wait_on_the_host():
+    plan = make_plan(load_config(CONFIGS / "llama-8b" / "ppo_lag.yaml", [COLOCATED]))
+    signals = [f"signal-{name}-{rank}" for name in ("helpfulness", "harm") for rank in range(4)]
+    bundles = plan.bundles(plan.stages["ppo_lag"])
+    assert [bundle.members for bundle in bundles] == [
+        (f"rollout-{rank}", f"reference-{rank}", f"learner-{rank}", signals[rank]) for rank in range(8)
+    ]
+    assert sum(bundle.cpus for bundle in bundles) <= 96  # of p4de.24xlarge
+    placed = {actors.name: actors for actors in placement(plan)["ppo_lag"]}
+    critic = placed["signal-harm"]
+    judge, trained = (critic.phases[phase] for phase in ("judging", "critics"))
+    waits = judge.frozen + trained.weights + trained.gradients + trained.optimizer
+    assert critic.memory.host == critic.memory.process + waits
+
+
+@pytest.mark.parametrize(("nodes", "overrides"), [(2, []), (8, [str(CONFIGS / "llama-70b/parts/eight_nodes.yaml")])])
+def test_the_70b_preset_fits_two_nodes_and_eight(nodes, overrides):
+    file = CONFIGS / "llama-70b" / "ppo_lag.yaml"
+    config = load_config(file, overrides)
+    assert (config.ray.hardware.nodes, config.ray.hardware.gpus_per_node) == (nodes, 8)
+    text = described(file, *overrides)
+    for stage in ("reward", "cost", "ppo_lag", "evaluate"):
+        assert f"{stage}: fits, " in text
+    assert "not counted" not in text
+    run = config.rlhf["ppo_lag"]
+    assert run.rollout.tensor_parallel_size == run.rollout.resources.gpus == 4
+    assert run.policy.lora is not None
+
+
+def test_one_critic_takes_the_gpus_left_over_on_two_nodes():
+    described(CONFIGS / "llama-8b" / "ppo.yaml", TWO_NODES, "rlhf.ppo.signals.helpfulness.ranks=8")
 
 
 def test_presets_take_the_same_number_of_responses():
@@ -92,22 +135,24 @@ def test_presets_hold_the_values_of_their_sources():
     assert not run("ppo").constraints
 
 
-def test_shares_of_a_gpu_are_packed_and_several_gpus_come_from_one_node():
-    def actors(name, count, gpus):
-        return PlacedActors(name, count, Resources(gpus=gpus), "", None, None)
+def test_each_gpu_holds_what_its_bundle_says():
+    def actors(name, count, gpus, held):
+        memory = Memory(process=0, weights=held, on_gpu=True)
+        resources = Resources(gpus=gpus)
+        return Actors(name, count, resources, ""), PlacedActors(name, count, resources, "", memory, None)
 
-    started = [actors("rollout", 2, 0.65), actors("reference", 2, 0.35), actors("wide", 1, 2), actors("late", 1, 1)]
-    plan = gpu_plan({"run": started}, Hardware(nodes=2, gpus_per_node=2))["run"]
-    assert [gpu.actors for gpu in plan.gpus] == [["rollout", "reference"], ["rollout", "reference"], ["wide"], ["wide"]]
-    assert plan.unplaced == ["late"]
-    assert not plan.fits
-    assert plan.verdict("run") == "run: TOO FEW GPUs for late."
-
-
-def test_known_models_are_sized_without_a_network():
-    shape = measure("PKU-Alignment/alpaca-8b-reproduced-llama-3")
-    assert shape.parameters == 8_030_261_248  # as its authors count Llama 3 8B
-    assert shape.backbone == shape.parameters - 128256 * 4096
+    pairs = [actors("rollout", 2, 0.65, 40), actors("reference", 2, 0.35, 16), actors("wide", 1, 2, 70)]
+    asked, placed = zip(*pairs, strict=True)
+    for nodes, unplaced in ((2, []), (1, ["rollout", "reference"] * 2)):
+        hardware = Hardware(nodes=nodes, gpus_per_node=2, gpu_memory_gib=1)
+        found = stage_gpus(make_bundles(asked, 2), placed, hardware)
+        shared, alone = (("rollout", "reference"), 56 * FRAGMENTATION), (("wide",), 70 * FRAGMENTATION)
+        assert [(gpu.actors, pytest.approx(gpu.used)) for gpu in found.gpus] == [alone, alone, shared, shared][
+            : 2 * nodes
+        ]
+        assert found.unplaced == unplaced
+        assert found.fits == (not unplaced)
+    assert found.verdict("run") == "run: TOO FEW GPUs for rollout, reference."
 
 
 def test_a_moderation_model_can_judge_the_comparison_too():

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engines.weights.base import Digest, LoadedWeights, Sender
+from engines.weights.base import LoadedWeights, Sender
+from engines.weights.digest import Digest
 
 
 class Lists(Sender):

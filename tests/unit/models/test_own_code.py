@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from castor.cli.main import app
 from castor.config.demo_model import DemoModel
 from castor.data.tokens.template import load_tokenizer, require_same_tokenizer
-from castor.dry_run.memory import measure
+from castor.dry_run.shapes import measure
 from castor.io.errors import CastorError
 from castor.model_reference import ModelReference
 from castor.models.backbone import load_config

@@ -110,7 +110,7 @@ def scores_one_by_one(model):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_equals_one_by_one_on_any_backbone(name, folders, tmp_path):
     model = make_score_model(folders(name), ScoreInfo("reward", mean=0.4, std=1.6))
-    assert model.isolated is (name not in PACKS_APART)
+    assert model.packing == ("apart" if name in PACKS_APART else "masked")
     assert hidden_width(model.backbone) == model.score_head.in_features
     actual = scores(model)
     assert_close(actual, scores_one_by_one(model), TINY_MODELS)

@@ -8,7 +8,6 @@ from castor.config.data import DataSource
 from castor.config.supervised import SFT, Best, Workers
 from castor.config.training import Engine, LoRA, Resources
 from castor.data.rows.schemas import QARow
-from castor.dry_run.memory import Shape, trained
 from castor.io.errors import CastorError
 from castor.run.files import TrainingFiles
 from trainers.supervised.driver import scaling, split_by_prompt
@@ -109,13 +108,3 @@ def test_no_prompt_is_on_both_sides_of_a_split():
     assert not {rows[i].key for i in training} & {rows[i].key for i in validation}
     assert len({rows[i].key for i in validation}) == math.ceil(0.2 * len({row.key for row in rows}))
     assert split_by_prompt([rows[0]] * 3, 0.5, 0)[1].tolist() == []
-
-
-def test_offload_and_adapters_in_the_estimate():
-    shape, gpu = Shape(1000, 900, 8, 16, 2, 50), Resources(gpus=1)
-    plain = trained(shape, Engine(zero_stage=3), 2, gpu, score=False)
-    away = trained(shape, Engine(zero_stage=3, offload={"optimizer": "cpu", "parameters": "cpu"}), 2, gpu, score=False)
-    assert away.optimizer == away.weights == 0
-    assert away.host - plain.host == plain.optimizer + plain.weights == plain.gpu - away.gpu
-    adapted = trained(shape, Engine(zero_stage=0), 1, gpu, score=False, lora=LoRA(rank=1))
-    assert adapted.gradients == 2 * (4 * 2 * 8 + 3 * (8 + 16)) * 2  # bfloat16, two layers

@@ -52,7 +52,7 @@ class DPOTask(Task):
 
     def load(self, dtype: torch.dtype) -> nn.Module:
         """See `Task`."""
-        return PolicyModel.load(self.source, dtype)
+        return PolicyModel.load(self.source, dtype, engine=self.stage.engine)
 
     def weight(self, samples: Samples, chosen: NDArray[np.int64]) -> int:
         """See `Task`: pairs of the batch."""

@@ -30,7 +30,7 @@ class SFTTask(Task):
 
     def load(self, dtype: torch.dtype) -> nn.Module:
         """See `Task`."""
-        return PolicyModel.load(self.source, dtype)
+        return PolicyModel.load(self.source, dtype, engine=self.stage.engine)
 
     def weight(self, samples: Samples, chosen: NDArray[np.int64]) -> int:
         """See `Task`: target tokens of the batch."""
