@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.reservation import Reservation
 from castor.config.training import Engine, Resources
 from castor.io.errors import CastorError
 from castor.run.actors import Actors, Trained
@@ -62,6 +63,14 @@ def test_groups_that_take_turns_have_at_most_one_of_each_on_a_gpu_and_are_spread
         ("rollout-1", "learner-1", "harm-1"),
         ("rollout-2", "learner-2", "help-0"),
     ]
+
+
+def test_engines_with_neighbours_on_their_gpu_are_known():
+    rollout, reference, learner = actors("rollout", 2, 0.65), actors("reference", 1, 0.35), actors("learner", 2, 1)
+    bundles = make_bundles([rollout, reference, learner], 8)
+    reservation = Reservation(None, {name: index for index, bundle in enumerate(bundles) for name in bundle.members})
+    assert [reservation.shares(each) for each in (rollout, reference, learner)] == [True, True, False]
+    assert not Reservation().shares(rollout)
 
 
 def test_several_gpus_of_an_actor_come_from_one_node_and_no_gpu_is_no_bundle():
