@@ -234,12 +234,15 @@ class RolloutPool:
         self._weights.send(self.workers, update, overtake=self._continues, sent=sent)
 
     def watch(self, sending: Sequence[Any], timeout_s: float, died: Callable[[], None]) -> None:
-        """Until all refs of `sending` are there: a worker that dies meanwhile is replaced, and `died` is called."""
+        """Until all refs of `sending` are there: a worker that dies meanwhile is replaced, and `died` is called.
+
+        Raises ActorFailure when they are not within `timeout_s`.
+        """
         refs, deadline = {*sending, *self._weights.pending}, time.monotonic() + timeout_s
         while refs.intersection(sending):
             ready, _ = ray.wait(list(refs), num_returns=1, timeout=max(deadline - time.monotonic(), 0.0))
             if not ready:
-                return  # whoever asks for the result says so
+                raise too_late(timeout_s, "the learner (sending weights)")
             refs.discard(ready[0])
             if ready[0] in self._weights.pending and (error := self._weights.death(ready[0])) is not None:
                 self._replace(self._weights.pending[ready[0]].worker, error)

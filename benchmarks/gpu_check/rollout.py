@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ def transfer(setting: Setting) -> Iterator[tuple[str, Figures]]:
             before = _sampled(engine)
             changed = {key: tensor + 0.1 * torch.randn_like(tensor) for key, tensor in policy.lm.state_dict().items()}
             send = {"host": _put_aside, "ipc": _hand_over}[transport]
-            seconds = setting.once(lambda send=send, changed=changed: send(engine, changed))  # type: ignore[misc]
+            seconds = setting.once(partial(send, engine, changed))
             _require(_sampled(engine) != before, "other weights sample the same tokens")
             size = sum(tensor.nbytes for tensor in changed.values()) / GIB
             yield f"{transport} {name}", {"s": seconds, "GiB": size, "GiB/s": size / seconds}

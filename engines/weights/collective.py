@@ -31,6 +31,7 @@ from engines.weights.buckets import Packer, unpack
 from engines.weights.digest import Tensors
 
 GONE = "gone"  # the key under which the store says that a member has died
+TELL_S = 5.0  # to find a store that is there
 POLL_S = 0.002  # between two looks into the store (a wait of its own that is too long fills the log)
 
 
@@ -113,7 +114,7 @@ def wire() -> Iterator[None]:
 
 def dissolve(invitation: Invitation, why: str) -> None:
     """Tell the members of a group that one has died; raises TransferError when its store is gone, too."""
-    wait, open_store = timedelta(seconds=invitation.timeout_s), cast(Any, dist).TCPStore
+    wait, open_store = timedelta(seconds=TELL_S), cast(Any, dist).TCPStore
     with wire():
         open_store(invitation.address, invitation.port, is_master=False, timeout=wait).set(GONE, why)
 

@@ -179,6 +179,15 @@ def test_a_sender_that_is_told_of_a_death_does_not_wait_for_its_deadline(pool, t
     dead.set()
 
 
+def test_a_group_that_its_sender_has_left_is_told_nothing(monkeypatch):
+    monkeypatch.setattr("engines.weights.collective.TELL_S", 0.5)  # and not the group's hour
+    sender = gloo.Sender(keep=True)
+    invitation = sender.invite("127.0.0.1", 1, 3600.0)
+    sender.close()
+    with pytest.raises(TransferError):
+        dissolve(invitation, "an engine died")
+
+
 def test_members_that_cannot_open_each_others_memory_are_named(pool, monkeypatch):
     places = iter(["node a", "node b"])
     monkeypatch.setattr(ipc.Group, "_place", lambda self: next(places))
