@@ -13,6 +13,7 @@ from actors.device import require_gpu
 from actors.group import node_id
 from actors.processes import Processes, processes_of_this_actor
 from castor.config.rlhf import Rollout
+from castor.config.training import LoRA
 from castor.data.tokens.prompt_stream import Prompt
 from castor.experience import Experience
 from castor.model_reference import ModelReference
@@ -47,12 +48,15 @@ class RolloutWorker:
     generation. As `ContinuingWorker` it takes weights in between, where they are sent to the group `WEIGHTS`.
     """
 
-    def __init__(self, model: ModelReference, config: Rollout, threads: int, sleeps: bool = False) -> None:
+    def __init__(
+        self, model: ModelReference, config: Rollout, threads: int, sleeps: bool = False, lora: LoRA | None = None
+    ) -> None:
         import torch
 
         torch.set_num_threads(threads)  # vLLM turns later calls into no-ops
         require_gpu()  # vLLM takes it, maybe in processes of its own
         from castor.data.tokens.template import load_tokenizer
+        from castor.models.lora import with_modules
         from castor.models.policy import context_length
         from engines.vllm_engine import make_engine
 
@@ -60,7 +64,8 @@ class RolloutWorker:
         self.tokenizer = load_tokenizer(model)
         limit = config.max_prompt_tokens + config.max_new_tokens
         longest = min(limit, context_length(model) or limit)
-        self.engine = make_engine(str(model.local()), config, longest, model.trust_remote_code, sleeps)
+        folder, lora = str(model.local()), with_modules(lora, model) if lora is not None else None
+        self.engine = make_engine(folder, config, longest, model.trust_remote_code, sleeps, lora)
         self.weights = LoadedWeights(self.engine.load_weights)
         self.has_cache = True
 

@@ -20,6 +20,7 @@ from actors.rollout import WEIGHTS, ChunkInfo, ContinuingWorker, FinishingWorker
 from actors.weight_proofs import WeightProofs
 from actors.workforce import Workforce
 from castor.config.rlhf import Rollout
+from castor.config.training import LoRA
 from castor.model_reference import ModelLike, ModelReference
 from castor.run.actors import rollout_workers
 from engines.vllm_arguments import VLLM_ENV
@@ -73,17 +74,23 @@ class RolloutPool:
     """
 
     def __init__(
-        self, model: ModelLike, config: Rollout, reservation: Reservation | None = None, sleeps: bool = False
+        self,
+        model: ModelLike,
+        config: Rollout,
+        reservation: Reservation | None = None,
+        sleeps: bool = False,
+        lora: LoRA | None = None,
     ) -> None:
         """Start the workers where they are reserved, without waiting for them; `wait_ready` does.
 
         Workers that share their GPUs are waited for: vLLM takes what memory it finds free while it starts, and would
-        count a neighbour that loads its model meanwhile as its own. `sleeps`: they will be sent to sleep.
+        count a neighbour that loads its model meanwhile as its own. `sleeps`: they will be sent to sleep. `lora`: of
+        the policy, whose updates are then adapters.
         """
         self.config, self.reservation = config, reservation or Reservation()
         model = ModelReference.of(model)
         self._asked = rollout_workers(model.name, config)
-        self._args = (model, config, config.resources.threads, sleeps)
+        self._args = (model, config, config.resources.threads, sleeps, lora)
         self._workforce = Workforce("rollout worker", self._start, self._asked.count, config.max_worker_restarts)
         self._weights = WeightProofs()
         self._streams: dict[Any, _Dealt] = {}

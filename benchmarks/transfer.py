@@ -2,8 +2,8 @@
 
 `python -m benchmarks.transfer` takes the learner's and the engines' half of every transport in processes of their own,
 with random weights in the shapes of a Llama, and a copy into memory of its own in place of vLLM's loading. The former
-path, `host` with blake2b over the bytes on both sides, is the last line of each block. LoRA: the layers' matrices are
-merged, W + s B A, and sent over a base that is there already.
+path, `host` with blake2b over the bytes on both sides, is the last line of each block. LoRA: an adapter of all linear
+layers but the head is sent over a base that is there already.
 
 Columns, in seconds, medians over the turns: all of it, then the sender's gathering and digest, the wire (host: put and
 get; gloo, ipc: where the sender waits for it), and the slowest engine's loading and digest. With the latter two they
@@ -42,20 +42,26 @@ RANK = 16
 TIMEOUT_S = 300.0
 
 
-def shapes(size: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of a Llama's weights."""
+def shapes(size: str, lora: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of what an update holds: a Llama's weights, or those of an adapter."""
     vocabulary, width, inner, layers = SIZES[size]
-    yield "model.embed_tokens.weight", (vocabulary, width)
+    if not lora:
+        yield "model.embed_tokens.weight", (vocabulary, width)
     for layer in range(layers):
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            yield f"model.layers.{layer}.self_attn.{name}.weight", (width, width)
-        yield f"model.layers.{layer}.mlp.gate_proj.weight", (inner, width)
-        yield f"model.layers.{layer}.mlp.up_proj.weight", (inner, width)
-        yield f"model.layers.{layer}.mlp.down_proj.weight", (width, inner)
-        yield f"model.layers.{layer}.input_layernorm.weight", (width,)
-        yield f"model.layers.{layer}.post_attention_layernorm.weight", (width,)
-    yield "model.norm.weight", (width,)
-    yield "lm_head.weight", (vocabulary, width)
+        attention = [(f"self_attn.{name}_proj", width, width) for name in "qkvo"]
+        mlp = [("mlp.gate_proj", inner, width), ("mlp.up_proj", inner, width), ("mlp.down_proj", width, inner)]
+        for name, rows, columns in attention + mlp:
+            if lora:
+                yield f"model.layers.{layer}.{name}.lora_A.weight", (RANK, columns)
+                yield f"model.layers.{layer}.{name}.lora_B.weight", (rows, RANK)
+            else:
+                yield f"model.layers.{layer}.{name}.weight", (rows, columns)
+        if not lora:
+            yield f"model.layers.{layer}.input_layernorm.weight", (width,)
+            yield f"model.layers.{layer}.post_attention_layernorm.weight", (width,)
+    if not lora:
+        yield "model.norm.weight", (width,)
+        yield "lm_head.weight", (vocabulary, width)
 
 
 def former_checksum(tensor: Tensor) -> Tensor:
@@ -122,23 +128,18 @@ class Learner(Half):
     def load(self, size: str, dtype: str, lora: bool) -> int:
         """Make the weights; returns their bytes."""
         torch.manual_seed(0)
-        self.lora, kind = lora, getattr(torch, dtype)
-        self.weights = {name: torch.randn(shape, dtype=torch.float32).to(kind) for name, shape in shapes(size)}
+        kind = getattr(torch, dtype)
+        self.weights = {name: torch.randn(shape).to(kind) for name, shape in shapes(size, lora)}
         self.senders: dict[str, Any] = {name: sender_class(name)(keep=True) for name in ("host", "gloo", "ipc")}
-        return sum(tensor.nbytes for tensor in self.sent().values())
-
-    def sent(self) -> dict[str, Tensor]:
-        """The weights that an update holds."""
-        return {name: w for name, w in self.weights.items() if not self.lora or name.startswith("model.layers")}
+        return sum(tensor.nbytes for tensor in self.weights.values())
 
     def memcpy(self) -> float:
         """Seconds to copy what an update holds into memory that is there, in one thread."""
-        tensors = self.sent()
-        copies = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        copies = {name: torch.zeros_like(tensor) for name, tensor in self.weights.items()}
         times = []
         for _ in range(3):
             begin = time.perf_counter()
-            for name, tensor in tensors.items():
+            for name, tensor in self.weights.items():
                 copies[name].copy_(tensor)
             times.append(time.perf_counter() - begin)
         return min(times)
@@ -151,27 +152,19 @@ class Learner(Half):
 
     def publish(self, transport: str) -> WeightUpdate:
         """Send the weights."""
-        update = self.senders[transport].send(self.watch.each("gather", self._gathered()), 1)
+        update = self.senders[transport].send(self.watch.each("gather", iter(self.weights.items())), 1)
         if update.lost:
             raise RuntimeError(update.lost)
         return cast(WeightUpdate, update)
-
-    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self.sent().items():
-            if self.lora and tensor.ndim == 2:
-                a, b = torch.ones(RANK, tensor.shape[1]), torch.ones(tensor.shape[0], RANK)
-                yield name, torch.addmm(tensor.float(), b, a, alpha=2.0).to(tensor.dtype)
-            else:
-                yield name, tensor
 
 
 @ray.remote
 class Engine(Half):
     """An engine's half."""
 
-    def load(self, size: str, dtype: str) -> None:
+    def load(self, size: str, dtype: str, lora: bool) -> None:
         """Make room for the weights."""
-        self.weights = {name: torch.zeros(shape, dtype=getattr(torch, dtype)) for name, shape in shapes(size)}
+        self.weights = {name: torch.zeros(shape, dtype=getattr(torch, dtype)) for name, shape in shapes(size, lora)}
 
     def receive(self, update: WeightUpdate) -> str:
         """Load an update; returns the digest of what was loaded."""
@@ -224,7 +217,7 @@ def measure(size: str, dtype: str, count: int, lora: bool, turns: int) -> None:
     learner: Any = cast(Any, Learner).options(**options[0]).remote()
     engines = [cast(Any, Engine).options(**each).remote() for each in options[1:]]
     total = get(learner.load.remote(size, dtype, lora), TIMEOUT_S, "the learner")
-    get([engine.load.remote(size, dtype) for engine in engines], TIMEOUT_S, "an engine")
+    get([engine.load.remote(size, dtype, lora) for engine in engines], TIMEOUT_S, "an engine")
     plain = get(learner.memcpy.remote(), TIMEOUT_S, "the learner")
     for transport, former in (("host", False), ("gloo", False), ("ipc", False), ("host", True)):
         group = []

@@ -1,14 +1,12 @@
 """The adapter of a LoRA policy: on its way to the engines, switched off as the reference, and on disk.
 
-The engines get the merged weights, W + alpha / rank · B A, and not the adapter for their own LoRA kernels: one code
-path for every policy, the same sampling speed, and a digest that proves what is sampled from, base and adapter alike.
-The sum is made layer by layer, so no second copy of the model is held. Layers without an adapter in their block travel
-once, as the base that every later update refers to.
+The model it is for travels once, as the base that every update refers to; an update holds the adapter and nothing else.
+On disk the policy is merged, W + alpha / rank · B A, layer by layer, so that no second copy of the model is held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +17,12 @@ from castor.config.training import LoRA
 from castor.experience import Experience
 from castor.models.lora import (
     adapter_folder,
+    adapter_weights,
     add_adapters,
+    base_name,
     inner_model,
     is_factor,
     merge,
-    moving_prefixes,
     save_adapter,
     without_adapters,
 )
@@ -41,32 +40,33 @@ class Adapter:
         add_adapters(policy, config)
         self.policy, self.config, self.rank, self.world_size = policy, config, rank, world_size
         self.prefix = f"{inner_model(policy)[0]}."
-        self.moving = moving_prefixes(policy)
         self.bases: dict[str, WeightUpdate | None] = {}  # by the route they were sent on
 
     def publish(self, engine: TrainEngine, sender: Sender, version: int) -> WeightUpdate | None:
-        """Send the merged weights as `version`; what training does not change is sent once on each of its routes."""
+        """Send the adapter as `version`; the model it is for is sent once on each of its routes."""
         if sender.route not in self.bases:
-            base = sender.send(self.merged(engine, lambda name: not name.startswith(self.moving)), 0)
-            self.bases[sender.route] = base if base and base.pieces else None
-        base = self.bases[sender.route]
-        return sender.send(self.merged(engine, lambda name: name.startswith(self.moving)), version, base)
+            self.bases[sender.route] = sender.send(self._base(engine), 0)
+        adapter = adapter_weights(self.policy, engine.whole_tensors(is_factor))
+        return sender.send(adapter, version, self.bases[sender.route])
 
-    def merged(
-        self, engine: TrainEngine, wanted: Callable[[str], bool] = lambda name: True
-    ) -> Iterator[tuple[str, Tensor]]:
-        """The weights whose parameter's name is wanted, merged, under their Hugging Face names, on the device.
+    def merged(self, engine: TrainEngine) -> Iterator[tuple[str, Tensor]]:
+        """The weights, merged, under their Hugging Face names, on the device.
 
         Rank 0 gets them one at a time, the others none. Each holds its values until the next one is asked for.
         """
         factors = self._factors(engine)
-        tensors = engine.whole_tensors(lambda name: wanted(name) and not is_factor(name))
+        tensors = engine.whole_tensors(lambda name: not is_factor(name))
         if self.rank != 0:
             for _ in tensors:  # gathering shards is a collective
                 pass
             return
         for name, tensor in merge(self.policy, tensors, factors):
             yield name.removeprefix(self.prefix), tensor
+
+    def _base(self, engine: TrainEngine) -> Iterator[tuple[str, Tensor]]:
+        """The weights without the adapter, in the same way."""
+        for name, tensor in engine.whole_tensors(lambda name: not is_factor(name)):
+            yield base_name(name).removeprefix(self.prefix), tensor
 
     def reference_logprobs(
         self, engine: TrainEngine, experience: Experience, temperature: float

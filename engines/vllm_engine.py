@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Protocol
 
 from castor.config.rlhf import Rollout
+from castor.config.training import LoRA
 from engines.vllm_arguments import engine_arguments
 from engines.weights.base import LOST, TransferError, WeightUpdate, receiver_of
+from engines.weights.vllm_adapter import REQUEST, adapter_arguments
 from engines.weights.vllm_transfer import BACKEND, WorkerExtension
 
 STEP_TIMEOUT_S = 600.0
@@ -60,8 +62,8 @@ class RolloutEngine(Protocol):
     def load_weights(self, update: WeightUpdate) -> str:
         """Take over the tensors of `update`, without its base; returns the digest of what was loaded.
 
-        Layers the update leaves out keep their weights. From another thread also during `generate`: the responses under
-        way go on on the new weights. No key or value that the old weights computed survives.
+        An update over a base is an adapter: the model keeps its weights. From another thread also during `generate`:
+        the responses under way go on on the new weights. No key or value that the old weights computed survives.
         """
         ...
 
@@ -78,12 +80,23 @@ class RolloutEngine(Protocol):
 
 
 def make_engine(
-    model: str, config: Rollout, max_length: int, trust_remote_code: bool, sleeps: bool = False
+    model: str,
+    config: Rollout,
+    max_length: int,
+    trust_remote_code: bool,
+    sleeps: bool = False,
+    lora: LoRA | None = None,
 ) -> RolloutEngine:
-    """The engine the config names, for sequences of up to `max_length` tokens; `sleeps`: it will be sent to sleep."""
+    """The engine the config names, for sequences of up to `max_length` tokens; `sleeps`: it will be sent to sleep.
+
+    With `lora`, whose target modules are named, it samples from the model with the adapter of the last update.
+    """
     engines: dict[str, Callable[[dict[str, Any], Rollout], RolloutEngine]]
     engines = {"inproc": InprocEngine, "async": AsyncEngine}
-    return engines[config.engine](rollout_arguments(model, config, max_length, trust_remote_code, sleeps), config)
+    arguments = rollout_arguments(model, config, max_length, trust_remote_code, sleeps)
+    if lora is not None:
+        arguments |= adapter_arguments(lora)
+    return engines[config.engine](arguments, config)
 
 
 def rollout_arguments(
@@ -142,6 +155,7 @@ class InprocEngine:
 
     def __init__(self, kwargs: dict[str, Any], config: Rollout) -> None:
         self.config = config
+        self.adapter = REQUEST if kwargs.get("enable_lora") else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
         self.llm: Any = self._thread.submit(self._build, kwargs).result(BUILD_TIMEOUT_S)
 
@@ -180,22 +194,26 @@ class InprocEngine:
         from vllm import LLM
 
         llm = LLM(**kwargs)
+        if self.adapter:
+            llm.collective_rpc("empty_adapter")
         llm.llm_engine.set_weight_version("0")
         return llm
 
     def _add(self, waiting: dict[str, Request]) -> None:
         for key, request in waiting.items():
             params = sampling_params(self.config, request.seed)
-            self.llm.llm_engine.add_request(key, {"prompt_token_ids": request.prompt}, params)
+            prompt = {"prompt_token_ids": request.prompt}
+            self.llm.llm_engine.add_request(key, prompt, params, lora_request=self.adapter)
 
     def _load(self, update: WeightUpdate) -> str:
         client: Any = self.llm.llm_engine.engine_core  # of this process, so it holds the core itself
         core = client.engine_core
         core.pause_scheduler(mode="keep", clear_cache=True)
-        self.llm.collective_rpc("start_weight_update")
+        start, take, finish = _calls(update)
+        self.llm.collective_rpc(start)
         for info in _pieces(update, in_process=self.config.tensor_parallel_size == 1):
-            self.llm.collective_rpc("update_weights", kwargs={"update_info": info})
-        self.llm.collective_rpc("finish_weight_update")
+            self.llm.collective_rpc(take, kwargs={"update_info": info})
+        self.llm.collective_rpc(finish)
         _synchronize()  # copies that a transport put on streams of its own
         self.llm.llm_engine.set_weight_version(str(update.version))
         core.resume_scheduler()
@@ -218,11 +236,14 @@ class AsyncEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.config = config
+        self.adapter = REQUEST if kwargs.get("enable_lora") else None
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="vllm", daemon=True).start()
 
         async def start() -> AsyncLLM:
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**kwargs))
+            if self.adapter:
+                await llm.collective_rpc("empty_adapter")
             await llm.update_weight_version("0")
             return llm
 
@@ -238,7 +259,7 @@ class AsyncEngine:
             try:
                 params = sampling_params(self.config, request.seed)
                 prompt = {"prompt_token_ids": request.prompt}
-                async for output in self.llm.generate(prompt, params, str(request.uid)):
+                async for output in self.llm.generate(prompt, params, str(request.uid), lora_request=self.adapter):
                     if output.finished:
                         finished.put(_response(request, output))
             except BaseException as error:  # handed to the consumer, which raises it
@@ -259,18 +280,18 @@ class AsyncEngine:
 
     def load_weights(self, update: WeightUpdate) -> str:
         """See `RolloutEngine`."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
+        start, take, finish = _calls(update)
         self._run(self.llm.pause_generation(mode="keep", clear_cache=True))
-        self._run(self.llm.start_weight_update())
+        self._run(self.llm.collective_rpc(start))
         for info in _pieces(update, in_process=False):
             try:
-                self._run(self.llm.update_weights(WeightTransferUpdateRequest(update_info=info)))
+                self._run(self.llm.collective_rpc(take, kwargs={"update_info": info}))
             except Exception as error:
                 if LOST in str(error):  # from another process comes the text alone
                     raise TransferError(str(error)) from error
                 raise
-        self._run(self.llm.finish_weight_update(weight_version=str(update.version)))
+        self._run(self.llm.collective_rpc(finish))
+        self._run(self.llm.update_weight_version(str(update.version)))
         self._run(self.llm.resume_generation())
         return _agreed(self._run(self.llm.collective_rpc("loaded_digest")))
 
@@ -295,6 +316,13 @@ def _end_with_the_engine() -> NoReturn:
     """End this process, whose engine process is no more: who waits for it knows what to do about the dead."""
     log.error("vLLM's engine process has died, and this one, which is of no use without it, ends")
     os._exit(1)
+
+
+def _calls(update: WeightUpdate) -> tuple[str, str, str]:
+    """What vLLM's workers are asked for: to start, to take each piece, to finish."""
+    if update.base is None:
+        return "start_weight_update", "update_weights", "finish_weight_update"
+    return "start_adapter_update", "update_adapter", "finish_adapter_update"
 
 
 def _pieces(update: WeightUpdate, in_process: bool) -> Iterator[dict[str, Any]]:

@@ -12,12 +12,14 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from castor.config.training import LoRA
 from castor.io.checkpoint import atomic_folder
 from castor.io.errors import CastorError
 from castor.model_reference import ModelLike, ModelReference
+from castor.models.backbone import load_config
 
 ADAPTER = "default"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -96,13 +98,31 @@ def is_factor(name: str) -> bool:
     return ".lora_" in name
 
 
-def moving_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the names of all weights an engine has to load anew when the adapters have changed.
+def adapter_weights(model: nn.Module, factors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """A and B by parameter name as they travel: of the layer NAME, `NAME.lora_A.weight`, and B times alpha / rank.
 
-    These are the adapted layers and whatever stands beside them: engines fuse neighbours (query, key and value; gate
-    and up) into one layer, which is only loaded as a whole. The other weights are the base model's for ever.
+    So their product is all that is to be added to the layer's weight.
     """
-    return tuple(sorted({name.removesuffix(name.rpartition(".")[2]) for name in _layers(model)}))
+    layers, prefix = _layers(model), f"{inner_model(model)[0]}."
+    for name, factor in factors:
+        owner, _, which = name.removesuffix(f".{ADAPTER}.weight").rpartition(".")
+        scale = layers[owner].scaling[ADAPTER] if which == "lora_B" else 1.0
+        yield f"{owner.removeprefix(prefix)}.{which}.weight", factor * scale
+
+
+def base_name(name: str) -> str:
+    """What the parameter of this name, which is no factor, was called before there were adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def with_modules(config: LoRA, model: ModelLike) -> LoRA:
+    """The same adapters, with the names of the layers that null stands for."""
+    if config.target_modules is not None:
+        return config
+    trusted = ModelReference.of(model).trust_remote_code
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(load_config(model), trust_remote_code=trusted)
+    return config.model_copy(update={"target_modules": _linear(lm, lm.get_output_embeddings())})
 
 
 def adapter_folder(policy: Path) -> Path:
@@ -140,7 +160,13 @@ def _layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
+def _linear(inner: nn.Module, head: nn.Module | None = None) -> list[str]:
+    """Names of the linear layers but the head."""
+    linear = [
+        name for name, each in inner.named_modules() if isinstance(each, (nn.Linear, Conv1D)) and each is not head
+    ]
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
 def _names(inner: nn.Module) -> str:
-    kinds = (nn.Linear, Conv1D)
-    linear = {name.rpartition(".")[2] for name, module in inner.named_modules() if isinstance(module, kinds)}
-    return f"the linear layers of this model are {', '.join(sorted(linear)) or 'none'}"
+    return f"the linear layers of this model are {', '.join(_linear(inner)) or 'none'}"

@@ -22,8 +22,7 @@ Proof = tuple[int, str]  # version, digest
 class WeightUpdate:
     """All weights of one policy version, announced: nothing here is large.
 
-    With a `base` the update holds only what training changes: an engine loads the base once, and `digest` is that of
-    both.
+    With a `base` the update is an adapter over it: an engine loads the base once, and `digest` is that of both.
     """
 
     version: int

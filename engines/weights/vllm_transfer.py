@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from engines.weights.base import receiver_of
 from engines.weights.digest import Digest, Tensors
+from engines.weights.vllm_adapter import empty, put
 
 BACKEND = "castor"
 
@@ -73,9 +75,34 @@ class ProvenTransfer(WeightTransferEngine[Init, Update]):
 
 
 class WorkerExtension:
-    """Mixed into every vLLM worker."""
+    """Mixed into every vLLM worker. The update of an adapter goes past vLLM's: no layer of the model is opened."""
 
     weight_transfer_engine: ProvenTransfer
+    model_runner: Any
+    factors: dict[str, Tensor]
+
+    def empty_adapter(self) -> None:
+        """Sample from the model alone, until the first update."""
+        empty(self.model_runner.lora_manager)
+
+    def start_adapter_update(self) -> None:
+        """Forget what there is of an update that broke off."""
+        self.weight_transfer_engine.digest, self.factors = Digest(), {}
+
+    def update_adapter(self, update_info: dict[str, Any]) -> None:
+        """Receive one piece."""
+        update = Update(**update_info)
+        with torch.device(self.weight_transfer_engine.device):
+            receiver_of(update.transport).receive(update.piece, self._keep)
+
+    def _keep(self, tensors: Tensors) -> None:
+        adding = self.weight_transfer_engine.digest.adding(tensors)
+        self.factors.update((name, tensor.clone()) for name, tensor in adding)
+
+    def finish_adapter_update(self) -> None:
+        """Sample with it from now on."""
+        put(self.model_runner.lora_manager, self.factors)
+        self.factors = {}
 
     def loaded_digest(self) -> str:
         """Digest of what the last update loaded."""

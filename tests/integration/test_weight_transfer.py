@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+import torch
 from safetensors.torch import load_file, save_file
 
 from actors.group import ActorGroup, get
@@ -24,14 +25,20 @@ from tests.numerics import TINY_MODELS, assert_close
 
 TIMEOUT_S = 20.0
 MOVING = "model.layers.1."
+RANK = 64  # the tiny model's width: an adapter of this rank can be any change of a matrix
+
+
+def weights_of(folder):
+    (file,) = Path(folder).glob("*.safetensors")
+    return load_file(file)
 
 
 @ray.remote(num_cpus=0)
 class FolderLearner:
     """Sends as a learner does, weights of folders: version v is that of folder v modulo their number.
 
-    With `lora` it sends as a base what is not in the last layer. A stroke ends or stops a process once `after` tensors
-    of the next version are gathered.
+    With `lora` it sends the first folder as a base, and an adapter that makes the other one of it. A stroke ends or
+    stops a process once `after` tensors of the next version are gathered.
     """
 
     def __init__(self, folders, lora):
@@ -51,23 +58,30 @@ class FolderLearner:
         sender = self.senders[invitation.transport if invitation else "host"]
         if invitation:
             sender.accept(invitation)
-        if self.lora and sender.route not in self.bases:
-            self.bases[sender.route] = sender.send(self._tensors(lambda name: not name.startswith(MOVING)), 0)
-        base = self.bases.get(sender.route)
-        return sender.send(self._tensors(lambda name: not self.lora or name.startswith(MOVING)), self.version, base)
+        if not self.lora:
+            return sender.send(self._counted(weights_of(self.folders[self.version % len(self.folders)])), self.version)
+        if sender.route not in self.bases:
+            self.bases[sender.route] = sender.send(self._counted(weights_of(self.folders[0])), 0)
+        return sender.send(self._counted(self._adapter()), self.version, self.bases[sender.route])
 
-    def _tensors(self, wanted):
-        (file,) = Path(self.folders[self.version % len(self.folders)]).glob("*.safetensors")
-        names = []
-        for name, tensor in load_file(file).items():
-            if wanted(name):
-                if self.stroke is not None and len(names) == self.stroke[2]:
-                    process, number, _ = self.stroke
-                    self.stroke = None
-                    os.kill(process, number)
-                names.append(name)
-                yield name, tensor
-        self.sent.append(len(names))
+    def _adapter(self):
+        first, other = (weights_of(folder) for folder in (self.folders[0], self.folders[self.version % 2]))
+        factors = {}
+        for name in (name for name, tensor in first.items() if name.startswith(MOVING) and tensor.ndim == 2):
+            change, layer = other[name] - first[name], name.removesuffix(".weight")
+            wide = change.shape[1] > RANK
+            factors[f"{layer}.lora_A.weight"] = change if wide else torch.eye(RANK)
+            factors[f"{layer}.lora_B.weight"] = torch.eye(RANK) if wide else change
+        return factors
+
+    def _counted(self, tensors):
+        for place, pair in enumerate(tensors.items()):
+            if self.stroke is not None and place == self.stroke[2]:
+                process, number, _ = self.stroke
+                self.stroke = None
+                os.kill(process, number)
+            yield pair
+        self.sent.append(len(tensors))
 
     def gathered(self):
         """Tensors of each stream so far."""
@@ -76,11 +90,11 @@ class FolderLearner:
 
 @pytest.fixture(scope="module")
 def folders(tiny_models, tmp_path_factory):
-    """The policy, and the same with its last layer multiplied by 1.5: version 1 is the other one."""
+    """The policy, and the same with the matrices of its last layer times 1.5: version 1 is the other one."""
     other = tmp_path_factory.mktemp("changed") / "policy"
     shutil.copytree(tiny_models.policy, other)
     (file,) = other.glob("*.safetensors")
-    changed = {name: t * 1.5 if name.startswith(MOVING) else t for name, t in load_file(file).items()}
+    changed = {name: t * 1.5 if name.startswith(MOVING) and t.ndim == 2 else t for name, t in load_file(file).items()}
     save_file(changed, file, {"format": "pt"})
     return [tiny_models.policy, str(other)]
 
@@ -90,7 +104,7 @@ def config(transport, engine="inproc", workers=2, lora=False, **rollout):
         steps=1,
         prompts_per_step=4,
         signals={"help": Signal(role="objective", model="reward")},
-        policy={"lora": LoRA() if lora else None},
+        policy={"lora": LoRA(rank=RANK) if lora else None},
         rollout=Rollout(
             workers=workers, engine=engine, max_prompt_tokens=64, max_new_tokens=16, chunk_size=4, max_num_seqs=16,
             kv_cache_mib=64, transfer=transport, transfer_timeout_s=TIMEOUT_S, max_worker_restarts=8,
@@ -105,7 +119,7 @@ class Setting:
     def __init__(self, folders, rlhf):
         self.folders = folders
         self.learner = ActorGroup("learner", [FolderLearner.remote(folders, rlhf.policy.lora is not None)])
-        self.pool = RolloutPool(folders[0], rlhf.rollout)
+        self.pool = RolloutPool(folders[0], rlhf.rollout, lora=rlhf.policy.lora)
         self.transfer = WeightTransfer(rlhf, self.learner, self.pool)
         self.pool.wait_ready()
 
@@ -204,6 +218,7 @@ def test_an_engine_in_a_process_of_its_own_gets_the_base_once(apart, tokenised_p
 
 @pytest.mark.parametrize(("number", "version"), [(signal.SIGSTOP, 5), (signal.SIGKILL, 7)], ids=["stopped", "killed"])
 def test_an_engine_process_lost_in_mid_transfer_is_replaced(apart, tokenised_prompts, number, version):
+    apart.publish(version - 1)
     before, gathered = apart.pool.restarts, len(apart.ask("gathered"))
     (worker,) = apart.pool.workers
     ((_, *engine),) = [get(worker.processes.remote(), 60, "processes").started]

@@ -57,7 +57,7 @@ class Groups:
         """
         policy = ModelReference.of(policy)
         self.config, start = config, ActorGroup.start
-        self.rollout = RolloutPool(policy, config.rollout, reservation, sleeps=config.colocate)
+        self.rollout = RolloutPool(policy, config.rollout, reservation, config.colocate, config.policy.lora)
         self.learner = start(actors["learner"], LearnerWorker, reservation)
         self.signals = {name: start(actors[f"signal-{name}"], SignalWorker, reservation) for name in config.signals}
         self.reference: ActorGroup | None = None

@@ -9,7 +9,16 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, Ll
 
 from castor.config.training import LoRA
 from castor.io.errors import CastorError
-from castor.models.lora import add_adapters, merge, moving_prefixes, save_adapter, without_adapters
+from castor.models.lora import (
+    adapter_weights,
+    add_adapters,
+    base_name,
+    is_factor,
+    merge,
+    save_adapter,
+    with_modules,
+    without_adapters,
+)
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
 from tests.numerics import TINY_MODELS, assert_close
@@ -82,22 +91,32 @@ def test_a_head_beside_the_backbone_stays_trainable(backbone):
     assert dict(merge(model, model.named_parameters(), dict(model.named_parameters()))).keys() == names
 
 
-@pytest.mark.parametrize(
-    ("kind", "target", "moving"),
-    [
-        ("llama", "q_proj", {"lm.model.layers.0.self_attn.": {"q_proj", "k_proj", "v_proj", "o_proj"}}),
-        ("gpt2", "c_attn", {"lm.transformer.h.0.attn.": {"c_attn", "c_proj"}}),
-        ("llama", "lm_head", {"lm.": {"lm_head", "model"}}),
-    ],
-)
-def test_neighbours_of_an_adapted_layer_move_with_it(kind, target, moving):
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_what_travels_is_all_there_is_to_add(kind):
     model = make(kind)
-    add_adapters(model, LoRA(rank=2, target_modules=[target]))
-    prefixes = moving_prefixes(model)
-    assert set(prefixes) == set(moving)
-    for prefix, layers in moving.items():
-        names = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
-        assert {name.removeprefix(prefix).partition(".")[0] for name in names} == layers
+    add_adapters(model, LoRA(rank=2, alpha=3.0))
+    weights = trained(model)
+    merged = dict(merge(model, weights.items(), weights))
+    sent = dict(adapter_weights(model, ((name, w) for name, w in weights.items() if is_factor(name))))
+    adapted = {name.removesuffix(".base_layer.weight") for name in weights if name.endswith(".base_layer.weight")}
+    assert sent.keys() == {f"{name.removeprefix('lm.')}.lora_{which}.weight" for name in adapted for which in "AB"}
+    assert {base_name(name) for name in weights if not is_factor(name)} == merged.keys()
+    for layer in adapted:
+        a, b = (sent[f"{layer.removeprefix('lm.')}.lora_{which}.weight"] for which in "AB")
+        weight = weights[f"{layer}.base_layer.weight"]
+        assert_close(weight + (b @ a).T if kind == "gpt2" else weight + b @ a, merged[f"{layer}.weight"], 3)
+
+
+def test_null_stands_for_the_layers_that_get_an_adapter(tiny_models):
+    model = PolicyModel.load(tiny_models.policy, torch.float32)
+    add_adapters(model, LoRA())
+    adapted = {
+        name.partition(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if is_factor(name)
+    }
+    assert set(with_modules(LoRA(), tiny_models.policy).target_modules or ()) == adapted
+    named = LoRA(target_modules=["q_proj"])
+    assert with_modules(named, "no model") is named
 
 
 def test_a_layer_that_shares_its_weights_cannot_have_an_adapter():
