@@ -53,30 +53,33 @@ def scores(setting: Setting) -> Iterator[tuple[str, Figures]]:
 
 
 def logprobs(setting: Setting) -> Iterator[tuple[str, Figures]]:
-    """Log-probabilities in chunks against all at once, forward and backward: equal, time, and peak memory."""
+    """Log-probabilities in chunks, and by Liger's kernels, against all at once, forward and backward: equal, time, and
+    peak memory.
+    """
     from castor.algorithms.logprobs import chunked_logprobs, token_logprobs
+    from castor.models.fused_logprobs import can_fuse, fused_logprobs
 
     tokens, hidden, vocabulary = (64, 16, 97) if setting.small else (8192, 4096, 128_256)
     dtype = torch.float32 if setting.small else torch.bfloat16
     torch.manual_seed(0)
     states = torch.randn(tokens, hidden, device=setting.device, dtype=dtype) / hidden**0.5
-    weight = torch.randn(vocabulary, hidden, device=setting.device, dtype=dtype).requires_grad_()
+    head = torch.nn.Linear(hidden, vocabulary, bias=False, device=setting.device, dtype=dtype)
+    torch.nn.init.normal_(head.weight)
     targets = torch.randint(vocabulary, (tokens,), device=setting.device)
 
-    def project(part: torch.Tensor) -> torch.Tensor:
-        return part @ weight.T
-
     def plain() -> torch.Tensor:
-        return token_logprobs(project(states), targets)
+        return token_logprobs(head(states), targets)
 
     def chunked() -> torch.Tensor:
-        return chunked_logprobs(project, states, targets, chunk=16 if setting.small else 1024)
+        return chunked_logprobs(head, states, targets, chunk=16 if setting.small else 1024)
 
-    difference = close(chunked().detach(), plain().detach(), 1e-5 if setting.small else 0.05)
-    for name, way in (("at once", plain), ("in chunks", chunked)):
+    ways: list[tuple[str, Callable[[], torch.Tensor]]] = [("at once", plain), ("in chunks", chunked)]
+    if can_fuse(head):
+        ways.append(("fused", partial(fused_logprobs, head, states, targets)))
+    for name, way in ways:
 
         def both(way: Callable[[], torch.Tensor] = way) -> None:
-            weight.grad = None
+            head.weight.grad = None
             way().sum().backward()
 
         seconds = setting.seconds(both)
@@ -84,8 +87,8 @@ def logprobs(setting: Setting) -> Iterator[tuple[str, Figures]]:
         figures: Figures = {"tokens/s": tokens / seconds}
         if peak is not None:
             figures["peak GiB"] = peak / GIB
-        if way is chunked:
-            figures["largest difference"] = difference
+        if way is not plain:
+            figures["largest difference"] = close(way().detach(), plain().detach(), 1e-5 if setting.small else 0.05)
         yield name, figures
 
 

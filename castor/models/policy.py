@@ -16,6 +16,7 @@ from castor.data.tokens.template import load_tokenizer
 from castor.io.checkpoint import atomic_folder
 from castor.model_reference import ModelLike
 from castor.models.backbone import load_config, load_weights, model_inputs, packing_of
+from castor.models.fused_logprobs import can_fuse, fused_logprobs
 from castor.models.head import compute_logits_in_float32
 from castor.models.vocabulary_head import Projection, gives_head_output, instead_of_logits
 from castor.packing import PackedRows
@@ -27,8 +28,9 @@ class PolicyModel(nn.Module):
     """Any `AutoModelForCausalLM`, asked for log-probabilities instead of logits.
 
     Of more than `engine.chunk_tokens` tokens the logits are made a chunk at a time, in the backward pass once more, so
-    that no tensor of all tokens x vocabulary is ever held. Where they fit into one chunk, or the model does something
-    to its output layer's logits, or that layer has adapters, they are made all at once.
+    that no tensor of all tokens x vocabulary is ever held; by Liger's kernels where these can (`can_fuse`). Where the
+    logits fit into one chunk, or the model does something to its output layer's logits, or that layer has adapters,
+    they are made all at once.
     """
 
     def __init__(self, lm: PreTrainedModel, *, engine: Engine | None = None) -> None:
@@ -83,9 +85,12 @@ class PolicyModel(nn.Module):
         head = self.lm.get_output_embeddings()
         divided = self.divisible and len(rows.input_ids) * len(columns) > self.chunk_tokens
         if divided and next(head.children(), None) is None:
+            fused = temperature == 1.0 and not with_entropy and can_fuse(head)
 
             def logprobs(project: Projection, hidden: Tensor) -> Tensor:
                 chosen = hidden[source_row, column_index]
+                if fused and chosen.dtype == head.weight.dtype:
+                    return fused_logprobs(head, chosen, tokens)
                 return chunked_logprobs(project, chosen, tokens, temperature, with_entropy, chunk=self.chunk_tokens)
 
             with instead_of_logits(head, logprobs):
