@@ -82,13 +82,13 @@ def trained(
     size = bytes_per_number(engine.dtype, on_gpu)
     sizes, kept = _sizes(shape, score, lora), _gradient_bytes(engine, size)
     states = zero(sizes, engine.zero_stage, ranks, size, engine.offload, kept)
-    activations = _activations(shape, engine, size, score=score, training=True, entropy=entropy)
+    kept_for_backward = activations(shape, engine, size, score=score, training=True, entropy=entropy)
     return Memory(
         process=TORCH_PROCESS,
         weights=states.weights,
         gradients=states.gradients,
         optimizer=states.optimizer,
-        working=max(states.backward + activations, states.update),
+        working=max(states.backward + kept_for_backward, states.update),
         offloaded=states.host,
         on_gpu=on_gpu,
         runtime=_runtime(on_gpu, ranks),
@@ -118,7 +118,7 @@ def frozen(shape: Shape, engine: Engine, resources: Resources, *, score: bool) -
     return Memory(
         process=TORCH_PROCESS,
         frozen=(shape.score if score else shape.parameters) * size,
-        working=_activations(shape, engine, size, score=score, training=False),
+        working=activations(shape, engine, size, score=score, training=False),
         on_gpu=on_gpu,
         runtime=_runtime(on_gpu, 1),
     )
@@ -144,31 +144,35 @@ def _runtime(on_gpu: bool, ranks: int) -> float:
     return CUDA_CONTEXT + (NCCL if ranks > 1 else 0) if on_gpu else 0.0
 
 
-def _activations(
+def activations(
     shape: Shape, engine: Engine, size: int, *, score: bool, training: bool, entropy: bool = False
 ) -> float:
-    """Rough bytes of one micro-batch: what a gated decoder layer keeps for its backward pass, and the logits.
+    """Bytes of one micro-batch at most: what gated decoder layers keep for their backward pass, and the logits.
 
-    A layer keeps about 10 hidden and 4 intermediate vectors a token.
+    A layer keeps 4 intermediate and 11 hidden vectors a token: inputs and outputs of its linear layers, its norms, and
+    the heads before and after the rotation. In bfloat16 it is 13: norms are taken in float32.
     """
-    layer = 10 * shape.hidden + 4 * shape.intermediate
+    layer = (11 if size == 4 else 13) * shape.hidden + 4 * shape.intermediate
     if not training:
         kept = layer
     elif engine.gradient_checkpointing:
         kept = layer + shape.layers * shape.hidden
     else:
         kept = layer * shape.layers
-    activations = float(engine.micro_batch_tokens * kept * size)
+    result = float(engine.micro_batch_tokens * kept * size)
     if score:
-        return activations
+        return result
     tokens = min(engine.micro_batch_tokens, engine.chunk_tokens(shape.vocabulary))
-    return activations + tokens * shape.vocabulary * logit_bytes(size, training=training, entropy=entropy)
+    return result + tokens * shape.vocabulary * logit_bytes(size, training=training, entropy=entropy)
 
 
 def logit_bytes(size: int, *, training: bool, entropy: bool = False) -> int:
-    """Bytes a token and vocabulary entry from logits to log-probabilities, an upper bound.
+    """Bytes a token and vocabulary entry from logits to log-probabilities.
 
-    Logits exist in the model's type (as computed, and as gathered) and as float32 (tempered, and log-softmax); in
-    training their gradients too, in float32. An entropy bonus adds probabilities, their products and a gradient.
+    Asked: logits in the model's type, as computed and as gathered, and as float32, tempered and after log-softmax. In
+    training there are four float32 numbers at the worst moment, when the logits have gone: log-probabilities, their
+    gradient, that of the tempered logits and of the logits. An entropy bonus adds probabilities.
     """
-    return 2 * size + 8 + (8 if training else 0) + (12 if training and entropy else 0)
+    if not training:
+        return 2 * size + 8
+    return 16 + (4 if entropy else 0)
