@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import ray
 from safetensors.torch import load_file
+from torch import Tensor
 
 from castor.model_reference import ModelLike, ModelReference
 from engines.weights.base import WeightUpdate
@@ -12,11 +15,17 @@ from engines.weights.host import Sender
 
 @ray.remote(num_cpus=0)
 class FolderWeights:
-    """Publishes the weights of models in folders. What it has published lives as long as this actor."""
+    """Publishes the weights of finished models. What it has published lives as long as this actor."""
 
     def publish(self, model: ModelLike, version: int) -> WeightUpdate | None:
         """The model's safetensors as `version`. Raises FileNotFoundError when there are none."""
-        files = sorted(ModelReference.of(model).local().glob("*.safetensors"))
-        if not files:
-            raise FileNotFoundError(f"{model} holds no *.safetensors file")
-        return Sender(keep=True).send((pair for file in files for pair in load_file(file).items()), version)
+        return Sender(keep=True).send(folder_tensors(model), version)
+
+
+def folder_tensors(model: ModelLike) -> Iterator[tuple[str, Tensor]]:
+    """All weights of a folder or hub id, which is fetched where this node lacks it. Raises FileNotFoundError."""
+    files = sorted(ModelReference.of(model).local().glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{model} holds no *.safetensors file")
+    for file in files:
+        yield from load_file(file).items()

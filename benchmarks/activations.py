@@ -25,7 +25,7 @@ from castor.packing import pack_rows
 
 MIB = 1 << 20
 SEQUENCE = 64  # tokens
-DEEP = DemoModel(vocab_size=1024, hidden_size=256, layers=8, heads=4, intermediate_size=688)
+DEEP = DemoModel(vocab_size=1024, hidden_size=256, layers=4, heads=4, intermediate_size=688)
 WIDE = DemoModel(vocab_size=16_384, hidden_size=128, layers=2, heads=4, intermediate_size=344)
 
 
@@ -50,7 +50,7 @@ class Case:
         """Without ZeRO."""
         return Engine(
             dtype=self.dtype,
-            micro_batch_tokens=2048,
+            micro_batch_tokens=1024,
             pack_length=256,
             gradient_checkpointing=self.recomputed,
             logits_chunk_tokens=self.chunk_tokens,
@@ -65,7 +65,7 @@ CASES = [
 ] + [
     Case(WIDE, dtype, chunk_tokens=chunk, entropy=entropy)
     for dtype in ("float32", "bfloat16")
-    for chunk in (None, 512)
+    for chunk in (None, 256)
     for entropy in (False, True)
 ]
 

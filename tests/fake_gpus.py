@@ -1,8 +1,8 @@
 """Nodes of eight GPUs that only Ray believes in: what it assigns to the actors of real configs. Run as a program.
 
-`python -m tests.fake_gpus NODES OUTPUT CONFIG...` reserves the GPUs of every stage of all configs, and starts actors of
-some without their models. OUTPUT gets, as JSON, where each bundle and each actor came to lie. The workers of the first
-config's reward stage are Ray Train's own.
+`python -m tests.fake_gpus NODES OUTPUT CONFIG...` reserves the GPUs of every stage of all configs, equal bundles once,
+and starts actors of some without their models. OUTPUT gets, as JSON, where each bundle and each actor came to lie. The
+workers of the first config's reward stage are Ray Train's own.
 """
 
 import json
@@ -110,13 +110,17 @@ def main(nodes, output, *configs):
     """The actors of the stages in `STARTED` are started; Ray Train's workers on one node."""
     cluster = started(int(nodes))
     ray.init(address=cluster.address, log_to_driver=False)
-    found = {}
+    found, asked = {}, {}
     for number, variant in enumerate(VARIANTS[nodes]):
         for path in configs:
             plan = make_plan(load_config(Path(path), variant))
             for stage in plan.stages.values():
-                name = f"{Path(path).stem}/{stage.name}"
-                found[f"{name}/{number}"] = placed(stage, plan.bundles(stage), number == 0 and name in STARTED)
+                name, bundles = f"{Path(path).stem}/{stage.name}", plan.bundles(stage)
+                start = number == 0 and name in STARTED
+                key = name if start else str(bundles)
+                if key not in asked:
+                    asked[key] = placed(stage, bundles, start)
+                found[f"{name}/{number}"] = asked[key]
     workers = {}
     if int(nodes) == 1:
         plan = make_plan(load_config(Path(configs[0]), ["reward.workers=4"]))

@@ -27,6 +27,9 @@ class Reference(Section):
     resources: Resources = Field(default_factory=Resources, description="of one actor")
 
 
+MAX_LORA_RANK = 512  # of the adapters that vLLM 0.32 samples with
+
+
 class Policy(Section):
     """The model being trained, and its frozen starting point, the reference."""
 
@@ -39,9 +42,11 @@ class Policy(Section):
     )
 
     @model_validator(mode="after")
-    def _one_copy_of_the_weights(self) -> "Policy":
+    def _adapter_fits(self) -> "Policy":
         if self.lora is not None and self.reference != Reference():
             raise ValueError("with lora the learner computes the reference: remove the reference section")
+        if self.lora is not None and self.lora.rank > MAX_LORA_RANK:
+            raise ValueError(f"lora.rank {self.lora.rank}: vLLM's kernels take at most {MAX_LORA_RANK}")
         return self
 
 

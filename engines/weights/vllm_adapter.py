@@ -21,17 +21,11 @@ REQUEST = LoRARequest("policy", NUMBER, "(never read: its weights come from the 
 
 
 def adapter_arguments(lora: LoRA) -> dict[str, Any]:
-    """Engine arguments for an adapter on the layers that `lora.target_modules` names.
-
-    Raises ValueError for a rank that vLLM has no kernels for.
-    """
-    ranks = [each for each in get_args(MaxLoRARanks) if each >= lora.rank]
-    if not ranks:
-        raise ValueError(f"policy.lora.rank {lora.rank}: vLLM takes at most {max(get_args(MaxLoRARanks))}")
+    """Engine arguments for an adapter on the layers that `lora.target_modules` names."""
     return {
         "enable_lora": True,
         "max_loras": 1,
-        "max_lora_rank": min(ranks),
+        "max_lora_rank": min(rank for rank in get_args(MaxLoRARanks) if rank >= lora.rank),
         "lora_target_modules": [name.rpartition(".")[2] for name in lora.target_modules or ()],
     }
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from actors.folder_weights import FolderWeights
 from actors.group import get
+from actors.reservation import Reservation
 from actors.rollout import PromptRequest, RolloutWorker
 from actors.rollout_pool import RolloutPool
 from castor.config.rlhf import Rollout
@@ -121,12 +122,16 @@ def test_workers_that_die_are_replaced_and_no_prompt_is_lost_or_doubled(
     assert set(again.versions.tolist()) == {4}
 
 
-def test_async_engine_behind_the_same_interface(pool, tiny_models, changed_policy, tokenised_prompts):
+def test_async_engine_with_a_neighbour_on_its_gpu_behind_the_same_interface(
+    pool, tiny_models, changed_policy, tokenised_prompts, monkeypatch
+):
     pool.stop()  # two engines are enough for a small machine
     config = ROLLOUT.model_copy(update={"engine": "async", "workers": 1, "temperature": 0.7})
-    other = RolloutPool(tiny_models.policy, config)
+    waited, wait_ready = [], RolloutPool.wait_ready
+    monkeypatch.setattr(RolloutPool, "wait_ready", lambda pool: waited.append(wait_ready(pool)))
+    other = RolloutPool(tiny_models.policy, config, Reservation(None, {"rollout-0": 0, "reference-0": 0}))
     try:
-        other.wait_ready()
+        assert len(waited) == 1  # the neighbour starts after this, when vLLM has counted the memory
         experience = collect(other, requests(tokenised_prompts, 9))
         assert experience.uids.tolist() == list(range(9))
         assert_close(experience.logprobs, hf_logprobs(tiny_models.policy, experience, 0.7), TINY_MODELS)

@@ -9,7 +9,7 @@ import torch
 from actors.progress import ProgressBoard
 from castor.config.data import DataSource, SyntheticOptions
 from castor.config.moderation import Moderation
-from castor.config.preference import Cost, Reward
+from castor.config.preference import Reward
 from castor.config.supervised import SFT, Best, Workers
 from castor.config.training import Engine, LoRA, Offload, Optimizer
 from castor.data.rows.mixture import mix
@@ -26,7 +26,7 @@ from tests.numerics import TINY_MODELS, assert_close
 ROWS = [QARow(row["prompt"], row["response"]) for row in demonstrations(SyntheticOptions(), "train", 160)]
 PAIRS = [parse_row(row) for row in preference_rows(SyntheticOptions(), "train", 160)]
 JUDGED = [parse_row(row) for row in qa_rows(SyntheticOptions(), "train", 240)]
-KINDS = {"sft": (SFT, ROWS), "reward": (Reward, PAIRS), "cost": (Cost, PAIRS), "moderation": (Moderation, JUDGED)}
+KINDS = {"reward": (Reward, PAIRS), "moderation": (Moderation, JUDGED)}  # what differs is before the loop they share
 
 
 def stage(section=SFT, **options):

@@ -216,18 +216,17 @@ def test_an_engine_in_a_process_of_its_own_gets_the_base_once(apart, tokenised_p
     assert apart.pool.restarts == 0
 
 
-@pytest.mark.parametrize(("number", "version"), [(signal.SIGSTOP, 5), (signal.SIGKILL, 7)], ids=["stopped", "killed"])
-def test_an_engine_process_lost_in_mid_transfer_is_replaced(apart, tokenised_prompts, number, version):
-    apart.publish(version - 1)
+def test_an_engine_process_that_falls_silent_in_mid_transfer_is_replaced(apart, tokenised_prompts):
+    apart.publish(4)
     before, gathered = apart.pool.restarts, len(apart.ask("gathered"))
     (worker,) = apart.pool.workers
     ((_, *engine),) = [get(worker.processes.remote(), 60, "processes").started]
     (victim,) = (process for process, _ in engine if "EngineCore" in psutil.Process(process).name())
-    apart.ask("arm", victim, number, 3)
-    apart.publish(version)
+    apart.ask("arm", victim, signal.SIGSTOP, 3)
+    apart.publish(5)
     assert apart.pool.restarts == before + 1
     assert not Path(f"/proc/{victim}").exists()
-    apart.check(version, requests(tokenised_prompts, 8))
+    apart.check(5, requests(tokenised_prompts, 8))
     assert len(apart.ask("gathered")) == gathered + 1 + 2  # another group gets the base, too
 
 
@@ -237,5 +236,8 @@ def test_every_worker_of_a_tensor_parallel_engine_takes_its_part(ray_session, fo
         setting.check(0, requests(tokenised_prompts, 8))
         setting.publish(1)
         setting.check(1, requests(tokenised_prompts, 8))
+        update = setting.ask("publish", 2)  # without a group, through host memory: as a replacement gets them
+        setting.pool.load_weights(update)
+        setting.check(2, requests(tokenised_prompts, 8))
     finally:
         setting.stop()

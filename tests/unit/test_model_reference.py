@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save
+from torch import zeros
 
 from castor.io.errors import CastorError
 from castor.model_reference import ModelReference
@@ -20,8 +22,8 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     "owner/safe": {
         "config.json": b"{}", "tokenizer.json": b"{}", "chat_template.jinja": b"x", "castor_score.json": b"{}",
-        "model.safetensors": b"weights", "pytorch_model.bin": b"pickle", "modeling_own.py": b"", "notes.md": b"n",
-        "onnx/model.safetensors": b"again",
+        "model.safetensors": save({"w": zeros(2)}), "pytorch_model.bin": b"pickle", "modeling_own.py": b"",
+        "notes.md": b"n", "onnx/model.safetensors": b"again",
     },
     "owner/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
 }  # fmt: skip
@@ -109,6 +111,11 @@ def test_a_hub_id_is_fetched_once_and_then_found_without_the_hub(hub, tmp_path):
     assert ask("ModelReference('owner/safe').local()") == whole
     assert ask("ModelReference('owner/safe').local()", HF_HUB_OFFLINE="1") == whole
     assert hub.asked == []
+
+
+def test_evaluation_publishes_the_weights_of_a_hub_id(hub, tmp_path):
+    call = "__import__('actors.folder_weights').folder_weights.folder_tensors('owner/safe')"
+    assert resolve(hub, tmp_path, f"dict({call})") == "{'w': tensor([0., 0.])}"
 
 
 def test_pickles_are_fetched_only_where_they_may_be_read(hub, tmp_path):

@@ -9,4 +9,4 @@ from benchmarks.activations import CASES, estimated, measured
 def test_a_pass_takes_no_more_than_the_dry_run_says_and_not_much_less(case):
     said, found = estimated(case), measured(case)
     # where few tokens are recomputed at a time, that moment and the one with all gradients are two
-    assert 0.98 * found <= said <= 1.25 * found
+    assert 0.96 * found <= said <= 1.25 * found

@@ -78,6 +78,8 @@ def test_a_policy_with_an_adapter_has_no_reference_and_few_optimizer_states(shap
     assert "LoRA of rank 16" in " ".join(text.split())
     with pytest.raises(CastorError, match="the learner computes the reference: remove the reference section"):
         demo("rlhf.ppo_lag.policy.lora.rank=4", "rlhf.ppo_lag.policy.reference.ranks=2")
+    with pytest.raises(CastorError, match=r"lora\.rank 513: vLLM's kernels take at most 512"):
+        demo("rlhf.ppo_lag.policy.lora.rank=513")
 
 
 def test_the_text_holds_the_config_and_fits_its_width():

@@ -4,7 +4,7 @@ import pytest
 
 from castor.config.rlhf import Rollout
 from castor.config.serve import Serve
-from engines.vllm_arguments import engine_arguments
+from engines.vllm_arguments import VLLM_ENV, engine_arguments
 
 
 @pytest.mark.parametrize("max_length", [2, 112, 5000, 131_072])
@@ -25,3 +25,7 @@ def test_rollouts_and_serving_differ_only_where_their_options_do():
     assert rollout == engine_arguments("model", Serve(run_dir="run", **options), 128, True)
     assert rollout["kv_cache_memory_bytes"] == 32 << 20
     assert rollout["trust_remote_code"] is True
+
+
+def test_an_engine_may_fetch_a_model_that_its_node_lacks():
+    assert not [name for name in VLLM_ENV if "OFFLINE" in name]
