@@ -90,7 +90,7 @@ def merge(
             b, a = (factors[f"{owner}.lora_{which}.{ADAPTER}.weight"].float() for which in "BA")
             delta = layer.scaling[ADAPTER] * (b @ a)
             tensor = (tensor.float() + (delta.T if layer.fan_in_fan_out else delta)).to(tensor.dtype)
-        yield f"{owner}.{leaf}" if inside else name, tensor
+        yield base_name(name), tensor
 
 
 def is_factor(name: str) -> bool:

@@ -41,10 +41,6 @@ def put(manager: Any, factors: dict[str, Tensor]) -> None:
     Raises RuntimeError, and changes nothing, when a layer of vLLM's model takes none.
     """
     slots = manager._adapter_manager
-    layers = {name.rpartition(".lora_")[0] for name in factors}
-    known = {*slots.modules, *(part for parts in slots.packed_modules.values() for part in parts)}
-    if missing := sorted(layers - known):
-        raise RuntimeError(f"vLLM's model has no layer that takes an adapter at {missing[0]} ({len(missing)} missing)")
     rank = next(tensor.shape[0] for name, tensor in factors.items() if name.endswith(".lora_A.weight"))
     adapter = LoRAModel.from_lora_tensors(
         NUMBER,
@@ -54,6 +50,9 @@ def put(manager: Any, factors: dict[str, Tensor]) -> None:
         dtype=manager.lora_config.lora_dtype,
         weights_mapper=_renaming(slots.model),
     )
+    known = {*slots.modules, *(part for parts in slots.packed_modules.values() for part in parts)}
+    if missing := sorted(adapter.loras.keys() - known):  # by vLLM's names
+        raise RuntimeError(f"vLLM's model has no layer that takes an adapter at {missing[0]} ({len(missing)} missing)")
     slots.remove_adapter(NUMBER)
     slots.add_adapter(adapter)
     slots.activate_adapter(NUMBER)
