@@ -109,7 +109,7 @@ class WorkerExtension:
         return self.weight_transfer_engine.digest.over(None)
 
 
-# an update over a base leaves layers out, which then keep their weights: vLLM would warn of each, every time
+# no update holds the buffers of rotary embeddings, which stay as they are: vLLM would warn of them, every time
 logging.getLogger(finalize_layerwise_reload.__module__).addFilter(
     lambda record: "Failed to load weights" not in str(record.msg)
 )
