@@ -10,7 +10,7 @@ from castor.config.rlhf import RLHF
 from castor.config.training import Engine
 from castor.experience import Experience
 from castor.model_reference import ModelLike
-from engines.batch import forward_shared, make_micro_batch, plan_mini_batches, sum_over_ranks
+from engines.batch import forward_shared, make_micro_batch, plan_mini_batches, seed_step, sum_over_ranks
 
 
 class Critic:
@@ -39,6 +39,7 @@ class Critic:
         updates = config.steps * config.learner.update_iters * config.learner.mini_batches
         self.engine = TrainEngine(critic, engine, updates)
         self.on_device = True
+        self.step: int | None = 0  # that of the weights; None between the updates of one
 
     def move(self, onto_device: bool) -> None:
         """Model and optimiser state to the GPU, or away from it, unless they are there."""
@@ -77,6 +78,7 @@ class Critic:
             world_size=self.world,
             seed=(self.seed, step),
         )
+        seed_step(self.seed, step, self.rank)
         losses, norm = [], 0.0
         for mini in plan:
             loss_sum = 0.0
@@ -88,6 +90,8 @@ class Critic:
                 loss = (weights * per_token).sum() if len(sequences) else predicted.sum() * 0.0
                 self.engine.accumulate(loss)
                 loss_sum += float(loss.detach())
+            self.step = None
             norm = self.engine.step()
             losses.append(sum_over_ranks({"loss": loss_sum})["loss"])
+        self.step = step
         return {"critic_loss": float(np.mean(losses)), "critic_grad_norm": norm}

@@ -11,6 +11,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from actors.checkpointed import Checkpointed, Write
 from actors.group import SpmdActor
 from actors.multipliers import Coefficients, effective_kl_coeff
 from actors.occupant import Occupant, Part
@@ -25,6 +26,7 @@ from castor.config.rlhf import RLHF
 from castor.data.rows.schemas import QARow
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.experience import Experience
+from castor.io.files import read_json, write_json
 from castor.model_reference import ModelReference
 from castor.models.policy import LM, save_language_model
 from engines.batch import (
@@ -43,7 +45,7 @@ from engines.weights.digest import Tensors
 
 
 @ray.remote
-class LearnerWorker(SpmdActor, Occupant):
+class LearnerWorker(SpmdActor, Occupant, Checkpointed):
     """One rank of the learner."""
 
     def load(
@@ -71,7 +73,7 @@ class LearnerWorker(SpmdActor, Occupant):
             self.adapter = Adapter(policy, config.policy.lora, self.rank, self.world_size)
         updates = self.config.steps * self.learner.update_iters * self.learner.mini_batches
         self.engine = TrainEngine(policy, self.learner.engine, updates)
-        self.version = 0
+        self.version, self.whole = 0, True  # of the weights; not whole between the updates of one step
         self.senders = {name: sender_class(name)(keep=self.rank == 0) for name in {"host", config.transfer}}
         self.ptx = None
         if self.learner.ptx is not None:
@@ -89,6 +91,31 @@ class LearnerWorker(SpmdActor, Occupant):
             self.engine.leave_gpu()
         elif self.on_gpu is None:
             self.engine.return_to_gpu()
+
+    @property
+    def state_step(self) -> int | None:
+        """The version of the weights."""
+        return self.version if self.whole else None
+
+    def copy_state(self) -> Write:
+        """The engine's state, and the place in PTX's demonstrations."""
+        engine, state = self.engine.snapshot(), {"ptx_position": self.ptx.position if self.ptx else 0}
+
+        def write(folder: Path) -> list[Path]:
+            files = engine.write(folder)
+            if self.rank == 0:
+                write_json(folder / LEARNER_STATE, state)
+                files.append(folder / LEARNER_STATE)
+            return files
+
+        return write
+
+    def read_state(self, folder: Path, step: int) -> None:
+        """Raises KeyError when it is of another model."""
+        self.engine.load(folder)
+        if self.ptx is not None:
+            self.ptx.position = read_json(folder / LEARNER_STATE)["ptx_position"]
+        self.version, self.whole = step, True
 
     def measure_kl(self, batch: StepBatch) -> tuple[float, int]:
         """Mean KL of the batch in nats a response (k1: Σ_t log π - log π_ref), and its number of responses."""
@@ -124,7 +151,6 @@ class LearnerWorker(SpmdActor, Occupant):
         """
         self.require_on_gpu("policy")
         seed_step(self.seed, step, self.rank)
-        self.version = step  # of the weights that this call leaves
         experience = Experience.concatenate(read(batch.experience))
         columns = {
             "reference": np.concatenate(read(batch.reference)),
@@ -150,6 +176,7 @@ class LearnerWorker(SpmdActor, Occupant):
             sums = self._accumulate(experience, mini, columns, kl_coeff)
             if not updates:  # before the first update the learner holds the very weights that sampled the fresh tokens
                 gap = self._check_gap(sums, mini.tokens)
+            self.whole = False
             norm = self.engine.step()
             updates.append(
                 {
@@ -164,6 +191,7 @@ class LearnerWorker(SpmdActor, Occupant):
             )
             if self.config.own_old_logprobs:
                 extra["importance_max"] = max(extra.get("importance_max", 0.0), sums["importance_max"])
+        self.version, self.whole = step, True
         return {
             **{key: float(np.mean([update[key] for update in updates])) for key in updates[0]},
             **gap,
@@ -364,6 +392,7 @@ class LearnerWorker(SpmdActor, Occupant):
         return ((name.removeprefix(LM), tensor) for name, tensor in self.engine.whole_tensors(lambda name: True))
 
 
+LEARNER_STATE = "learner.json"
 IMPORTANCE = ("importance_mean", "importance_truncated_share")  # metrics of the ratio before truncation, per token
 
 

@@ -60,9 +60,10 @@ class MultiplierOwner:
         Raises ValueError when a version would be skipped, or a cost is not finite.
         """
         if version == self.version + 1:
-            for name, refs in costs.items():
-                values = np.concatenate(read(refs)).tolist()
-                self.states[name] = update(self.states[name], values, self.limits[name], self.rules[name])
+            values = {name: np.concatenate(read(refs)).tolist() for name, refs in costs.items()}
+            self.states |= {
+                name: update(self.states[name], values[name], self.limits[name], self.rules[name]) for name in costs
+            }
             if kl is not None:
                 assert self.advantage.kl_target is not None
                 self.kl_coeff = adapted_coefficient(

@@ -23,6 +23,8 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._new: list[Progress] = []
         self._refusal: Exception | None = None
+        self._stop = False
+        self._stopped: int | None = None
 
     def post(self, progress: Progress) -> None:
         """Add an entry."""
@@ -32,6 +34,22 @@ class ProgressBoard:
         """Entries since the last call, in order."""
         new, self._new = self._new, []
         return new
+
+    def stop(self) -> None:
+        """The workers are to end after the step they are at."""
+        self._stop = True
+
+    def stopping(self) -> bool:
+        """Whether they are."""
+        return self._stop
+
+    def note_stop(self, step: int) -> None:
+        """They have, and a checkpoint of this step is there."""
+        self._stopped = step
+
+    def stopped(self) -> int | None:
+        """The step after which they have ended early; None: they have not."""
+        return self._stopped
 
     def refuse(self, error: Exception) -> None:
         """Note why the job cannot be done, however often its workers are started again; the first reason counts."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
 
+from actors.checkpointed import Checkpointed, Write
 from actors.group import SpmdActor
 from actors.multipliers import Coefficients, effective_kl_coeff
 from actors.occupant import Occupant, Part
@@ -30,7 +32,7 @@ class SignalModels:
 
 
 @ray.remote
-class SignalWorker(SpmdActor, Occupant):
+class SignalWorker(SpmdActor, Occupant, Checkpointed):
     """One rank of a signal's group. Every rank scores on its own; the critic is trained by all of them together."""
 
     def load(self, name: str, models: SignalModels, config: RLHF, seed: int, limit: float | None = None) -> None:
@@ -39,6 +41,7 @@ class SignalWorker(SpmdActor, Occupant):
         `limit` is the constraint's, in the unit of its statistic.
         """
         self.name, self.config, self.limit = name, config, limit
+        self.step: int | None = 0
         self.signal = config.signals[name]
         torch.set_num_threads(self.signal.resources.threads)
         from castor.scoring.experience_scorer import signal_scorer
@@ -58,6 +61,22 @@ class SignalWorker(SpmdActor, Occupant):
             self.scorer.frozen.move(onto_device=part == "judge")
         if self.critic is not None:
             self.critic.move(onto_device=part == "critic")
+
+    @property
+    def state_step(self) -> int | None:
+        """The step of the critic's last fit, or of the last advantages where there is no critic."""
+        return self.step if self.critic is None else self.critic.step
+
+    def copy_state(self) -> Write | None:
+        """The critic's engine; what judges is frozen."""
+        return None if self.critic is None else self.critic.engine.snapshot().write
+
+    def read_state(self, folder: Path, step: int) -> None:
+        """Raises KeyError when it is of another model."""
+        self.step = step
+        if self.critic is not None:
+            self.critic.engine.load(folder)
+            self.critic.step = step
 
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores of the responses."""
@@ -125,8 +144,11 @@ class SignalWorker(SpmdActor, Occupant):
             clip_range_score=config.clip_range_score,
         )
 
-    def train_critic(self, step: int) -> dict[str, float]:
+    def train_critic(self, step: int, *advantages: Any) -> dict[str, float]:
         """Fit the critic, where there is one, to the returns of the last `advantages` call. Collective.
+
+        `advantages` are those of all signals: where one of them could not be made, Ray does not come to this, and no
+        critic is a step ahead of the policy.
 
         Returns score_mean and score_positive_share (over responses); with a critic also critic_loss (mean over its
         updates), critic_grad_norm (of the last), value_mean and return_mean (over response tokens).
@@ -135,6 +157,7 @@ class SignalWorker(SpmdActor, Occupant):
             "score_mean": float(self.scores.mean()),
             "score_positive_share": float((self.scores > 0).mean()),
         }
+        self.step = step
         if self.critic is None:
             return metrics
         self.require_on_gpu("critic")

@@ -27,6 +27,7 @@ from castor.run.plan import make_plan
 from castor.run.stages.rlhf import RLHFStage
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
+from trainers.rlhf.producer import Producer
 
 
 def seconds_per_step(
@@ -41,9 +42,8 @@ def seconds_per_step(
     groups.rollout.config = config.rollout
     groups.rollout.load_weights(get(source.publish.remote(policy, 0), 120, "publishing"))
     rows: list[dict[str, float]] = []
-    train(
-        config, groups, PromptStream(prompts, config.prompts_per_step, 0), 0, 1, lambda step: rows.append(step.metrics)
-    )
+    stream = PromptStream(prompts, config.prompts_per_step, 0)
+    train(config, groups, Producer(config, groups, stream, 0, 1), lambda step: rows.append(step.metrics))
     rows = rows[1:]
     whole = [row["rollout_s"] + row["learn_s"] + row["transfer_s"] for row in rows]
     learner = [row["rollout_s"] for row in rows]

@@ -179,12 +179,16 @@ class TrainEngine:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
                 yield name, parameter.detach()
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of the training state into `folder`, which exists."""
-        deepspeed_state.save(self.engine, folder)
+    def save(self, folder: Path) -> list[Path]:
+        """Write this rank's part of the training state into `folder`, which exists; returns its files."""
+        return deepspeed_state.read_out(self.engine).write(folder)
+
+    def snapshot(self) -> deepspeed_state.EngineState:
+        """A copy of this rank's part, to be written while training goes on: 12 bytes a parameter, over all ranks."""
+        return deepspeed_state.snapshot(self.engine)
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote, on however many ranks and at whatever ZeRO stage that was."""
+        """Continue from what was written, on however many ranks and at whatever ZeRO stage that was."""
         deepspeed_state.load(self.engine, folder)
         self.heads.refresh(self.engine)
 

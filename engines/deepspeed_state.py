@@ -8,7 +8,8 @@ more than its share, and all write at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +27,71 @@ WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 FILE_BYTES = 1 << 30  # a rank writes its share in files of about this size, so that it never holds more
 
 
-def save(engine: Any, folder: Path) -> None:
-    """Write this rank's share into `folder`, which exists and which all ranks see. Collective."""
-    rank, world_size, steps = dist.get_rank(), dist.get_world_size(), _optimizer_steps(engine)
+@dataclass(frozen=True)
+class EngineState:
+    """One rank's part of an engine's state, apart from the engine: training may go on while it is written."""
+
+    rank: int
+    tensors: Iterable[tuple[str, Tensor]]  # on the CPU
+    buffers: dict[str, Tensor] | None  # of rank 0
+    progress: dict[str, Any] | None  # of rank 0
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write it into `folder`, which exists; returns the files."""
+        written: list[Path] = []
+
+        def save(name: str, tensors: dict[str, Tensor]) -> None:
+            save_file(tensors, folder / name)
+            written.append(folder / name)
+
+        part: dict[str, Tensor] = {}
+        for name, tensor in self.tensors:
+            part[name] = tensor
+            if sum(each.nbytes for each in part.values()) > FILE_BYTES:
+                save(f"rank-{self.rank}-{len(written)}.safetensors", part)
+                part = {}
+        if part:
+            save(f"rank-{self.rank}-{len(written)}.safetensors", part)
+        if self.buffers is not None and self.progress is not None:
+            save("buffers.safetensors", self.buffers)
+            write_json(folder / STATE_FILE, self.progress)
+            written.append(folder / STATE_FILE)
+        return written
+
+
+def snapshot(engine: Any) -> EngineState:
+    """A copy of this rank's part of the state, in the node's memory. Collective."""
+    state = read_out(engine)
+    return replace(state, tensors=list(state.tensors))
+
+
+def read_out(engine: Any) -> EngineState:
+    """The same without the copy: its tensors are made while it is written, one at a time, on all ranks together."""
+    rank, steps = dist.get_rank(), _optimizer_steps(engine)
     if steps:
         _link_moments(engine)
-    share: dict[str, Tensor] = {}
-    files = 0
+    tensors = _share(engine, (WEIGHT, *MOMENTS) if steps else (WEIGHT,))
+    if rank:
+        return EngineState(rank, tensors, None, None)
+    buffers = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in _buffers(engine.module)}
+    progress = {
+        "optimizer_steps": steps,
+        "global_steps": engine.global_steps,
+        "skipped_steps": engine.skipped_steps,
+        "last_epoch": engine.lr_scheduler.last_epoch,
+        "learning_rates": engine.lr_scheduler.get_last_lr(),
+    }
+    return EngineState(rank, tensors, buffers, progress)
+
+
+def _share(engine: Any, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """This rank's tensors, float32 copies on the CPU."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     for index, (name, parameter) in enumerate(_trained(engine)):
-        for key in (WEIGHT, *MOMENTS) if steps else (WEIGHT,):
+        for key in keys:
             tensor = _get(engine, parameter, key)
             if index % world_size == rank:
-                share[f"{name}/{key}"] = tensor.to("cpu", torch.float32, copy=True)
-        if sum(tensor.nbytes for tensor in share.values()) > FILE_BYTES:
-            save_file(share, folder / f"rank-{rank}-{files}.safetensors")
-            share, files = {}, files + 1
-    if share:
-        save_file(share, folder / f"rank-{rank}-{files}.safetensors")
-    if rank == 0:
-        buffers = {name: tensor.detach().cpu().contiguous() for name, tensor in _buffers(engine.module)}
-        save_file(buffers, folder / "buffers.safetensors")
-        write_json(
-            folder / STATE_FILE,
-            {
-                "optimizer_steps": steps,
-                "global_steps": engine.global_steps,
-                "skipped_steps": engine.skipped_steps,
-                "last_epoch": engine.lr_scheduler.last_epoch,
-                "learning_rates": engine.lr_scheduler.get_last_lr(),
-            },
-        )
+                yield f"{name}/{key}", tensor.to("cpu", torch.float32, copy=True)
 
 
 def load(engine: Any, folder: Path) -> None:

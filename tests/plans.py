@@ -7,10 +7,13 @@ from actors.reservation import Reservation
 from castor.config.pipeline import Config
 from castor.config.rlhf import RLHF
 from castor.config.training import Resources
+from castor.config.wandb import WandB
 from castor.io.terminal import Terminal
 from castor.run.actors import Actors
+from castor.run.claim import Claim, Inputs
 from castor.run.plan import Plan, make_plan
 from castor.run.stages.rlhf import RLHFStage
+from castor.run.tracking import Tracker
 from trainers.stage_run import RowReader, StageRun
 
 
@@ -34,14 +37,19 @@ def plan_of(values: dict) -> Plan:
     return make_plan(Config.model_validate(values))
 
 
-def run_of(plan: Plan, name: str, terminal: Terminal | None = None, key: str = "k") -> StageRun:
+def run_of(plan: Plan, name: str, terminal: Terminal | None = None, fresh: bool = False) -> StageRun:
     """What the runner of a stage is given, without the models it reads."""
     files, screen = plan.files.stage(name), terminal or Terminal()
     rows = RowReader(name, files, plan.source, plan.config.seed, screen)
-    seed, template = plan.seed(name), plan.config.template
-    return StageRun(
-        plan.stage(name), {}, files, rows, seed, template, key, plan.bundles(plan.stage(name)), False, screen, None
-    )  # type: ignore[arg-type]
+    stage, template = plan.stage(name), plan.config.template
+    claim = claim_of(name, fresh)
+    tracker = Tracker(WandB(mode="disabled"), plan.files.wandb, name, {})
+    return StageRun(stage, {}, files, rows, plan.seed(name), template, claim, plan.bundles(stage), screen, tracker)
+
+
+def claim_of(stage: str = "stage", fresh: bool = False, accept_changes: bool = False, **recipe: Any) -> Claim:
+    """The claim of a stage that reads nothing."""
+    return Claim(stage, Inputs(recipe, {}, {}), fresh, accept_changes)
 
 
 def spmd_group(name: str, actor_class: Any, ranks: int) -> ActorGroup:

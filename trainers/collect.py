@@ -52,10 +52,10 @@ def run_collect(run: StageRun) -> str:
 def _from_queue(run: StageRun, stage: Collect) -> str:
     """The rows a person has labelled; what is to be labelled is sampled once, for as long as its inputs stay."""
     queue, labelled, marker = run.files.queue, run.files.labelled, run.files.queue_key
-    if run.fresh or not marker.is_file() or read_json(marker) != run.key:
+    if run.claim.fresh or not marker.is_file() or read_json(marker) != run.claim.inputs.key:
         marker.unlink(missing_ok=True)
         write_jsonl(queue, _unlabelled(run, stage, _sample(run, stage)))
-        write_json(marker, run.key)
+        write_json(marker, run.claim.inputs.key)
     if not labelled.is_file():
         raise CastorError(
             f"{run.name}: the pairs in {queue} wait for labels: fill in {', '.join(LABELS[:-1])} and {LABELS[-1]}, "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from castor.io.checkpoint import verify_folder
 from castor.io.terminal import Terminal
 from castor.run.bundles import require_room
+from castor.run.claim import Claim
 from castor.run.plan import Plan
 from castor.run.records import Records
 from castor.run.stages.stage import Stage
@@ -31,22 +32,21 @@ class Pipeline:
         """Which stages are finished."""
         return Records(self.plan.files)
 
-    def run(self, fresh: bool = False) -> None:
-        """Run every stage that is not finished with these inputs; then write summary.json and report.html."""
+    def run(self, fresh: bool = False, accept_changes: bool = False) -> None:
+        """Run every stage that is not finished with these inputs; then write summary.json and report.html.
+
+        `fresh` and `accept_changes`: see `run_stage`.
+        """
         if fresh:
             self.records.clear()
         reused: dict[str, bool] = {}
         for name, stage in self.plan.stages.items():
-            record = self.records.of(name)
-            reused[name] = record is not None and record.key == self.plan.key(stage)
-            if reused[name]:
-                self._verify(stage)
-                self.terminal.line(f"[green]✓[/] {name:<10} finished before, unchanged")
-            else:
+            reused[name] = self.is_finished(stage)
+            if not reused[name]:
                 if list(reused.values()).count(False) == 1:  # the first stage that runs
                     self._require_room(list(self.plan.stages.values())[len(reused) - 1 :])
                     report_leaks(self.plan, self.terminal)
-                self.run_stage(stage, fresh)
+                self.run_stage(stage, fresh, accept_changes)
         if self.plan.of_kind("evaluate"):
             self.close(reused)
 
@@ -54,18 +54,31 @@ class Pipeline:
         """Summary and report; `reused` tells of every stage that was looked at whether it was finished before."""
         write_results(self.plan, self.terminal, reused)
 
-    def run_stage(self, stage: Stage, fresh: bool = False) -> None:
-        """Run one stage, from its checkpoint where it has one and is not to start `fresh`, and record it."""
-        key, models = self.plan.key(stage), self.plan.models(stage)
+    def is_finished(self, stage: Stage) -> bool:
+        """Whether a stage was finished with these inputs, which is then said. Raises CastorError when the model that it
+        left is damaged or gone.
+        """
+        record = self.records.of(stage.name)
+        if record is None or record.key != self.plan.key(stage):
+            return False
+        if stage.makes_model:
+            verify_folder(self.plan.model_folder(stage.name))
+        self.terminal.line(f"[green]✓[/] {stage.name:<10} finished before, unchanged")
+        return True
+
+    def run_stage(self, stage: Stage, fresh: bool = False, accept_changes: bool = False) -> None:
+        """Run one stage and record it: from its checkpoint where it has one and is not to start `fresh`; from one of
+        other inputs only to `accept_changes`.
+        """
+        inputs, models = self.plan.inputs(stage), self.plan.models(stage)
         self._require_room([stage])
         files = self.plan.files.stage(stage.name)
         config = self.plan.config
         rows = RowReader(stage.name, files, self.plan.source, config.seed, self.terminal)
         seed, bundles = self.plan.seed(stage.name), self.plan.bundles(stage)
-        run = StageRun(
-            stage, models, files, rows, seed, config.template, key, bundles, fresh, self.terminal, self.tracker
-        )
-        with self.records.recorded(stage.name, key):
+        claim = Claim(stage.name, inputs, fresh, accept_changes)
+        run = StageRun(stage, models, files, rows, seed, config.template, claim, bundles, self.terminal, self.tracker)
+        with self.records.recorded(stage.name, inputs.key):
             told = stage.load_runner()(run)
         record = self.records.of(stage.name)
         assert record is not None
@@ -80,8 +93,3 @@ class Pipeline:
             nodes = gpus_of_nodes()
             for stage in stages:
                 require_room(self.plan.bundles(stage), stage.name, nodes)
-
-    def _verify(self, stage: Stage) -> None:
-        """Raise CastorError when the model that a finished stage left is damaged or gone."""
-        if stage.makes_model:
-            verify_folder(self.plan.model_folder(stage.name))

@@ -16,6 +16,7 @@ from castor.data.sources.report import RowReport
 from castor.io.errors import CastorError
 from castor.io.terminal import Terminal
 from castor.model_reference import ModelReference
+from castor.run.claim import Claim
 from castor.run.files import StageFiles
 
 if TYPE_CHECKING:
@@ -90,9 +91,8 @@ class StageRun:
     rows: RowReader
     seed: int
     template: str  # prompt format
-    key: str  # fingerprint of what decides the result
+    claim: Claim  # what decides the result, and whether it goes on from where it was cut short
     bundles: Sequence[Bundle]  # how its actors lie on GPUs
-    fresh: bool  # whether it starts over instead of going on from its checkpoint
     terminal: Terminal
     tracker: Tracker
 

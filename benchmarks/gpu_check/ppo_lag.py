@@ -29,6 +29,7 @@ from castor.run.stages.rlhf import RLHFStage
 from castor.synthetic.prompts import enumerate_prompts
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import StepResult, train
+from trainers.rlhf.producer import Producer
 
 STEPS, LIMIT = 3, -0.2
 WAYS = {"side by side": False, "in turns": True}
@@ -72,7 +73,8 @@ def _run(folder: Path, setting: Setting, colocate: bool) -> Figures:
             multipliers_file=folder / f"multipliers-{colocate}.json",
         ) as groups,
     ):
-        train(config, groups, PromptStream(prompts, config.prompts_per_step, 0), 0, 1, results.append)
+        stream = PromptStream(prompts, config.prompts_per_step, 0)
+        train(config, groups, Producer(config, groups, stream, 0, 1), results.append)
     last = results[-1].metrics
     if not all(math.isfinite(value) for value in last.values()):
         raise RuntimeError(f"a metric of the last step is not finite: {last}")

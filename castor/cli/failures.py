@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
+from castor.io.ending import Ended, asked_to_end
 from castor.io.errors import CastorError
 
 if TYPE_CHECKING:
     from castor.io.terminal import Terminal
 
 EXIT_FAILURE = 1
-_asked_to_end = threading.Event()
+NOTHING_AGAIN = "the same command does not run the finished stages again"
 
 
 class Interrupted(Exception):
-    """An interrupt on its way out through typer, which would turn a KeyboardInterrupt into exit code 1."""
+    """An interrupt on its way out through typer, which would turn a KeyboardInterrupt into exit code 1.
 
-
-def interrupt(signum: int, frame: Any) -> None:
-    """Handler of the signals that end a command."""
-    _asked_to_end.set()
-    raise KeyboardInterrupt
+    Its text says what the same command does next.
+    """
 
 
 @contextmanager
@@ -39,13 +36,15 @@ def failures_told(terminal: Terminal, log: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted from None
+        raise Interrupted(NOTHING_AGAIN) from None
+    except Ended as ended:
+        raise Interrupted(str(ended)) from None
     except Exception as error:
-        if isinstance(error, CastorError) and not _asked_to_end.is_set():
+        if isinstance(error, CastorError) and not asked_to_end():
             raise
         traceback.print_exc()  # stderr is the log here
-        if _asked_to_end.is_set():
-            raise Interrupted from None
+        if asked_to_end():
+            raise Interrupted(NOTHING_AGAIN) from None
         first = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
         terminal.line(f"[red]castor failed[/]: {type(error).__name__}: {first}\nthe whole story is in {log}")
         raise typer.Exit(EXIT_FAILURE) from None

@@ -16,8 +16,9 @@ import typer
 from castor.cli.assess import assess
 from castor.cli.data import app as data_app
 from castor.cli.export import export
-from castor.cli.failures import Interrupted, failures_told, interrupt
+from castor.cli.failures import Interrupted, failures_told
 from castor.io.encoding import encode_readably
+from castor.io.ending import interrupt
 from castor.io.errors import CastorError
 from castor.io.files import local_path
 from castor.run.files import RunFiles
@@ -42,6 +43,12 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="print the config, the placement and the memory; start nothing")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="do not go on from the checkpoint of a run that was cut short")]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changes", help="go on from the checkpoint of a run that was cut short and has changed since"
+    ),
+]
 Runs = Annotated[list[str] | None, typer.Option("--run", help="only this one (may be repeated); default: all of them")]
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
@@ -57,8 +64,8 @@ def main() -> None:
     except CastorError as error:
         print(f"castor: {error}", file=sys.stderr)
         sys.exit(EXIT_USER)
-    except (Interrupted, KeyboardInterrupt):
-        print("castor: interrupted; the same command does not run the finished stages again", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as interrupted:
+        print(f"castor: interrupted; {interrupted}".removesuffix("; "), file=sys.stderr)
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)  # a thread may be waiting inside Ray, whose core aborts an orderly interpreter exit
 
@@ -68,19 +75,28 @@ def pipeline(
     config: ConfigFile,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="run every stage again")] = False,
+    accept_changes: AcceptChanges = False,
     dry_run: DryRun = False,
 ) -> None:
     """All stages of CONFIG in order: model, SFT, preference data, reward, cost, RLHF, evaluation, report."""
-    _run(config, overrides, dry_run, lambda pipeline: pipeline.run(fresh), starts_over=fresh)
+    _run(config, overrides, dry_run, lambda pipeline: pipeline.run(fresh, accept_changes), starts_over=fresh)
 
 
 def _stage_command(kind: type[Stage]) -> None:
     """The command of a kind of stage: all stages of that kind in the config, or those chosen by name."""
 
     def command(
-        config: ConfigFile, overrides: Overrides = None, run: Runs = None, fresh: Fresh = False, dry_run: DryRun = False
+        config: ConfigFile,
+        overrides: Overrides = None,
+        run: Runs = None,
+        fresh: Fresh = False,
+        accept_changes: AcceptChanges = False,
+        dry_run: DryRun = False,
     ) -> None:
-        _run(config, overrides, dry_run, lambda pipeline: _run_stages(pipeline, config, kind, run, fresh))
+        def work(pipeline: Any) -> None:
+            _run_stages(pipeline, config, kind, run, fresh, accept_changes)
+
+        _run(config, overrides, dry_run, work)
 
     command.__doc__ = kind.summary
     app.command(kind.field)(command)
@@ -127,13 +143,17 @@ def serve(
 app.command()(export)
 
 
-def _run_stages(pipeline: Any, path: Path, kind: type[Stage], names: list[str] | None, fresh: bool) -> None:
-    """Run the stages of one kind, all or those of these names, whatever was finished before."""
+def _run_stages(
+    pipeline: Any, path: Path, kind: type[Stage], names: list[str] | None, fresh: bool, accept_changes: bool
+) -> None:
+    """Run the stages of one kind, all or those of these names; what is trained and finished only if it is `fresh`."""
     known = {stage.name: stage for stage in pipeline.plan.of_kind(kind.field)}
     for name in names or known or [kind.field]:
         if names and name not in known:
             raise CastorError(f"{path} has no {kind.field} stage {name!r}: it has {', '.join(known) or 'none'}")
-        pipeline.run_stage(pipeline.plan.stage(name), fresh)
+        stage = pipeline.plan.stage(name)
+        if not (kind.can_resume and not fresh and pipeline.is_finished(stage)):
+            pipeline.run_stage(stage, fresh, accept_changes)
     if kind.makes == "report":
         pipeline.close({name: name != kind.field for name in pipeline.plan.stages})
 
@@ -169,12 +189,15 @@ def _run(
 def _pipeline(plan: Any) -> Iterator[Any]:
     """Log, terminal and tracker around a command, and Ray from the first stage on that has work to do."""
     from castor.config.load import dump_config
+    from castor.io.checkpoint import repair_folders
     from castor.io.files import write_text
     from castor.io.terminal import captured
     from castor.run.lock import exclusive
 
     config, files = plan.config, plan.files
     with exclusive(files), captured(files.log) as terminal, failures_told(terminal, files.log):
+        for folder in repair_folders(files.folder):
+            terminal.line(f"{files.shown(folder)} is back in place: an earlier command was killed while it replaced it")
         write_text(files.config, dump_config(config))
         terminal.line(f"[bold]castor[/]  {config.run_dir}  [dim]log: {files.shown(files.log)}[/]")
         from castor.run.tracking import Tracker

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from castor.config.advantage import Advantage
 from castor.config.base import Section
+from castor.config.checkpoint import Checkpoint
 from castor.config.data import DataSource
 from castor.config.model import ModelOption
 from castor.config.multipliers import Constraint, Multipliers
@@ -196,7 +197,7 @@ class Learner(Section):
 class RLHF(Section):
     """One run of the RLHF loop."""
 
-    HOW = frozenset(("colocate",))
+    HOW = frozenset(("colocate", "checkpoint"))
 
     steps: int = Field(ge=1, description="policy updates")
     prompts: DataSource = Field(default_factory=DataSource, description="prompts to sample from")
@@ -214,6 +215,10 @@ class RLHF(Section):
         False,
         description="rollout, judges, critics and learner take turns on the same GPUs, of which each actor then asks "
         "for a share: fewer GPUs are needed, and each step pays for the moves (switch_s)",
+    )
+
+    checkpoint: Checkpoint = Field(
+        default_factory=Checkpoint, description="when the state of the run is saved, to go on from"
     )
 
     @property

@@ -117,6 +117,12 @@ def write_jsonl(path: Path | str, rows: Iterable[Any]) -> None:
             handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_jsonl(path: Path | str) -> list[Any]:
+    """The JSON values in the file, one a line. Raises FileNotFoundError, and ValueError when a line is not JSON."""
+    with open(path, encoding="utf-8") as handle:
+        return [json.loads(line) for line in handle]
+
+
 def sha256_file(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as handle:

@@ -95,6 +95,10 @@ class Terminal:
         """One line (or table)."""
         self.console.print(text)
 
+    def tell_of_ending(self) -> None:
+        """Say that the work ends when its state is kept. From a signal's handler, so past the console and its locks."""
+        os.write(self.console.file.fileno(), b"\nending when the state is saved; once more to end without it\n")
+
     @contextmanager
     def bar(self, name: str) -> Iterator[Bar]:
         """The progress bar of a stage while the body runs."""

@@ -51,6 +51,8 @@ class StageFiles:
         # rlhf
         self.policy = folder / "policy"
         self.steps = folder / "steps.jsonl"
+        self.ledger = folder / "ledger.jsonl"
+        self.checkpoints = folder / "checkpoints"  # those that outlive the run
         self.run_record = folder / "run.json"
         self.multipliers = folder / "multipliers.json"
 
@@ -72,11 +74,12 @@ class StageFiles:
 
 
 class TrainingFiles:
-    """What a supervised stage keeps until it is finished: tokens, checkpoints, the best model."""
+    """What a stage that trains keeps until it is finished: checkpoints, and, if supervised, tokens and best models."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.key = folder / "key.json"  # fingerprint of the stage whose files these are
+        self.key = folder / "key.json"  # whose files these are: `castor.run.claim`
+        self.newest = folder / "newest.json"  # names the checkpoint to go on from
         self.samples = folder / "samples"
         self.reference_logprobs = folder / "reference.npy"
 
@@ -87,6 +90,10 @@ class TrainingFiles:
     def checkpoints(self) -> list[Path]:
         """All there are, the oldest first."""
         return sorted(self.folder.glob("step-*"))
+
+    def steps(self) -> list[int]:
+        """The steps of which there are checkpoints."""
+        return [int(path.name.removeprefix("step-")) for path in self.checkpoints()]
 
     def best(self, step: int) -> Path:
         """The model of a step that was the best one so far."""

@@ -20,6 +20,7 @@ from castor.io.errors import CastorError
 from castor.io.files import fingerprint
 from castor.model_reference import ModelReference
 from castor.run.bundles import Bundle, make_bundles
+from castor.run.claim import Inputs
 from castor.run.files import RunFiles
 from castor.run.rounds import REPEATED, judged_by, judging_group, other_random_numbers, round_policies, unrolled
 from castor.run.stages import kinds
@@ -110,25 +111,28 @@ class Plan:
         return source.model_copy(update={"source": str(rows)})
 
     @cached_property
-    def _keys(self) -> dict[str, str]:
+    def _inputs(self) -> dict[str, Inputs]:
         return {}
 
-    def key(self, stage: Stage) -> str:
-        """The fingerprint of what decides the result of a stage: its recipe, the seed, its inputs, and the stages it
-        reads.
+    def inputs(self, stage: Stage) -> Inputs:
+        """What decides the result of a stage.
 
         Made when it is first asked for, after the stages before it have run: a stage may read by its path what an
         earlier one writes.
         """
-        if stage.name not in self._keys:
+        if stage.name not in self._inputs:
             references = [source_of(read.reference) for read in stage.reads()]
             common = {"seed": self.config.seed, "template": self.config.template, "castor": castor.__version__}
             states = {reference: input_state(reference) for reference in references}
             found = {reference: state for reference, state in states.items() if state is not None}
             read = sorted({name for reference in references if (name := stage_of(reference)) is not None})
             upstream = {name: self.key(self.stages[name]) for name in read}
-            self._keys[stage.name] = fingerprint([stage.recipe(), common, found, upstream])
-        return self._keys[stage.name]
+            self._inputs[stage.name] = Inputs(stage.recipe() | common, found, upstream)
+        return self._inputs[stage.name]
+
+    def key(self, stage: Stage) -> str:
+        """The fingerprint of what decides the result of a stage."""
+        return self.inputs(stage).key
 
     @property
     def policies(self) -> Mapping[str, ModelOption]:

@@ -19,6 +19,7 @@ from tests.numerics import TINY_MODELS, tolerance
 from tests.plans import actors_of
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
+from trainers.rlhf.producer import Producer
 
 
 def config(transfer="auto", **changes):
@@ -72,7 +73,7 @@ def run(models, prompts, folder, disturb, transfer="auto", **changes):
             results.append(result)
             disturb(groups, result)
 
-        train(rlhf, groups, PromptStream(prompts, 8, 3), 3, 1, on_step)
+        train(rlhf, groups, Producer(rlhf, groups, PromptStream(prompts, 8, 3), 3, 1), on_step)
         restarts = groups.rollout.restarts
     return results, restarts
 

@@ -23,7 +23,7 @@ from tests.numerics import TINY_MODELS, assert_close, tolerance
 from tests.plans import actors_of
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
-from trainers.rlhf.producer import sample_requests
+from trainers.rlhf.producer import Producer, sample_requests
 
 SEED = 3
 
@@ -62,10 +62,15 @@ def groups(ray_session, tiny_models, tmp_path_factory):
         yield groups
 
 
+def overlapping(rlhf, groups, prompts, on_step):
+    """The loop of the product."""
+    train(rlhf, groups, Producer(rlhf, groups, prompts, SEED, 1), on_step)
+
+
 class Run:
     """Everything one run of the loop saw: results, batches by step, weights by version."""
 
-    def __init__(self, groups, models, prompts, rlhf, loop=train, disturb=lambda groups, result: None):
+    def __init__(self, groups, models, prompts, rlhf, loop=overlapping, disturb=lambda groups, result: None):
         loading = groups.learner.call("load", models.policy, rlhf, SEED, "auto", None)
         get([*loading, *groups.signals["help"].call("load", "help", reward(models), rlhf, SEED)], 300, "load")
         pool, call = groups.rollout, groups.learner.call
@@ -88,7 +93,7 @@ class Run:
 
         groups.learner.call = record
         try:
-            loop(rlhf, groups, PromptStream(prompts, rlhf.prompts_per_step, SEED), SEED, 1, on_step)
+            loop(rlhf, groups, PromptStream(prompts, rlhf.prompts_per_step, SEED), on_step)
         finally:
             groups.learner.call = call
         self.restarts += pool.restarts
@@ -120,10 +125,10 @@ def check_tokens(models, updates, experience):
             assert gap[~own].mean() > 1e-3
 
 
-def turn_by_turn(rlhf, groups, prompts, seed, start, on_step):
+def turn_by_turn(rlhf, groups, prompts, on_step):
     """The on-policy algorithm without a producer: sample everything, score it, learn, hand the weights on."""
-    for step in range(start, rlhf.steps + 1):
-        requests = sample_requests(prompts.next_batch(), rlhf.samples_per_prompt, seed, step)
+    for step in range(1, rlhf.steps + 1):
+        requests = sample_requests(prompts.next_batch(), rlhf.samples_per_prompt, SEED, step)
         chunks = sorted(groups.rollout.generate(requests), key=lambda chunk: min(chunk.info.uids))
         experience = [chunk.experience for chunk in chunks]
         reference = [groups.reference.handles[0].logprobs.remote(ref) for ref in experience]
@@ -137,7 +142,7 @@ def turn_by_turn(rlhf, groups, prompts, seed, start, on_step):
 
 def test_a_staleness_of_zero_is_the_on_policy_loop_bit_for_bit(groups, tiny_models, tokenised_prompts):
     rlhf = config(0).model_copy(update={"steps": 2})
-    ours, plain = (Run(groups, tiny_models, tokenised_prompts, rlhf, loop) for loop in (train, turn_by_turn))
+    ours, plain = (Run(groups, tiny_models, tokenised_prompts, rlhf, loop) for loop in (overlapping, turn_by_turn))
     assert [update.digest for update in ours.updates.values()] == [update.digest for update in plain.updates.values()]
     for result, metrics in zip(ours.results, plain.results, strict=True):
         assert {key: result.metrics[key] for key in metrics} == metrics

@@ -13,6 +13,7 @@ from castor.models.policy import PolicyModel
 from castor.run.files import StageFiles
 from castor.synthetic.corpus import preference_rows
 from tests.numerics import TINY_MODELS, tolerance
+from tests.plans import claim_of
 
 OPTIONS = SyntheticOptions(label_noise=0.0, safety_noise=0.0)
 ROWS = [parse_row(row) for row in preference_rows(OPTIONS, "train", 240)]
@@ -32,7 +33,14 @@ def run(model, out, **options):
         losses.extend(value for name, value in progress.metrics.items() if name == "loss")
 
     metrics = run_supervised(
-        stage, model=model, rows=ROWS, files=StageFiles(out), template="auto", seed=0, key="dpo", on_progress=note
+        stage,
+        model=model,
+        rows=ROWS,
+        files=StageFiles(out),
+        template="auto",
+        seed=0,
+        claim=claim_of(),
+        on_progress=note,
     )
     return metrics, losses
 

@@ -32,6 +32,7 @@ from tests.numerics import TINY_MODELS, assert_close, tolerance
 from tests.plans import actors_of
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import train
+from trainers.rlhf.producer import Producer
 
 LORA = LoRA(rank=2, alpha=4.0, target_modules=["q_proj", "v_proj"])
 
@@ -165,7 +166,8 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tokenised_p
         multipliers_file=tmp_path / "multipliers.json",
     ) as groups:
         assert groups.reference is None
-        train(config, groups, PromptStream(tokenised_prompts, 4, 3), 3, 1, results.append)
+        producer = Producer(config, groups, PromptStream(tokenised_prompts, 4, 3), 3, 1)
+        train(config, groups, producer, results.append)
         get(groups.learner.call("export", tmp_path / "policy"), 300, "export")
         transfer, experience = groups.rollout.update, experience_of(prompts, model)
         updates = (transfer, transfer.base)

@@ -16,6 +16,7 @@ from castor.run.files import StageFiles
 from castor.scoring.moderator import Moderator
 from castor.synthetic.corpus import qa_rows
 from tests.numerics import TINY_MODELS, assert_close
+from tests.plans import claim_of
 
 ROWS = [parse_row(row) for row in qa_rows(SyntheticOptions(taxonomy="pku"), "train", 240)]
 
@@ -43,7 +44,7 @@ def trained(ray_session, tiny_models, tmp_path_factory):
         files=StageFiles(out),
         template="auto",
         seed=0,
-        key="moderation",
+        claim=claim_of(),
         on_progress=note,
     )
     return out, metrics, losses

@@ -22,6 +22,7 @@ from castor.run.files import StageFiles
 from castor.synthetic.corpus import demonstrations, preference_rows, qa_rows
 from tests.faults import FaultyBoard
 from tests.numerics import TINY_MODELS, assert_close
+from tests.plans import claim_of
 
 ROWS = [QARow(row["prompt"], row["response"]) for row in demonstrations(SyntheticOptions(), "train", 160)]
 PAIRS = [parse_row(row) for row in preference_rows(SyntheticOptions(), "train", 160)]
@@ -45,7 +46,7 @@ def run(config, model, out, watch=lambda progress: None, rows=ROWS, **options):
         told.append(progress)
         watch(progress)
 
-    arguments = {"template": "auto", "seed": 5, "key": "the same", "on_progress": note} | options
+    arguments = {"template": "auto", "seed": 5, "claim": claim_of(), "on_progress": note} | options
     return run_supervised(config, model=model, rows=rows, files=StageFiles(out), **arguments), told
 
 

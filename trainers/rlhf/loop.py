@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from actors.group import get
 from actors.multipliers import Coefficients
 from castor.config.rlhf import RLHF
-from castor.data.tokens.prompt_stream import PromptStream
 from trainers.rlhf.clock import Clock
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.producer import Producer
@@ -27,11 +26,17 @@ class StepResult:
 
 
 def train(
-    config: RLHF, groups: Groups, prompts: PromptStream, seed: int, start: int, on_step: Callable[[StepResult], None]
+    config: RLHF,
+    groups: Groups,
+    producer: Producer,
+    on_step: Callable[[StepResult], None],
+    keep: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Run the steps `start` .. `config.steps`; all groups are loaded and hold the weights of version start - 1."""
-    producer = Producer(config, groups, prompts, seed, start)
-    for step in range(start, config.steps + 1):
+    """Run the steps from the producer's next one to `config.steps`; all groups hold what the step before it left.
+
+    `keep` is called when a step has updated everything that has a state: here a checkpoint may be made.
+    """
+    for step in range(producer.next_step, config.steps + 1):
         clock = Clock()
         batch = producer.take(step)
         clock.lap("rollout_s")
@@ -43,7 +48,8 @@ def train(
             coefficients = groups.multipliers.update.remote(step, costs, kl)
         groups.turns.to("critics")
         advantages = {name: group.call("advantages", batch, coefficients)[0] for name, group in groups.signals.items()}
-        fitting = {name: group.call("train_critic", step) for name, group in groups.signals.items()}
+        made = advantages.values()
+        fitting = {name: group.call("train_critic", step, *made) for name, group in groups.signals.items()}
         groups.turns.to("learner")
         learning = groups.learner.call("step", step, batch, advantages, coefficients)
         timeout = config.learner.timeout_s
@@ -53,6 +59,8 @@ def train(
             metrics |= {f"{name}/{key}": value for key, value in fitted.items()}
         clock.lap("learn_s")
 
+        keep(step)
+        clock.lap("checkpoint_s")
         producer.publish(step)
         clock.lap("transfer_s")
         applied = None if coefficients is None else get(coefficients, timeout, "the multiplier owner")

@@ -20,6 +20,7 @@ from actors.step_batch import StepBatch
 from actors.weight_transfer import WeightTransfer
 from castor.config.rlhf import RLHF
 from castor.data.tokens.prompt_stream import Prompt, PromptStream
+from castor.run.ledger import Entry
 from trainers.rlhf.groups import Groups, round_robin
 
 
@@ -48,18 +49,31 @@ class _Growing:
     """The batch of one step while it is sampled and judged."""
 
     job: Job
+    prompts: list[int]  # their numbers, in the order in which they were dealt
     arrived: int = 0  # chunks
     judged: list[_Judged] = field(default_factory=list)
     waiting: list[tuple[int, Chunk]] = field(default_factory=list)  # numbered chunks that are to be judged later
 
     def whole(self) -> StepBatch:
         """The batch; the order in which its chunks arrived decides nothing."""
-        judged = sorted(self.judged, key=lambda each: min(each.chunk.info.uids))
+        judged = self._in_order()
         return StepBatch(
             experience=[each.chunk.experience for each in judged],
             reference=[each.reference for each in judged],
             scores={name: [each.scores[name] for each in judged] for name in judged[0].scores},
         )
+
+    def entry(self, step: int, samples_per_prompt: int) -> Entry:
+        """What the ledger says of it."""
+        responses = []
+        for info in (each.chunk.info for each in self._in_order()):
+            for uid in sorted(info.uids):
+                place, sample = divmod(uid, samples_per_prompt)
+                responses.append((uid, (self.prompts[place], sample, info.oldest, info.newest)))
+        return Entry(step, tuple(response for _, response in sorted(responses)))
+
+    def _in_order(self) -> list[_Judged]:
+        return sorted(self.judged, key=lambda each: min(each.chunk.info.uids))
 
 
 class Producer:
@@ -76,6 +90,8 @@ class Producer:
         self.growing: dict[int, _Growing] = {}  # by step
         self.waited = {"learner_waited_s": 0.0, "rollout_waited_s": 0.0}
         self.dropped = 0
+        self.ledger: list[Entry] = []  # of the steps whose batches were taken
+        self._places: dict[int, dict[str, Any]] = {}  # by step: where the prompt stream stood before it was dealt
         self._idle_since: float | None = time.perf_counter()
 
     def take(self, step: int) -> StepBatch:
@@ -93,7 +109,15 @@ class Producer:
         for number, chunk in batch.waiting:
             self._judge(batch, number, chunk)
         self.dropped = batch.job.overdue
+        self.ledger.append(batch.entry(step, self.config.samples_per_prompt))
+        del self._places[step]
         return batch.whole()
+
+    def place(self) -> dict[str, Any]:
+        """Where the prompt stream stands for a run that goes on after the step last taken: what was dealt since then,
+        and is being sampled, will be dealt again.
+        """
+        return next(iter(self._places.values()), None) or self.prompts.state_dict()
 
     def get(self, refs: Sequence[Any], timeout_s: float, what: str) -> Any:
         """`actors.group.get` that has the responses scored that finish meanwhile."""
@@ -127,10 +151,13 @@ class Producer:
         """Deal the steps that the workers' version is recent enough for."""
         while self.next_step <= min(self.config.steps, self.pool.version + 1 + self.staleness):
             step, self.next_step = self.next_step, self.next_step + 1
-            requests = sample_requests(self.prompts.next_batch(), self.config.samples_per_prompt, self.seed, step)
+            self._places[step] = self.prompts.state_dict()
+            prompts = self.prompts.next_batch()
+            requests = sample_requests(prompts, self.config.samples_per_prompt, self.seed, step)
             self._clock_idleness()
             self._idle_since = None
-            self.growing[step] = _Growing(self.pool.submit(requests, oldest=step - 1 - self.staleness))
+            job = self.pool.submit(requests, oldest=step - 1 - self.staleness)
+            self.growing[step] = _Growing(job, [number for number, _ in prompts])
 
     def _grow(self, arrived: tuple[Job, Chunk] | None) -> None:
         """A finished chunk is judged, unless others hold the GPUs; weights that have arrived allow further steps."""

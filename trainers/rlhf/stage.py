@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from actors.group import get
 from actors.reservation import reserve
@@ -16,6 +17,7 @@ from castor.data.rows.mixture import Mixture
 from castor.data.rows.schemas import QARow
 from castor.data.tokens.prompt_stream import PromptStream
 from castor.data.tokens.template import require_same_tokenizer
+from castor.io.ending import keeping_state
 from castor.io.errors import CastorError
 from castor.io.files import write_json, write_jsonl
 from castor.io.user_function import load_function
@@ -23,9 +25,13 @@ from castor.model_reference import ModelLike, ModelReference
 from castor.models.classifier_cost import check_classifier
 from castor.models.load import read_score_info
 from castor.models.moderation import read_moderation_info
+from castor.run.ledger import Terms
 from trainers.prompts import fitting_prompts
+from trainers.rlhf.checkpointing import Checkpointing, find_left
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.loop import StepResult, train
+from trainers.rlhf.producer import Producer
+from trainers.rlhf.run_log import RunLog
 from trainers.stage_run import StageRun
 
 
@@ -39,8 +45,10 @@ def run_rlhf(run: StageRun) -> str:
     prompts = fitting_prompts(run, loaded, policy, config.rollout)
     stream = PromptStream(prompts, config.prompts_per_step, run.seed)
     ptx = config.learner.ptx
-    run.files.multipliers.unlink(missing_ok=True)
-    log = StepLog(run, config, limits)
+    left = find_left(run)
+    if left is not None:
+        run.terminal.line(f"{run.name} goes on after step {left.step} of {config.steps}")
+    log = RunLog(run, config, limits, left.steps if left else [])
     demonstrations: AbstractContextManager[Mixture[QARow] | None] = (
         run.rows.store([ptx.data], QARow, stream_demonstrations, use="ptx") if ptx else nullcontext()
     )
@@ -62,13 +70,27 @@ def run_rlhf(run: StageRun) -> str:
         ) as groups,
     ):
         nodes = groups.nodes()
-        train(config, groups, stream, run.seed, 1, log.add)
+        producer = Producer(config, groups, stream, run.seed, 1 + (left.step if left else 0))
+        terms = Terms(len(prompts), config.prompts_per_step, config.samples_per_prompt, config.rollout.max_staleness)
+        checkpointing = Checkpointing(run, groups, producer, log, terms)
+        if left is not None:
+            checkpointing.go_on_from(left)
+
+        def on_step(result: StepResult) -> None:
+            log.add(result)
+            checkpointing.end_if_asked(result.step)
+
+        with keeping_state(run.terminal.tell_of_ending), checkpointing.rescuing():
+            train(config, groups, producer, on_step, checkpointing.after_update)
         saving = groups.learner.call("export", run.files.policy)
         get(saving, config.learner.timeout_s, "the learner (saving the policy)")
+        checkpointing.finish()
     kept = {
         name: {"statistic": config.signals[name].constraint.statistic, "limit": limit} for name, limit in limits.items()
     }
-    write_json(run.files.run_record, {"limits": kept, "nodes": nodes, "steps": log.steps})
+    write_jsonl(run.files.ledger, [entry.to_json() for entry in producer.ledger])
+    write_json(run.files.run_record, {"limits": kept, "nodes": nodes, "ledger": asdict(terms), "steps": log.steps})
+    shutil.rmtree(run.files.training.folder)
     return log.closing_line()
 
 
@@ -115,71 +137,3 @@ def _check_score_model(run: str, name: str, signal: Signal, model: ModelLike) ->
         raise CastorError(
             f"{run}: signal {name!r} is a {signal.role}, but {model} is a {kind} model: give a {wanted} model"
         )
-
-
-class StepLog:
-    """Every step's numbers: to the terminal, the tracker, and steps.jsonl."""
-
-    def __init__(self, run: StageRun, config: RLHF, limits: dict[str, float]) -> None:
-        self.run, self.config, self.limits = run, config, limits
-        self.steps: list[dict[str, Any]] = []
-        self.bar: Any = None
-        run.tracker.declare(run.name)
-
-    def add(self, result: StepResult) -> None:
-        """Record one step."""
-        metrics = dict(result.metrics)
-        objectives = [key for key, signal in self.config.signals.items() if signal.role == "objective"]
-        constraints = list(self.config.constraints)
-        record: dict[str, Any] = {
-            "step": result.step,
-            "mean_reward": sum(self.config.signals[k].weight * metrics[f"{k}/score_mean"] for k in objectives),
-            "mean_costs": {key: metrics[f"{key}/score_mean"] for key in constraints},
-            "multipliers": dict(result.coefficients.multipliers) if result.coefficients else {},
-            "window_costs": dict(result.coefficients.mean_costs) if result.coefficients else {},
-            "kl": metrics["kl"],
-            "metrics": metrics,
-        }
-        self.steps.append(record)
-        write_jsonl(self.run.files.steps, self.steps)
-        self.run.tracker.log(self.run.name, result.step, metrics | {"mean_reward": record["mean_reward"]})
-        self.bar.update(result.step, self.config.steps)
-        self.run.terminal.line(self._line(record))
-
-    def _line(self, record: dict[str, Any]) -> str:
-        metrics = record["metrics"]
-        seconds = metrics["rollout_s"] + metrics["learn_s"] + metrics["transfer_s"]
-        parts = [
-            f"{self.run.name} step {record['step']:>3}/{self.config.steps}",
-            f"reward {record['mean_reward']:6.2f}",
-        ]
-        for key, cost in record["mean_costs"].items():
-            label = "" if len(record["mean_costs"]) == 1 else f" {key}"
-            parts.append(self._against_limit(key, label, cost, metrics[f"{key}/score_positive_share"], width=6))
-            parts.append(f"λ{label} {record['multipliers'][key]:.2f}")
-        parts.append(f"KL {record['kl']:5.2f}")
-        parts.append(f"{metrics['tokens'] / seconds:6,.0f} tok/s")
-        if "staleness_mean" in metrics:
-            parts.append(
-                f"stale {metrics['staleness_mean']:.2f}  waited: learner {metrics['learner_waited_s']:.1f} s, "
-                f"rollout {metrics['rollout_waited_s']:.1f} s"
-            )
-        if metrics.get("dropped_overdue"):
-            parts.append(f"overdue {metrics['dropped_overdue']:.0f}")
-        return "  ".join(parts)
-
-    def _against_limit(self, key: str, label: str, cost: float, share: float, width: int = 0) -> str:
-        if self.config.signals[key].constraint.statistic == "share":
-            return f"unsafe{label} {share:{width}.1%} (limit {self.limits[key]:.1%})"
-        return f"cost{label} {cost:{width}.2f} (limit {self.limits[key]:.2f})"
-
-    def closing_line(self) -> str:
-        """What the run came to, over its last ten steps."""
-        last = self.steps[-10:]
-        reward = sum(step["mean_reward"] for step in last) / len(last)
-        parts = [f"reward {reward:.2f}"]
-        for key in self.limits:
-            cost = sum(step["mean_costs"][key] for step in last) / len(last)
-            share = sum(step["metrics"][f"{key}/score_positive_share"] for step in last) / len(last)
-            parts.append(f"{key} " + self._against_limit(key, "", cost, share))
-        return ", ".join(parts) + " over the last ten steps"

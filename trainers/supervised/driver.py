@@ -18,13 +18,15 @@ from actors.group import actor_env, node_id
 from actors.progress import Progress, ProgressBoard
 from castor.config.supervised import Supervised, Workers
 from castor.data.inspect.leaks import digest
+from castor.io.ending import Ended, asked_to_end, keeping_state
 from castor.io.errors import CastorError
 from castor.io.files import read_json
+from castor.io.terminal import Terminal
 from castor.model_reference import ModelLike, ModelReference
 from castor.run.actors import train_workers
 from castor.run.bundles import Bundle
+from castor.run.claim import Claim
 from castor.run.files import StageFiles
-from trainers.supervised.stage_state import claim
 from trainers.supervised.train_loop import Job, train_worker
 
 POLL_S = 0.5
@@ -39,10 +41,10 @@ def run_supervised(
     files: StageFiles,
     template: str,
     seed: int,
-    key: str,
+    claim: Claim,
     on_progress: Callable[[Progress], None],
+    terminal: Terminal | None = None,
     bundles: Sequence[Bundle] = (),
-    fresh: bool = False,
     reference: ModelLike | None = None,
 ) -> dict[str, float]:
     """Train one supervised stage and save its model in its folder; returns its metrics.
@@ -52,32 +54,51 @@ def run_supervised(
     `bundles` say how the workers lie on GPUs.
 
     A lost worker restarts the workers from the newest checkpoint, `stage.max_failures` times. Where an earlier call
-    with the same `key`, the fingerprint of all that decides the result, was cut short, this one goes on from its
-    checkpoint, unless it is to start `fresh`.
+    with the same inputs was cut short, this one goes on from its checkpoint, unless the `claim` is to start over. Asked
+    to end, the workers write one after the step they are at.
 
-    Raises CastorError for what a worker found wrong with the data or the model.
+    Raises CastorError for what a worker found wrong with the data or the model, and for a checkpoint of other inputs;
+    Ended when it was asked to end.
     """
     training, validation = split_by_prompt(rows, stage.validation_share, seed)
     if not len(training):
         raise CastorError("no training rows are left beside the validation prompts: lower validation_share")
-    claim(files.training, key, fresh)
+    claim.make(files.training)
     board = cast(Any, ProgressBoard).remote()
     start = ModelReference.of(model)
     frozen = None if reference is None else ModelReference.of(reference)
     job = Job(stage, start, frozen, [ray.put(rows)], training, validation, files, template, seed, board)
     here = NodeAffinitySchedulingStrategy(node_id(), soft=False)
     running = fit.options(scheduling_strategy=here).remote(job, bundles)
-    ended: list[Any] = []
+    with keeping_state((terminal or Terminal()).tell_of_ending):
+        _follow(running, board, on_progress)
+    try:
+        ray.get(running, timeout=BOARD_TIMEOUT_S)  # has ended
+    except RayTaskError as error:
+        raise ray.get(board.refusal.remote(), timeout=BOARD_TIMEOUT_S) or error.cause from error
+    stopped = ray.get(board.stopped.remote(), timeout=BOARD_TIMEOUT_S)
+    if stopped is not None:
+        raise Ended(f"the same command goes on after step {stopped} of {claim.stage}")
+    shutil.rmtree(files.training.folder)
+    return read_json(files.metrics)
+
+
+def _follow(running: Any, board: Any, on_progress: Callable[[Progress], None]) -> None:
+    """Until the workers have ended: tell of their progress, and hand on to them that they are to end.
+
+    Raises KeyboardInterrupt when that comes before their first step: there is nothing to keep.
+    """
+    ended, told, begun = list[Any](), False, False
     while not ended:
         ended, _ = ray.wait([running], timeout=POLL_S)
         for progress in ray.get(board.drain.remote(), timeout=BOARD_TIMEOUT_S):
+            begun = True
             on_progress(progress)
-    try:
-        ray.get(running)  # has ended: this does not wait
-    except RayTaskError as error:
-        raise ray.get(board.refusal.remote(), timeout=BOARD_TIMEOUT_S) or error.cause from error
-    shutil.rmtree(files.training.folder)
-    return read_json(files.metrics)
+        if asked_to_end() and not told:
+            if not begun:
+                raise KeyboardInterrupt
+            ray.get(board.stop.remote(), timeout=BOARD_TIMEOUT_S)
+            told = True
 
 
 def split_by_prompt(rows: Sequence[Any], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from castor.config.supervised import Best
-from castor.io.checkpoint import atomic_folder, verify_folder
+from castor.io.checkpoint import mark_files, repair_folders, verify_folder
 from castor.io.errors import CastorError
 from castor.io.files import read_json, write_json
+from castor.run.checkpoints import Checkpoint, Checkpoints
 from castor.run.files import TrainingFiles
 
 STATE_FILE = "state.json"  # of a checkpoint
@@ -63,34 +61,27 @@ class StageState:
         return next(entry for entry in self.history if entry["step"] == step)
 
 
-def claim(files: TrainingFiles, key: str, fresh: bool) -> None:
-    """Make the folder this stage's: what a stage of another key left there, or with `fresh` any stage, is removed."""
-    if fresh or not files.key.is_file() or read_json(files.key) != key:
-        shutil.rmtree(files.folder, ignore_errors=True)
-        write_json(files.key, key)
-
-
-@contextmanager
-def shared_folder(folder: Path) -> Iterator[Path]:
-    """`atomic_folder` for all ranks together: each writes files of its own into the folder yielded. Collective."""
-    with ExitStack() as stack:
-        aside = [str(stack.enter_context(atomic_folder(folder)))] if dist.get_rank() == 0 else [None]
-        dist.broadcast_object_list(aside, 0)
-        yield Path(str(aside[0]))
-        dist.barrier()  # all are done before rank 0 puts the folder in place
-
-
 def write_checkpoint(files: TrainingFiles, state: StageState, engine: Any, keep: int) -> None:
-    """Save engine and state as the newest checkpoint; then drop all but `keep`, and best models no one needs."""
-    with shared_folder(files.checkpoint(state.step)) as aside:
-        engine.save(aside)
-        if dist.get_rank() == 0:
-            write_json(aside / STATE_FILE, asdict(state))
-    if dist.get_rank() == 0:
-        stale = files.checkpoints()[:-keep]
-        stale += [path for path in files.bests() if path != files.best(state.best_step)]
-        for path in stale:
-            shutil.rmtree(path)
+    """Save engine and state as the newest checkpoint; then drop all but `keep`, and best models no one needs.
+
+    Collective. Each rank writes, and hashes, files of its own.
+    """
+    rank, checkpoints = dist.get_rank(), Checkpoints(files)
+    staged = checkpoints.stage(state.step) if rank == 0 else None
+    aside: list[Any] = [staged and staged.aside]
+    dist.broadcast_object_list(aside, 0)
+    written = engine.save(aside[0])
+    if rank == 0:
+        write_json(aside[0] / STATE_FILE, asdict(state))
+        written.append(aside[0] / STATE_FILE)
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, mark_files(aside[0], written))
+    if staged is not None:
+        marks = {path: mark for share in shares for path, mark in share.items()}
+        checkpoints.commit(staged, state.step, marks, keep=keep, every=None)
+        for path in files.bests():
+            if path != files.best(state.best_step):
+                shutil.rmtree(path)
 
 
 def read_checkpoint(files: TrainingFiles, engine: Any) -> StageState:
@@ -98,13 +89,13 @@ def read_checkpoint(files: TrainingFiles, engine: Any) -> StageState:
 
     Raises CastorError when the checkpoint is damaged.
     """
-    found: list[Path | None] = [None]
-    if dist.get_rank() == 0 and (checkpoints := files.checkpoints()):
-        verify_folder(checkpoints[-1])
-        found = [checkpoints[-1]]
+    if dist.get_rank() == 0 and files.folder.is_dir():
+        repair_folders(files.folder)  # after a group that died while it wrote one
+    found: list[Checkpoint | None] = [Checkpoints(files).newest() if dist.get_rank() == 0 else None]
+    if found[0] is not None:
+        verify_folder(found[0].folder, f"remove {found[0].folder} and {files.newest}, or use --fresh")
     dist.broadcast_object_list(found, 0)
-    checkpoint = found[0]
-    if checkpoint is None:
+    if found[0] is None:
         return StageState()
-    engine.load(checkpoint)
-    return StageState(**read_json(checkpoint / STATE_FILE))
+    engine.load(found[0].folder)
+    return StageState(**read_json(found[0].folder / STATE_FILE))

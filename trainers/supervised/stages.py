@@ -126,9 +126,9 @@ def _train(run: StageRun, stage: Supervised, rows: Sequence[Any], head: HeadKind
             files=run.files,
             template=run.template,
             seed=run.seed,
-            key=run.key,
+            claim=run.claim,
+            terminal=run.terminal,
             bundles=run.bundles,
-            fresh=run.fresh,
             reference=run.models.get("reference"),
             on_progress=show,
         )

@@ -80,9 +80,13 @@ def train(job: Job) -> None:
             last = last or (stage.patience is not None and state.since_best >= stage.patience)
         if last:
             break
-        if worker.checkpoint_due(improved):
+        ending = worker.ending()
+        if ending or worker.checkpoint_due(improved):
             write_checkpoint(worker.files, state, worker.engine, stage.keep_checkpoints)
             worker.checkpointed = time.monotonic()
+        if ending:
+            worker.note_stop()
+            return
     metrics = worker.finish()
     ray.train.report(metrics)
 
@@ -235,6 +239,20 @@ class Worker:
         dist.all_gather_object(shares, mine)
         outputs = [shares[i % self.world_size][i // self.world_size] for i in range(len(pieces))]
         return [output for output, piece in zip(outputs, pieces, strict=True) if len(piece)]
+
+    def ending(self) -> bool:
+        """Whether the stage is to end early: what rank 0 hears, so that all ranks end after the same step."""
+        board: Any = self.job.board
+        stopping = self.rank == 0 and ray.get(board.stopping.remote(), timeout=ROWS_TIMEOUT_S)
+        heard = [stopping]
+        dist.broadcast_object_list(heard, 0)
+        return bool(heard[0])
+
+    def note_stop(self) -> None:
+        """Tell the driver after which step the stage has ended early."""
+        board: Any = self.job.board
+        if self.rank == 0:
+            ray.get(board.note_stop.remote(self.state.step), timeout=ROWS_TIMEOUT_S)
 
     def checkpoint_due(self, improved: bool) -> bool:
         """Whether a checkpoint is written after this step: rank 0's clock decides for all.

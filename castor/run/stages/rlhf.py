@@ -22,7 +22,6 @@ class RLHFStage(Stage):
 
     field, makes, summary = "rlhf", "language model", "The RLHF runs of CONFIG."
     runner = "trainers.rlhf.stage:run_rlhf"
-    can_resume = False
 
     section: RLHF
 

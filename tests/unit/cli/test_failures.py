@@ -5,8 +5,9 @@ import signal
 import pytest
 import typer
 
-from castor.cli import failures
-from castor.cli.failures import Interrupted, failures_told, interrupt
+from castor.cli.failures import Interrupted, failures_told
+from castor.io import ending
+from castor.io.ending import Ended, interrupt
 from castor.io.errors import CastorError
 from castor.io.terminal import Terminal
 
@@ -14,7 +15,7 @@ from castor.io.terminal import Terminal
 @pytest.fixture(autouse=True)
 def not_asked():
     yield
-    failures._asked_to_end.clear()
+    ending._asked.clear()
 
 
 def test_a_failure_is_told_and_is_exit_code_1(tmp_path, capsys):
@@ -44,3 +45,8 @@ def test_what_fails_after_an_interrupt_is_the_interrupt(tmp_path, capsys, error)
     with pytest.raises(Interrupted), failures_told(Terminal(), tmp_path / "log"):
         interrupted_then(error)
     assert "castor failed" not in capsys.readouterr().out
+
+
+def test_work_that_kept_its_state_says_from_where_it_goes_on(tmp_path):
+    with pytest.raises(Interrupted, match="goes on after step 3"), failures_told(Terminal(), tmp_path / "log"):
+        raise Ended("the same command goes on after step 3 of ppo")

@@ -1,13 +1,17 @@
 import os
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from castor.io.checkpoint import MANIFEST, atomic_folder, verify_folder
+from castor.io.checkpoint import MANIFEST, atomic_folder, repair_folders, verify_folder
 from castor.io.errors import CastorError
 from castor.io.files import read_json, sha256_file
+from tests.conftest import ROOT
 
 
 def save(folder, text, name="state"):
@@ -149,3 +153,46 @@ def test_another_failure_on_a_disk_with_room_is_not_called_a_full_disk(small_dis
     with pytest.raises(RuntimeError, match="boom"), atomic_folder(small_disk / "saved"):
         raise RuntimeError("boom")
     assert names(small_disk) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from castor.io import checkpoint
+replace = os.replace
+calls = 0
+
+def die_before(source, target):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+checkpoint.os.replace = die_before
+with checkpoint.atomic_folder(Path(sys.argv[1])) as aside:
+    (aside / "state").write_text("new")
+"""
+
+
+@pytest.mark.parametrize(("call", "kept"), [(1, "old"), (2, "old"), (3, "new")])
+def test_a_process_that_is_killed_while_it_replaces_a_folder(tmp_path, call, kept):
+    """It dies before the manifest is in place (1), before the old folder is moved (2), before the new one is (3)."""
+    folder = tmp_path / "saved"
+    save(folder, "old")
+    died = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(call)], cwd=ROOT, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert folder.exists() == (call < 3)
+    assert repair_folders(tmp_path) == ([folder] if call == 3 else [])
+    assert (folder / "state").read_text() == kept
+    verify_folder(folder)
+    assert names(tmp_path) == ["saved"]
+    assert repair_folders(tmp_path) == []
+
+
+def test_repair_leaves_alone_what_is_not_its_own(tmp_path):
+    for name in (".git", ".cache.old", ".notes.0123456789ab.tmp.txt"):
+        (tmp_path / name).mkdir()
+    before = names(tmp_path)
+    assert repair_folders(tmp_path) == []
+    assert names(tmp_path) == before

@@ -216,7 +216,7 @@ def test_a_stage_stops_until_its_queue_is_labelled(tmp_path):
     files = run.files
     waiting = unlabelled_pairs("p", RESPONSES, random.Random(0), 3)
     write_jsonl(files.queue, waiting)
-    write_json(files.queue_key, run.key)  # sampled before: nothing is sampled again
+    write_json(files.queue_key, run.claim.inputs.key)  # sampled before: nothing is sampled again
     with pytest.raises(
         CastorError, match=r"round-2/collect: the pairs in .*queue\.jsonl wait .* save them as .*"
     ) as told:

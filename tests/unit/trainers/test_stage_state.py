@@ -9,9 +9,8 @@ from castor.config.supervised import SFT, Best, Workers
 from castor.config.training import Engine, LoRA, Resources
 from castor.data.rows.schemas import QARow
 from castor.io.errors import CastorError
-from castor.run.files import TrainingFiles
 from trainers.supervised.driver import scaling, split_by_prompt
-from trainers.supervised.stage_state import StageState, claim
+from trainers.supervised.stage_state import StageState
 
 DATA = [DataSource()]
 
@@ -49,20 +48,6 @@ def test_a_best_metric_must_be_measured_and_finite():
         validate(StageState(), 1, 0.5, Best(metric="f1"))
     with pytest.raises(CastorError, match="accuracy is nan at step 1"):
         validate(StageState(), 1, math.nan, Best(metric="accuracy"))
-
-
-def test_a_folder_belongs_to_one_key(tmp_path):
-    files = TrainingFiles(tmp_path / "sft.training")
-    claim(files, "a", fresh=False)
-    for step in (9, 10):
-        files.checkpoint(step).mkdir()
-    claim(files, "a", fresh=False)
-    assert files.checkpoints() == [files.checkpoint(9), files.checkpoint(10)]
-    claim(files, "a", fresh=True)
-    assert files.checkpoints() == []
-    files.checkpoint(9).mkdir()
-    claim(files, "b", fresh=False)
-    assert files.checkpoints() == []
 
 
 def test_the_recipe_leaves_out_how_it_is_computed():

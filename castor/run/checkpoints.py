@@ -1,0 +1,122 @@
+"""The checkpoints of a stage: which there are, which is the newest, and which may go."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from castor.io.checkpoint import MANIFEST, FileMark, StagedFolder
+from castor.io.errors import CastorError
+from castor.io.files import read_json, write_json
+from castor.run.files import TrainingFiles
+
+FORMAT = 1  # of a checkpoint; raised when this Castor cannot go on from what an earlier one left
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete one: the state after `step`."""
+
+    folder: Path
+    step: int
+
+    def holder(self, name: str) -> Path:
+        """Where a group keeps its part."""
+        return self.folder / name
+
+    @property
+    def record(self) -> Path:
+        """Whose it is, and what is held by nobody else: see `write_record`."""
+        return self.folder / "checkpoint.json"
+
+    @property
+    def steps(self) -> Path:
+        """The numbers of all steps up to this one."""
+        return self.folder / "steps.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """What they were trained on: `castor.run.ledger`."""
+        return self.folder / "ledger.jsonl"
+
+    def write_record(self, **values: Any) -> None:
+        """Write the record of an RLHF run: stage, its key, when it was written, prompts, multipliers, terms."""
+        write_json(self.record, {"format": FORMAT, "step": self.step, **values})
+
+    def read_record(self, stage: str, keys: Set[str]) -> dict[str, Any]:
+        """The record. Raises CastorError when it is of another format, stage or step, or of none of the keys."""
+        record: dict[str, Any] = read_json(self.record)
+        if record["format"] > FORMAT:
+            raise CastorError(f"{self.folder} was written by a newer Castor: go on with that one, or use --fresh")
+        if record["format"] < FORMAT:
+            raise CastorError(f"{self.folder} was written by an older Castor: go on with that one, or use --fresh")
+        if record["stage"] != stage or record["key"] not in keys or record["step"] != self.step:
+            raise CastorError(
+                f"{self.folder} is the checkpoint of step {record['step']} of {record['stage']} in another run: remove "
+                "it, or put back what belongs there"
+            )
+        return record
+
+
+class Checkpoints:
+    """Those of one stage, in its folder. `newest.json` names the one that a run goes on from."""
+
+    def __init__(self, files: TrainingFiles) -> None:
+        self.files = files
+
+    def all(self) -> list[Checkpoint]:
+        """The complete ones, the oldest first."""
+        found = [Checkpoint(path, int(path.name.removeprefix("step-"))) for path in self.files.checkpoints()]
+        return [each for each in found if (each.folder / MANIFEST).is_file()]
+
+    def newest(self) -> Checkpoint | None:
+        """The one to go on from; None when there is none.
+
+        Raises CastorError when the one that was written last is gone.
+        """
+        found = self.all()
+        if not self.files.newest.is_file():
+            return found[-1] if found else None
+        try:
+            step = int(read_json(self.files.newest)["step"])
+        except (ValueError, KeyError, TypeError):
+            raise CastorError(
+                f"{self.files.newest} is damaged: remove it to go on from the newest checkpoint"
+            ) from None
+        named = next((each for each in found if each.step == step), None)
+        if named is None:
+            others = ", ".join(str(each.step) for each in found)
+            raise CastorError(
+                f"{self.files.newest} names the checkpoint of step {step}, and {self.files.checkpoint(step)} is not "
+                f"there: put it back, or remove {self.files.newest} to go on from "
+                + (f"the newest of steps {others}" if found else "the beginning")
+            )
+        return named
+
+    def stage(self, step: int) -> StagedFolder:
+        """The place where the checkpoint of a step is made; `commit` is called with it."""
+        return StagedFolder(self.files.checkpoint(step))
+
+    def commit(
+        self, staged: StagedFolder, step: int, marks: Mapping[str, FileMark], *, keep: int, every: int | None
+    ) -> Checkpoint:
+        """Put a checkpoint in place, then let `newest.json` name it, then drop those that are not to be kept.
+
+        Raises CastorError when what lies there is not what was written, or when the disk is full.
+        """
+        staged.commit(marks)
+        write_json(self.files.newest, {"step": step})
+        self.prune(keep, every)
+        return Checkpoint(staged.folder, step)
+
+    def prune(self, keep: int, every: int | None = None) -> list[Checkpoint]:
+        """Drop all but the newest `keep` and those of multiples of `every` steps; returns what was dropped."""
+        newest = self.newest()
+        older = [each for each in self.all() if newest is not None and each.step <= newest.step]
+        dropped = [each for each in older[:-keep] if every is None or each.step % every]
+        for each in dropped:
+            shutil.rmtree(each.folder)
+        return dropped

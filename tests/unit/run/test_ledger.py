@@ -1,0 +1,93 @@
+"""The ledger: a run that dealt every prompt once passes, and every way in which it did not is named."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from castor.data.tokens.prompt_stream import Prompt, PromptStream
+from castor.io.errors import CastorError
+from castor.run.ledger import Entry, Terms, check_ledger
+
+
+def ledger(terms, steps, seed=0):
+    """What a run without faults writes; versions as old as they may be."""
+    stream = PromptStream([Prompt(str(n), None) for n in range(terms.prompts)], terms.prompts_per_step, seed)
+    entries = []
+    for step in range(1, steps + 1):
+        oldest = max(0, step - 1 - terms.max_staleness)
+        numbers = [number for number, _ in stream.next_batch()]
+        responses = [(n, s, oldest, step - 1) for n in numbers for s in range(terms.samples_per_prompt)]
+        entries.append(Entry(step, tuple(responses)))
+    return entries
+
+
+@given(
+    prompts=st.integers(1, 12), batch=st.integers(1, 12), samples=st.integers(1, 3), staleness=st.integers(0, 2),
+    steps=st.integers(0, 9), seed=st.integers(0, 5),
+)  # fmt: skip
+def test_what_the_prompt_stream_deals_passes(prompts, batch, samples, staleness, steps, seed):
+    terms = Terms(prompts, min(batch, prompts), samples, staleness)
+    entries = [Entry.from_json(entry.to_json()) for entry in ledger(terms, steps, seed)]
+    assert check_ledger(entries, terms) == steps
+
+
+TERMS = Terms(prompts=6, prompts_per_step=2, samples_per_prompt=2, max_staleness=1)
+
+
+def lose_a_step(entries):
+    del entries[2]
+
+
+def train_on_a_step_twice(entries):
+    entries.insert(3, entries[2])
+
+
+def lose_a_response(entries):
+    entries[1] = replace(entries[1], responses=entries[1].responses[:-1])
+
+
+def train_on_a_response_twice(entries):
+    entries[1] = replace(entries[1], responses=(*entries[1].responses, entries[1].responses[0]))
+
+
+def deal_a_prompt_again(entries):
+    entries[1] = replace(entries[1], responses=entries[0].responses)
+
+
+def be_too_old(entries):
+    responses = tuple((prompt, sample, 1, 1) for prompt, sample, *_ in entries[3].responses)
+    entries[3] = replace(entries[3], responses=responses)
+
+
+def be_of_the_future(entries):
+    responses = tuple((prompt, sample, 3, 4) for prompt, sample, *_ in entries[3].responses)
+    entries[3] = replace(entries[3], responses=responses)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lose_a_step, "has step 4 where step 3 should be"),
+        (train_on_a_step_twice, "has step 3 where step 4 should be"),
+        (lose_a_response, r"step 2 was trained on the samples \[0\] of prompt \d"),
+        (train_on_a_response_twice, r"step 2 was trained on the samples \[0, 0, 1\] of prompt \d|trained on 3 prompts"),
+        (deal_a_prompt_again, r"prompt \d was dealt twice in the epoch that step 3 belongs to"),
+        (be_too_old, "versions 1 to 1: versions from 2 to 3 are allowed"),
+        (be_of_the_future, "versions 3 to 4: versions from 2 to 3 are allowed"),
+    ],
+)
+def test_a_fault_is_named(fault, message):
+    entries = ledger(TERMS, 6)
+    fault(entries)
+    with pytest.raises(CastorError, match=message):
+        check_ledger(entries, TERMS)
+
+
+@pytest.mark.parametrize(
+    "line", [{}, {"step": 1}, {"step": "x", "responses": []}, {"step": 1, "responses": [[1, 2]]}, 3]
+)
+def test_a_line_that_is_no_entry_is_named(line):
+    with pytest.raises(CastorError, match="a line that is none of its own"):
+        Entry.from_json(line)

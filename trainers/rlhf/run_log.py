@@ -1,0 +1,80 @@
+"""Every step's numbers of an RLHF run: to the terminal, the tracker, and steps.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from castor.config.rlhf import RLHF
+from castor.io.files import write_jsonl
+from trainers.rlhf.loop import StepResult
+from trainers.stage_run import StageRun
+
+
+class RunLog:
+    """The numbers of one run, those of the steps before it was interrupted included."""
+
+    def __init__(self, run: StageRun, config: RLHF, limits: dict[str, float], steps: Sequence[dict[str, Any]]) -> None:
+        """`steps` are those that an earlier process has taken, and this one goes on after."""
+        self.run, self.config, self.limits, self.steps = run, config, limits, list(steps)
+        self.bar: Any = None
+        run.tracker.declare(run.name)
+        write_jsonl(run.files.steps, self.steps)
+
+    def add(self, result: StepResult) -> None:
+        """Record one step."""
+        metrics = dict(result.metrics)
+        objectives = [key for key, signal in self.config.signals.items() if signal.role == "objective"]
+        constraints = list(self.config.constraints)
+        record: dict[str, Any] = {
+            "step": result.step,
+            "mean_reward": sum(self.config.signals[k].weight * metrics[f"{k}/score_mean"] for k in objectives),
+            "mean_costs": {key: metrics[f"{key}/score_mean"] for key in constraints},
+            "multipliers": dict(result.coefficients.multipliers) if result.coefficients else {},
+            "window_costs": dict(result.coefficients.mean_costs) if result.coefficients else {},
+            "kl": metrics["kl"],
+            "metrics": metrics,
+        }
+        self.steps.append(record)
+        write_jsonl(self.run.files.steps, self.steps)
+        self.run.tracker.log(self.run.name, result.step, metrics | {"mean_reward": record["mean_reward"]})
+        self.bar.update(result.step, self.config.steps)
+        self.run.terminal.line(self._line(record))
+
+    def _line(self, record: dict[str, Any]) -> str:
+        metrics = record["metrics"]
+        seconds = metrics["rollout_s"] + metrics["learn_s"] + metrics["transfer_s"]
+        parts = [
+            f"{self.run.name} step {record['step']:>3}/{self.config.steps}",
+            f"reward {record['mean_reward']:6.2f}",
+        ]
+        for key, cost in record["mean_costs"].items():
+            label = "" if len(record["mean_costs"]) == 1 else f" {key}"
+            parts.append(self._against_limit(key, label, cost, metrics[f"{key}/score_positive_share"], width=6))
+            parts.append(f"λ{label} {record['multipliers'][key]:.2f}")
+        parts.append(f"KL {record['kl']:5.2f}")
+        parts.append(f"{metrics['tokens'] / seconds:6,.0f} tok/s")
+        if "staleness_mean" in metrics:
+            parts.append(
+                f"stale {metrics['staleness_mean']:.2f}  waited: learner {metrics['learner_waited_s']:.1f} s, "
+                f"rollout {metrics['rollout_waited_s']:.1f} s"
+            )
+        if metrics.get("dropped_overdue"):
+            parts.append(f"overdue {metrics['dropped_overdue']:.0f}")
+        return "  ".join(parts)
+
+    def _against_limit(self, key: str, label: str, cost: float, share: float, width: int = 0) -> str:
+        if self.config.signals[key].constraint.statistic == "share":
+            return f"unsafe{label} {share:{width}.1%} (limit {self.limits[key]:.1%})"
+        return f"cost{label} {cost:{width}.2f} (limit {self.limits[key]:.2f})"
+
+    def closing_line(self) -> str:
+        """What the run came to, over its last ten steps."""
+        last = self.steps[-10:]
+        reward = sum(step["mean_reward"] for step in last) / len(last)
+        parts = [f"reward {reward:.2f}"]
+        for key in self.limits:
+            cost = sum(step["mean_costs"][key] for step in last) / len(last)
+            share = sum(step["metrics"][f"{key}/score_positive_share"] for step in last) / len(last)
+            parts.append(f"{key} " + self._against_limit(key, "", cost, share))
+        return ", ".join(parts) + " over the last ten steps"
