@@ -41,6 +41,10 @@ class Checkpointed(ABC):
     def state_step(self) -> int | None:
         """The step that this state is the result of; None in the middle of one."""
 
+    def at_step(self) -> int | None:
+        """`state_step`."""
+        return self.state_step
+
     def begin_checkpoint(self, folder: Path, step: int) -> bool:
         """Copy the state and begin to write it into `folder`, which is made; False when it is not that of `step`.
 

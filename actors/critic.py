@@ -10,7 +10,7 @@ from castor.config.rlhf import RLHF
 from castor.config.training import Engine
 from castor.experience import Experience
 from castor.model_reference import ModelLike
-from engines.batch import forward_shared, make_micro_batch, plan_mini_batches, seed_step, sum_over_ranks
+from engines.batch import forward_shared, make_micro_batch, order_seed, plan_mini_batches, seed_step, sum_over_ranks
 
 
 class Critic:
@@ -59,11 +59,17 @@ class Critic:
         )
 
     def train(
-        self, experience: Experience, values: NDArray[np.float32], returns: NDArray[np.float32], step: int
+        self,
+        experience: Experience,
+        values: NDArray[np.float32],
+        returns: NDArray[np.float32],
+        step: int,
+        attempt: int = 0,
     ) -> dict[str, float]:
         """Fit to `returns` [R]; `values` [R] are those before the step. Mini-batches are the learner's.
 
-        Returns critic_loss (mean over its updates) and critic_grad_norm (of the last).
+        Returns critic_skipped_updates (whose gradient was not finite), and of the others, if any, critic_loss (mean)
+        and critic_grad_norm (of the last).
         """
         from castor.algorithms.losses import clipped_value_loss
         from castor.algorithms.ragged import token_weights
@@ -76,10 +82,10 @@ class Critic:
             self.engine_config,
             rank=self.rank,
             world_size=self.world,
-            seed=(self.seed, step),
+            seed=order_seed(self.seed, step, attempt),
         )
         seed_step(self.seed, step, self.rank)
-        losses, norm = [], 0.0
+        losses, norm, skipped = list[float](), 0.0, 0
         for mini in plan:
             loss_sum = 0.0
             for sequences in mini.micro:
@@ -91,7 +97,12 @@ class Critic:
                 self.engine.accumulate(loss)
                 loss_sum += float(loss.detach())
             self.step = None
-            norm = self.engine.step()
+            try:
+                norm = self.engine.step()
+            except FloatingPointError:  # the weights are as before it
+                skipped += 1
+                continue
             losses.append(sum_over_ranks({"loss": loss_sum})["loss"])
         self.step = step
-        return {"critic_loss": float(np.mean(losses)), "critic_grad_norm": norm}
+        fitted = {"critic_loss": float(np.mean(losses)), "critic_grad_norm": norm} if losses else {}
+        return {"critic_skipped_updates": float(skipped), **fitted}

@@ -76,6 +76,17 @@ def _castor_error(error: BaseException | None) -> CastorError | None:
     return error if isinstance(error, CastorError) else None
 
 
+def has_died(ref: Any) -> bool:
+    """Whether a call that has come back, of an actor, has failed because the actor has died."""
+    try:
+        ray.get(ref, timeout=START_TIMEOUT_S)
+    except RayActorError:
+        return True
+    except RayTaskError:
+        pass
+    return False
+
+
 def too_late(timeout_s: float, what: str) -> ActorFailure:
     """The failure of an actor that does not answer."""
     return ActorFailure(

@@ -34,6 +34,7 @@ from engines.batch import (
     forward_shared,
     make_micro_batch,
     max_over_ranks,
+    order_seed,
     plan_mini_batches,
     seed_step,
     sum_over_ranks,
@@ -137,8 +138,9 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed):
             Metrics over all ranks: actor_loss (of the surrogate alone), clip_fraction, bounded_log_ratios (response
             tokens of an update whose log-ratio was beyond `MAX_LOG_RATIO`), entropy_estimate (nats per token), kl_loss
             and entropy (nats per token) where they are in the loss, grad_norm, ptx_loss,
-            logprob_gap_mean and _max, kl (nats per response, Σ_t log π - log π_ref, of the policy that sampled),
-            response_tokens, tokens, response_length, truncated_share, learning_rate. Where the old log-probabilities
+            skipped_updates (whose gradient was not finite, and which are in none of the others; where all were skipped,
+            these are left out), logprob_gap_mean and _max, kl (nats per response, Σ_t log π - log π_ref, of the policy
+            that sampled), response_tokens, tokens, response_length, truncated_share, learning_rate. Where the old log-probabilities
             are the learner's also importance_mean, _max and _truncated_share (of the ratio before truncation). With
             max_staleness over 0 also staleness_mean and _max (of response tokens, in versions); the gap is then that
             of the tokens of this version, and is left out where there are none.
@@ -146,8 +148,6 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed):
         Raises:
             RuntimeError: the learner's and the rollout's log-probabilities are too far apart: the engines hold other
                 weights than the learner, or compute something else. Or a token is older than max_staleness allows.
-            FloatingPointError: a gradient is not finite.
-
         """
         self.require_on_gpu("policy")
         seed_step(self.seed, step, self.rank)
@@ -162,9 +162,9 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed):
             self.learner.engine,
             rank=self.rank,
             world_size=self.world_size,
-            seed=(self.seed, step),
+            seed=order_seed(self.seed, step, batch.attempt),
         )
-        extra = {}
+        extra: dict[str, float] = {"skipped_updates": 0.0}
         if self.config.rollout.max_staleness:
             extra = self._staleness(step, experience)
             columns["fresh"] = (experience.versions == step - 1).astype(np.float32)
@@ -172,12 +172,16 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed):
             columns["proximal"] = self._proximal(experience)  # a single update takes its own forward pass
         kl_coeff = 0.0 if self.config.advantage.kl_in_reward else effective_kl_coeff(self.config, coefficients)
         updates: list[dict[str, float]] = []
-        for mini in plan:
+        for number, mini in enumerate(plan):
             sums = self._accumulate(experience, mini, columns, kl_coeff)
-            if not updates:  # before the first update the learner holds the very weights that sampled the fresh tokens
+            if number == 0:  # before the first update the learner holds the very weights that sampled the fresh tokens
                 gap = self._check_gap(sums, mini.tokens)
             self.whole = False
-            norm = self.engine.step()
+            try:
+                norm = self.engine.step()
+            except FloatingPointError:  # the weights are as before it
+                extra["skipped_updates"] += 1
+                continue
             updates.append(
                 {
                     "actor_loss": sums["loss"],
@@ -193,7 +197,7 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed):
                 extra["importance_max"] = max(extra.get("importance_max", 0.0), sums["importance_max"])
         self.version, self.whole = step, True
         return {
-            **{key: float(np.mean([update[key] for update in updates])) for key in updates[0]},
+            **{key: float(np.mean([update[key] for update in updates])) for key in (updates[0] if updates else ())},
             **gap,
             **extra,
             "kl": _kl_per_response(experience, columns["reference"]),

@@ -105,6 +105,11 @@ class MultiplierOwner:
         states = {name: state.to_json() for name, state in self.states.items()}
         return {"version": self.version, "kl_coeff": self.kl_coeff, "states": states}
 
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """`set_state`, and what a restart of this process begins from."""
+        self.set_state(state)
+        write_json(self.state_file, self.state())
+
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` returned. Raises ValueError when it is of other constraints or other rules."""
         stored = {name: values["rule"] for name, values in state["states"].items()}

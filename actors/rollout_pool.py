@@ -156,6 +156,10 @@ class RolloutPool:
         self._deal(requests, job)
         return job
 
+    def abandon(self) -> None:
+        """Forget what was dealt: whatever the workers still make of it goes nowhere."""
+        self._streams = {}
+
     @property
     def events(self) -> list[Any]:
         """What to `ray.wait` for while this pool has work: each goes to `handle` when it is ready."""

@@ -108,7 +108,7 @@ class SignalWorker(SpmdActor, Occupant, Checkpointed):
             advantages, returns = gae(
                 stream, torch.from_numpy(values), lengths, gamma=config.gamma, gae_lambda=config.gae_lambda
             )
-            self.fit = experience, values, returns.numpy()
+            self.fit = experience, values, returns.numpy(), batch.attempt
         if config.whiten:
             advantages = whiten(advantages)
         return advantages.numpy() if self.rank == 0 else None
@@ -150,8 +150,8 @@ class SignalWorker(SpmdActor, Occupant, Checkpointed):
         `advantages` are those of all signals: where one of them could not be made, Ray does not come to this, and no
         critic is a step ahead of the policy.
 
-        Returns score_mean and score_positive_share (over responses); with a critic also critic_loss (mean over its
-        updates), critic_grad_norm (of the last), value_mean and return_mean (over response tokens).
+        Returns score_mean and score_positive_share (over responses); with a critic also what `Critic.train` does, and
+        value_mean and return_mean (over response tokens).
         """
         metrics = {
             "score_mean": float(self.scores.mean()),
@@ -161,6 +161,6 @@ class SignalWorker(SpmdActor, Occupant, Checkpointed):
         if self.critic is None:
             return metrics
         self.require_on_gpu("critic")
-        experience, values, returns = self.fit
-        fitted = self.critic.train(experience, values, returns, step)
+        experience, values, returns, attempt = self.fit
+        fitted = self.critic.train(experience, values, returns, step, attempt)
         return {**fitted, **metrics, "value_mean": float(values.mean()), "return_mean": float(returns.mean())}

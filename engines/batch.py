@@ -18,6 +18,11 @@ from castor.packing import PackedRows, micro_batches, pack_rows, partition
 from castor.scoring.frozen import in_micro_batches, require_finite
 
 
+def order_seed(seed: int, step: int, attempt: int) -> tuple[int, ...]:
+    """What decides the mini-batches of a step; another attempt of a run takes others."""
+    return (seed, step, attempt) if attempt else (seed, step)
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Let the random numbers of a step (dropout) follow from seed, step and rank, so that no state has to be kept."""
     sequence = np.random.SeedSequence([seed, step, rank])

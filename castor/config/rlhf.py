@@ -135,6 +135,7 @@ class Learner(Section):
         (
             "ranks",
             "logprob_gap_alarm",
+            "max_skipped",
             "timeout_s",
             "resources",
         )
@@ -182,6 +183,12 @@ class Learner(Section):
         gt=0,
         description="the run stops when the mean |learner - rollout| log-probability gap of a batch exceeds this",
     )
+    max_skipped: int = Field(
+        3,
+        ge=0,
+        description="steps in a row with a gradient that was not finite, which is left out, before the run goes back "
+        "to its newest checkpoint and on with other samples and mini-batches",
+    )
     timeout_s: float = Field(
         600.0, gt=0, description="a rank stuck this long in a collective, or a step, fails the run"
     )
@@ -197,7 +204,7 @@ class Learner(Section):
 class RLHF(Section):
     """One run of the RLHF loop."""
 
-    HOW = frozenset(("colocate", "checkpoint"))
+    HOW = frozenset(("colocate", "checkpoint", "max_restarts"))
 
     steps: int = Field(ge=1, description="policy updates")
     prompts: DataSource = Field(default_factory=DataSource, description="prompts to sample from")
@@ -219,6 +226,12 @@ class RLHF(Section):
 
     checkpoint: Checkpoint = Field(
         default_factory=Checkpoint, description="when the state of the run is saved, to go on from"
+    )
+
+    max_restarts: int = Field(
+        3,
+        ge=0,
+        description="restarts of groups that lost an actor (learner, critics, judges, reference) before failing",
     )
 
     @property

@@ -43,7 +43,7 @@ class Checkpoint:
         return self.folder / "ledger.jsonl"
 
     def write_record(self, **values: Any) -> None:
-        """Write the record of an RLHF run: stage, its key, when it was written, prompts, multipliers, terms."""
+        """Write the record of an RLHF run: stage, key, written (when), attempt, prompts, multipliers, terms."""
         write_json(self.record, {"format": FORMAT, "step": self.step, **values})
 
     def read_record(self, stage: str, keys: Set[str]) -> dict[str, Any]:

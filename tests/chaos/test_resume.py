@@ -1,18 +1,26 @@
 """An RLHF run that is cut short, and the same run that is not: the same numbers, the same weights, the same data."""
 
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
 import pytest
+import ray
 
 from castor.config.pipeline import Config
 from castor.config.wandb import WandB
-from castor.io.checkpoint import verify_folder
 from castor.io.errors import CastorError
 from castor.io.files import read_json, read_jsonl, sha256_file
 from castor.run.checkpoints import Checkpoints
 from castor.run.ledger import Entry, Terms, check_ledger
 from castor.run.plan import make_plan
 from castor.run.tracking import Tracker
+from tests.conftest import ROOT
 from tests.plans import Lines
 from trainers.pipeline import Pipeline
+from trainers.rlhf.groups import Groups
 
 STEPS = 4
 ENGINE = {
@@ -48,7 +56,7 @@ class Screen(Lines):
 
 
 class Run:
-    """One run of a folder: PPO-Lag with a critic each for a model and a constraint, and a function that only judges."""
+    """One run of a folder: PPO-Lag with two ranks, critics, PTX, a judge of one's own and an adapted KL coefficient."""
 
     def __init__(self, folder, models, **changes):
         judge = folder.parent / "judge.py"
@@ -61,7 +69,6 @@ class Run:
             "samples_per_prompt": 2,
             "policy": {"model": models.policy},
             "signals": {
-                "help": {"role": "objective", "model": models.reward, "critic": ENGINE},
                 "own": JUDGED | {"critic_model": models.reward},
                 "harm": {"role": "constraint", "model": models.cost, "threshold": -0.2, "critic": ENGINE},
             },
@@ -70,13 +77,25 @@ class Run:
             "rollout": {
                 "max_prompt_tokens": 64, "max_new_tokens": 16, "chunk_size": 4, "max_num_seqs": 16, "kv_cache_mib": 64,
             },
-            "learner": {"engine": ENGINE, "ptx": {"data": {"limit": 20}, "batch_size": 4}},
+            "learner": {"ranks": 2, "engine": ENGINE, "ptx": {"data": {"limit": 20}, "batch_size": 4}},
             "checkpoint": {"every_steps": 1},
         }  # fmt: skip
         config = Config.model_validate({"run_dir": folder, "seed": 3, "rlhf": {"run": {**section, **changes}}})
         self.plan = make_plan(config)
         self.stage, self.files = self.plan.stage("run"), self.plan.files.stage("run")
         self.screen = Screen()
+
+    def at(self, step, act):
+        """Do something the first time that a step is told of."""
+        tell, done = self.screen.line, []
+
+        def line(text):
+            tell(text)
+            if f"step   {step}/{STEPS}" in text and not done:
+                done.append(step)
+                act()
+
+        self.screen.line = line
 
     def go(self, **options):
         """Run, or go on with, the stage."""
@@ -109,29 +128,82 @@ def undisturbed(ray_session, tiny_models, tmp_path_factory):
     return run.result()
 
 
-def test_a_judge_that_fails_and_the_same_command(undisturbed, tiny_models, tmp_path, monkeypatch):
-    """The state before the failing step is kept, though no checkpoint was due; a change since then is refused."""
+KILLED = """
+import os, signal, sys
+from types import SimpleNamespace
+from pathlib import Path
+from actors.cluster import cluster
+from castor.config.cluster import RayCluster
+from tests.chaos.test_resume import Run
+
+folder, policy, reward, cost = sys.argv[1:]
+os.chdir(Path(folder).parent)
+run = Run(Path(folder), SimpleNamespace(policy=policy, reward=reward, cost=cost))
+run.at(2, lambda: os.kill(os.getpid(), signal.SIGKILL))
+with cluster(RayCluster(num_cpus=4)):
+    run.go()
+"""
+
+
+def test_a_driver_that_is_killed_a_judge_that_fails_and_the_same_command(
+    undisturbed, tiny_models, tmp_path, monkeypatch
+):
+    """The checkpoint before the kill, and the state before the failing step, though no checkpoint of it was due."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, str(folder), tiny_models.policy, tiny_models.reward, tiny_models.cost]
+    killed = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=600, check=False, stderr=subprocess.DEVNULL
+    )
+    assert killed.returncode == -signal.SIGKILL
     monkeypatch.chdir(tmp_path)
-    run = Run(tmp_path / "run", tiny_models, checkpoint={"every_minutes": 600})
-    log = run.screen.line
+    run = Run(folder, tiny_models, checkpoint={"every_minutes": 600})
+    assert [each.step for each in Checkpoints(run.files.training).all()] == [1]
+    with pytest.raises(CastorError, match=r"run was cut short after step 1, .*: steps 4 -> 5\. Undo that"):
+        Run(folder, tiny_models, steps=5).go()
 
-    def break_the_judge_after_two_steps(text):
-        log(text)
-        if f"step   2/{STEPS}" in text:
-            run.flag.touch()
-
-    run.screen.line = break_the_judge_after_two_steps
+    run.at(3, run.flag.touch)
     with pytest.raises(Exception, match="the judge is out of order"):
         run.go()
-    assert "the same command goes on after step 2 of run" in run.screen.lines[-1]
-    (checkpoint,) = Checkpoints(run.files.training).all()
-    verify_folder(checkpoint.folder)
-    assert checkpoint.step == 2
-
-    with pytest.raises(CastorError, match=r"run was cut short after step 2, .*: steps 4 -> 5\. Undo that"):
-        Run(tmp_path / "run", tiny_models, steps=5).go()
+    assert "run goes on after step 1 of 4" in run.screen.lines
+    assert "the same command goes on after step 3 of run" in run.screen.lines[-1]
+    assert [each.step for each in Checkpoints(run.files.training).all()] == [1, 3]
     run.flag.unlink()
     run.go()
-    assert "run goes on after step 2 of 4" in run.screen.lines
+    assert "run goes on after step 3 of 4" in run.screen.lines
     assert run.result() == undisturbed
     assert not run.files.training.folder.exists()
+
+
+def kill(group, rank=0):
+    """End the process of one actor."""
+    process = ray.get(group.handles[rank].__ray_call__.remote(lambda actor: os.getpid()), timeout=60)
+    os.kill(process, signal.SIGKILL)
+    return process
+
+
+def test_groups_that_die_one_after_the_other(undisturbed, tiny_models, tmp_path, monkeypatch):
+    """A rank of the learner before there is a checkpoint, the reference, a critic; each comes back alone."""
+    monkeypatch.chdir(tmp_path)
+    run = Run(tmp_path / "run", tiny_models, checkpoint={"every_steps": 2, "every_minutes": None})
+    made, started, killed = [], [], []
+
+    class Watched(Groups):
+        def __init__(self, *args, **options):
+            made.append(self)
+            super().__init__(*args, **options)
+
+        def _start(self, name):
+            started.append(name)
+            return super()._start(name)
+
+    monkeypatch.setattr("trainers.rlhf.stage.Groups", Watched)
+    run.at(1, lambda: killed.append(kill(made[0].learner, rank=1)))
+    run.at(2, lambda: killed.append(kill(made[0].reference)))
+    run.at(3, lambda: killed.append(kill(made[0].signals["harm"])))
+    run.go()
+    assert not any(psutil.pid_exists(process) for process in killed)
+    assert started[4:] == ["learner", "reference", "signal-harm"]
+    assert (len(set(killed)), read_json(run.files.run_record)["restarts"]) == (3, 3)
+    told = [line for line in run.screen.lines if "lost an actor" in line or "is back" in line]
+    assert [line.rsplit(" ", 1)[-1] for line in told] == ["1", "0", "2", "2", "3", "2"], told
+    assert run.result() == undisturbed

@@ -1,79 +1,25 @@
-"""The state of an RLHF run on its way to a checkpoint, and back."""
+"""The state of an RLHF run on its way to a checkpoint."""
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from actors.checkpointed import Written
-from actors.group import START_TIMEOUT_S, ActorGroup, get
-from castor.io.checkpoint import FileMark, StagedFolder, mark_files, verify_folder
+from actors.group import get
+from castor.io.checkpoint import FileMark, StagedFolder, mark_files
 from castor.io.ending import Ended, asked_to_end
 from castor.io.errors import CastorError
-from castor.io.files import read_jsonl, write_json, write_jsonl
+from castor.io.files import write_jsonl
 from castor.run.checkpoints import Checkpoint, Checkpoints
-from castor.run.claim import accepted_keys
-from castor.run.ledger import Entry, Terms
-from trainers.rlhf.groups import Groups
-from trainers.rlhf.producer import Producer
-from trainers.rlhf.run_log import RunLog
-from trainers.rlhf.turns import Phase
+from castor.run.ledger import Terms
+from trainers.rlhf.run_state import DriverState, RunState
 from trainers.stage_run import StageRun
 
 RESCUE_TIMEOUT_S = 120.0  # for a group to copy its state when another one has failed
-
-
-@dataclass(frozen=True)
-class Left:
-    """What an earlier process left of the same run."""
-
-    checkpoint: Checkpoint
-    record: Mapping[str, Any]  # `Checkpoint.write_record`
-    steps: Sequence[dict[str, Any]]
-    ledger: Sequence[Entry]
-
-    @property
-    def step(self) -> int:
-        """The last one it has."""
-        return self.checkpoint.step
-
-
-def find_left(run: StageRun) -> Left | None:
-    """The checkpoint that a run goes on from; None: it begins. The file of the multipliers is made to say the same.
-
-    Raises CastorError when the checkpoint is damaged, of another run or of another version of Castor, and when it is
-    of another recipe and that was not accepted.
-    """
-    files = run.files.training
-    run.claim.make(files)
-    run.files.multipliers.unlink(missing_ok=True)
-    checkpoint = Checkpoints(files).newest()
-    if checkpoint is None:
-        return None
-    earlier = ", ".join(str(step) for step in files.steps() if step < checkpoint.step)
-    instead = (
-        f"remove {checkpoint.folder} and {files.newest} to go on after step {earlier}" if earlier else "use --fresh"
-    )
-    verify_folder(checkpoint.folder, instead)
-    record = checkpoint.read_record(run.name, accepted_keys(files))
-    if record["multipliers"] is not None:
-        write_json(run.files.multipliers, record["multipliers"])
-    ledger = [Entry.from_json(values) for values in read_jsonl(checkpoint.ledger)]
-    return Left(checkpoint, record, read_jsonl(checkpoint.steps), ledger)
-
-
-@dataclass(frozen=True)
-class DriverState:
-    """What the driver and the multiplier owner hold after a step."""
-
-    step: int
-    prompts: Mapping[str, Any]  # `PromptStream.state_dict`
-    multipliers: Any  # a ref to `MultiplierOwner.state`; None without an owner
 
 
 @dataclass(frozen=True)
@@ -85,76 +31,81 @@ class _Writing:
 
 
 class Checkpointing:
-    """Makes the checkpoints of one run.
+    """Makes the checkpoints of a run.
 
     Everybody who holds state copies it between two steps; it is written while the next ones are taken, and the
     checkpoint is put in place, whole, once the last writer is done. A disk that is full, or a folder that cannot be
     written, costs a checkpoint and not the run: the next step tries again, and nothing older is removed meanwhile.
     """
 
-    def __init__(self, run: StageRun, groups: Groups, producer: Producer, log: RunLog, terms: Terms) -> None:
-        """`terms` are those of the run's ledger."""
-        self.run, self.config, self.groups, self.producer, self.log = run, groups.config, groups, producer, log
-        self.checkpoints, self.terms = Checkpoints(run.files.training), terms
-        self.saved = 0  # the step of the newest checkpoint; 0: there is none
+    def __init__(self, run: StageRun, state: RunState, terms: Terms, saved: int) -> None:
+        """`terms` are those of the run's ledger; `saved` is the step of the newest checkpoint, 0 if there is none."""
+        self.run, self.state, self.config, self.turns = run, state, state.config, state.groups.turns
+        self.checkpoints, self.terms, self.saved = Checkpoints(run.files.training), terms, saved
         self.failed = False  # the last attempt
-        self._state: DriverState | None = None  # after the last step
+        self._last = state.beginning  # after the last update
         self._writing: _Writing | None = None
         self._begun = time.monotonic()  # the last one that was not a failure
-
-    def go_on_from(self, left: Left) -> None:
-        """Bring everybody to the state of a checkpoint, and the engines to its weights.
-
-        Raises CastorError when it is of another architecture, or of other prompts.
-        """
-        self.producer.prompts.load_state_dict(left.record["prompts"])
-        self.producer.ledger = list(left.ledger)
-        for phase, groups in self._holders():
-            self.groups.turns.to(phase)
-            read = [(each, each.call("read_state", left.checkpoint.holder(each.name), left.step)) for each in groups]
-            for group, refs in read:
-                get(refs, START_TIMEOUT_S, f"{group.name} (reading its state)")
-        self.producer.publish(left.step)
-        self.saved = left.step
 
     def after_update(self, step: int) -> None:
         """Every group has the state after `step`: begin a checkpoint, if one is due, and put in place the last one.
 
         Raises what stopped a writer, but for a full disk and a folder that cannot be written.
         """
-        owner = self.groups.multipliers
-        multipliers = None if owner is None else owner.state.remote()
-        self._state = DriverState(step, self.producer.place(), multipliers)
+        self._last = self.state.capture(step)
         self._settle(wait=False)
         if self._writing is None and (self._due(step) or asked_to_end()):
-            self._begin(self._state, self.config.learner.timeout_s)
+            self._begin(self._last, self.config.learner.timeout_s)
 
     def end_if_asked(self, step: int) -> None:
         """Raise `Ended` after `step`, of which everything is logged, if the process was asked to end."""
         if not asked_to_end() or step == self.config.steps:
             return
-        assert self._state is not None
         if self._writing is None or self._writing.state.step != step:
-            if self.groups.turns.shared:
+            if self.turns.shared:
                 return  # the GPUs are the engines' by now: a checkpoint is made in the next step
             self._settle(wait=True)
-            self._begin(self._state, self.config.learner.timeout_s)
+            self._begin(self._last, self.config.learner.timeout_s)
         self._settle(wait=True)
         raise Ended(self.resumes())
 
-    @contextmanager
-    def rescuing(self) -> Iterator[None]:
-        """Around the steps: where one fails before it has changed anybody's state, that of the step before is kept.
+    def last_whole(self, lost: Sequence[str]) -> DriverState | None:
+        """The state after the last step that was logged, if everybody who holds a part of it still does.
 
-        So it is with an error in a function of the user's, and with a scorer that cannot be reached.
+        `lost` are groups that hold nothing any more.
+        """
+        names = {part.name: part for _, groups in self.state.holders() for part in groups}
+        for name in lost:
+            signal = name.removeprefix("signal-")
+            if name in names and (name == "learner" or self.config.has_critic(signal)):
+                return None
+        step = len(self.state.log.steps)
+        if self._last.step != step:
+            return None
+        alive = [group for name, group in names.items() if name not in lost]
+        asked = [(group, group.call("at_step")) for group in alive]
+        whole = all(at == step for group, refs in asked for at in get(refs, RESCUE_TIMEOUT_S, group.name))
+        return self._last if whole else None
+
+    def abandon(self) -> None:
+        """Give up what is being written: a group that took part has died."""
+        if self._writing is not None:
+            self._writing.staged.discard()
+        self._writing = None
+
+    def rescue(self) -> None:
+        """A step has failed: keep the state after the one before, if every holder still has it.
+
+        So it is after an error in a function of the user's, and after a scorer that cannot be reached.
         """
         try:
-            yield
-        except Exception as error:
-            if not isinstance(error, Ended):
-                self._rescue()
-                self.run.terminal.line(f"[yellow]{self.resumes()}[/]")
-            raise
+            self._settle(wait=True)
+            if self._last.step == len(self.state.log.steps) > self.saved:
+                self._begin(self._last, RESCUE_TIMEOUT_S)
+                self._settle(wait=True)
+        except Exception:  # the error that is on its way is the one to be told of
+            traceback.print_exc()
+        self.run.terminal.line(f"[yellow]{self.resumes()}[/]")
 
     def resumes(self) -> str:
         """From where the same command goes on, as a sentence."""
@@ -187,8 +138,8 @@ class Checkpointing:
             self._tell_of_failure(state.step, error)
             return
         whole = True
-        for phase, groups in self._holders():
-            self.groups.turns.to(phase)
+        for phase, groups in self.state.holders():
+            self.turns.to(phase)
             begun = [(each, each.call("begin_checkpoint", staged.aside / each.name, state.step)) for each in groups]
             for group, refs in begun:
                 whole = all(get(refs, timeout_s, f"{group.name} (copying its state)")) and whole
@@ -204,7 +155,7 @@ class Checkpointing:
         state, staged = self._writing.state, self._writing.staged
         parts: dict[str, list[Written | None]] = {}
         try:
-            for _, groups in self._holders():
+            for _, groups in self.state.holders():
                 for group in groups:
                     refs = group.call("finish_checkpoint", wait)
                     parts[group.name] = get(refs, self.config.learner.timeout_s, f"{group.name} (writing its state)")
@@ -231,30 +182,16 @@ class Checkpointing:
             stage=self.run.name,
             key=self.run.claim.inputs.key,
             written=datetime.now(UTC).isoformat(timespec="seconds"),
+            attempt=state.attempt,
             prompts=dict(state.prompts),
             multipliers=multipliers,
             terms=asdict(self.terms),
         )
-        write_jsonl(made.steps, self.log.steps[: state.step])
-        write_jsonl(made.ledger, [entry.to_json() for entry in self.producer.ledger[: state.step]])
+        write_jsonl(made.steps, self.state.log.steps[: state.step])
+        write_jsonl(made.ledger, [entry.to_json() for entry in self.state.producer.ledger[: state.step]])
         own = mark_files(staged.aside, [made.record, made.steps, made.ledger])
         options = self.config.checkpoint
         self.checkpoints.commit(staged, state.step, {**marks, **own}, keep=options.keep, every=options.keep_every)
-
-    def _holders(self) -> list[tuple[Phase, list[ActorGroup]]]:
-        return [("critics", list(self.groups.signals.values())), ("learner", [self.groups.learner])]
-
-    def _rescue(self) -> None:
-        """Keep the state after the last step whose numbers are logged, if every holder still has it."""
-        try:
-            if self._writing is not None:
-                self._settle(wait=True)
-            state = self._state
-            if state is not None and state.step == len(self.log.steps) > self.saved:
-                self._begin(state, RESCUE_TIMEOUT_S)
-                self._settle(wait=True)
-        except Exception:  # the error that is on its way is the one to be told of
-            traceback.print_exc()
 
     def _tell_of_failure(self, step: int, error: CastorError) -> None:
         self.failed = True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import ray
 
-from actors.group import START_TIMEOUT_S, ActorGroup, get
+from actors.group import START_TIMEOUT_S, ActorGroup, get, has_died
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
 from actors.reference import ReferenceWorker
@@ -21,6 +22,19 @@ from castor.data.rows.schemas import QARow
 from castor.model_reference import ModelLike, ModelReference
 from castor.run.actors import Actors
 from trainers.rlhf.turns import Turns
+
+ANSWER_S = 10.0  # within which an actor that has died is known to have, or one that is idle answers
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one group is made: what it starts, and what its models are loaded from."""
+
+    actors: Actors
+    actor_class: Any
+    arguments: tuple[Any, ...]  # of its `load`
+    title: str  # for messages
+    trains: bool  # whether its ranks form a process group
 
 
 class Groups:
@@ -56,30 +70,79 @@ class Groups:
 
         """
         policy = ModelReference.of(policy)
-        self.config, start = config, ActorGroup.start
+        self.config, self.reservation = config, reservation
         self.rollout = RolloutPool(policy, config.rollout, reservation, config.colocate, config.policy.lora)
-        self.learner = start(actors["learner"], LearnerWorker, reservation)
-        self.signals = {name: start(actors[f"signal-{name}"], SignalWorker, reservation) for name in config.signals}
-        self.reference: ActorGroup | None = None
+        learns = (policy, config, seed, template, ray.put(ptx_rows))
+        self._parts = {"learner": Part(actors["learner"], LearnerWorker, learns, "learner", trains=True)}
+        for name in config.signals:
+            arguments = (name, signals[name], config, seed, limits.get(name))
+            asked = actors[f"signal-{name}"]
+            self._parts[asked.name] = Part(asked, SignalWorker, arguments, asked.name, trains=True)
         if "reference" in actors:
-            self.reference = start(actors["reference"], ReferenceWorker, reservation, name="the reference policy")
+            frozen = Part(actors["reference"], ReferenceWorker, (policy, config), "the reference policy", trains=False)
+            self._parts["reference"] = frozen
+        self._groups = {name: self._start(name) for name in self._parts}
         self.multipliers: Any = None
         if "MultiplierOwner" in actors:
             owner = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
             self.multipliers = owner.remote(config, dict(limits), multipliers_file)
-        for group in (self.learner, *self.signals.values()):
-            group.join(config.learner.timeout_s)
-        loads: list[tuple[ActorGroup, tuple[Any, ...]]] = [
-            (self.learner, (policy, config, seed, template, ray.put(ptx_rows))),
-            *((group, (name, signals[name], config, seed, limits.get(name))) for name, group in self.signals.items()),
-        ]
-        if self.reference is not None:
-            loads.append((self.reference, (policy, config)))
-        self._load(loads)
+        self._join(list(self._parts))
+        self._load(list(self._parts))
         self.turns = Turns(self)
 
-    def _load(self, loads: Sequence[tuple[ActorGroup, tuple[Any, ...]]]) -> None:
-        """Have every group load its models: side by side, or, on GPUs that they share, one after the other."""
+    @property
+    def learner(self) -> ActorGroup:
+        """The policy's ranks."""
+        return self._groups["learner"]
+
+    @property
+    def signals(self) -> dict[str, ActorGroup]:
+        """The judges' groups, by signal."""
+        return {name: self._groups[f"signal-{name}"] for name in self.config.signals}
+
+    @property
+    def reference(self) -> ActorGroup | None:
+        """The frozen policy's replicas; None where the learner answers for them."""
+        return self._groups.get("reference")
+
+    def lost(self) -> list[str]:
+        """The groups of which an actor has died."""
+        asked = {
+            handle.__ray_ready__.remote(): name for name, group in self._groups.items() for handle in group.handles
+        }
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
+        return list(dict.fromkeys(asked[ref] for ref in answered if has_died(ref)))
+
+    def restart(self, names: Sequence[str]) -> None:
+        """Start groups anew, all of their actors, where they are reserved; their models are as at the beginning.
+
+        Raises ActorFailure when one does not come up.
+        """
+        for name in names:
+            self._groups[name].stop()
+            self._groups[name] = self._start(name)
+        self._join(names)
+        self.turns.back(group for name, group in self._groups.items() if name not in names)
+        self._load(names)
+
+    def reload(self) -> None:
+        """Bring everything that is trained back to where it began."""
+        trained = [name for name, part in self._parts.items() if part.trains]
+        self.turns.back(self._groups.values())
+        self._load(trained)
+
+    def _start(self, name: str) -> ActorGroup:
+        part = self._parts[name]
+        return ActorGroup.start(part.actors, part.actor_class, self.reservation, name=part.title)
+
+    def _join(self, names: Sequence[str]) -> None:
+        for name in names:
+            if self._parts[name].trains:
+                self._groups[name].join(self.config.learner.timeout_s)
+
+    def _load(self, names: Sequence[str]) -> None:
+        """Have groups load their models: side by side, or, on GPUs that they share, one after the other."""
+        loads = [(self._groups[name], self._parts[name].arguments) for name in names]
         if not self.config.colocate:
             loading = [(group, group.call("load", *arguments)) for group, arguments in loads]
             for group, refs in loading:
@@ -106,7 +169,7 @@ class Groups:
 
     def nodes(self) -> dict[str, str]:
         """Which node the first actor of each group runs on."""
-        first = {group.name: group.handles[0] for group in (self.learner, *self.signals.values())}
+        first = {part.actors.name: self._groups[name].handles[0] for name, part in self._parts.items() if part.trains}
         first["rollout"] = self.rollout.workers[0]
         return {name: get(actor.node.remote(), START_TIMEOUT_S, name) for name, actor in first.items()}
 
@@ -117,7 +180,7 @@ class Groups:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.rollout.stop()
-        for group in (self.learner, *self.signals.values(), *([self.reference] if self.reference else [])):
+        for group in self._groups.values():
             group.stop()
         if self.multipliers is not None:
             ray.kill(self.multipliers)

@@ -25,11 +25,14 @@ from trainers.rlhf.groups import Groups, round_robin
 
 
 def sample_requests(
-    prompts: Sequence[tuple[int, Prompt]], samples_per_prompt: int, seed: int, step: int
+    prompts: Sequence[tuple[int, Prompt]], samples_per_prompt: int, seed: int, step: int, attempt: int = 0
 ) -> list[PromptRequest]:
-    """One request per prompt and sample; the seed of each depends on nothing but (seed, step, prompt, sample)."""
+    """One request per prompt and sample; the seed of each depends on nothing but (seed, step, prompt, sample), and on
+    the `attempt` where it is not the first.
+    """
+    again = (attempt,) if attempt else ()
     return [
-        PromptRequest(place * samples_per_prompt + sample, prompt, request_seed(seed, step, index, sample))
+        PromptRequest(place * samples_per_prompt + sample, prompt, request_seed(seed, step, index, sample, *again))
         for place, (index, prompt) in enumerate(prompts)
         for sample in range(samples_per_prompt)
     ]
@@ -54,13 +57,14 @@ class _Growing:
     judged: list[_Judged] = field(default_factory=list)
     waiting: list[tuple[int, Chunk]] = field(default_factory=list)  # numbered chunks that are to be judged later
 
-    def whole(self) -> StepBatch:
+    def whole(self, attempt: int) -> StepBatch:
         """The batch; the order in which its chunks arrived decides nothing."""
         judged = self._in_order()
         return StepBatch(
             experience=[each.chunk.experience for each in judged],
             reference=[each.reference for each in judged],
             scores={name: [each.scores[name] for each in judged] for name in judged[0].scores},
+            attempt=attempt,
         )
 
     def entry(self, step: int, samples_per_prompt: int) -> Entry:
@@ -81,16 +85,28 @@ class Producer:
     token sampled by a version before t - 1 - max_staleness.
     """
 
-    def __init__(self, config: RLHF, groups: Groups, prompts: PromptStream, seed: int, start: int) -> None:
-        """The rollout workers hold the weights of version `start` - 1."""
+    def __init__(
+        self,
+        config: RLHF,
+        groups: Groups,
+        prompts: PromptStream,
+        seed: int,
+        start: int,
+        ledger: Sequence[Entry] = (),
+        attempt: int = 0,
+    ) -> None:
+        """The rollout workers hold, or are about to get, the weights of version `start` - 1; `ledger` ends there.
+
+        `attempt`: see `StepBatch`.
+        """
         self.config, self.groups, self.prompts, self.seed = config, groups, prompts, seed
         self.pool, self.staleness = groups.rollout, config.rollout.max_staleness
         self.transfer = WeightTransfer(config, groups.learner, groups.rollout, lambda: groups.turns.to("rollout"))
-        self.next_step = start
+        self.next_step, self.attempt = start, attempt
         self.growing: dict[int, _Growing] = {}  # by step
         self.waited = {"learner_waited_s": 0.0, "rollout_waited_s": 0.0}
         self.dropped = 0
-        self.ledger: list[Entry] = []  # of the steps whose batches were taken
+        self.ledger = list(ledger)  # of the steps whose batches were taken
         self._places: dict[int, dict[str, Any]] = {}  # by step: where the prompt stream stood before it was dealt
         self._idle_since: float | None = time.perf_counter()
 
@@ -111,7 +127,7 @@ class Producer:
         self.dropped = batch.job.overdue
         self.ledger.append(batch.entry(step, self.config.samples_per_prompt))
         del self._places[step]
-        return batch.whole()
+        return batch.whole(self.attempt)
 
     def place(self) -> dict[str, Any]:
         """Where the prompt stream stands for a run that goes on after the step last taken: what was dealt since then,
@@ -153,7 +169,7 @@ class Producer:
             step, self.next_step = self.next_step, self.next_step + 1
             self._places[step] = self.prompts.state_dict()
             prompts = self.prompts.next_batch()
-            requests = sample_requests(prompts, self.config.samples_per_prompt, self.seed, step)
+            requests = sample_requests(prompts, self.config.samples_per_prompt, self.seed, step, self.attempt)
             self._clock_idleness()
             self._idle_since = None
             job = self.pool.submit(requests, oldest=step - 1 - self.staleness)

@@ -14,12 +14,16 @@ from trainers.stage_run import StageRun
 class RunLog:
     """The numbers of one run, those of the steps before it was interrupted included."""
 
-    def __init__(self, run: StageRun, config: RLHF, limits: dict[str, float], steps: Sequence[dict[str, Any]]) -> None:
-        """`steps` are those that an earlier process has taken, and this one goes on after."""
-        self.run, self.config, self.limits, self.steps = run, config, limits, list(steps)
+    def __init__(self, run: StageRun, config: RLHF, limits: dict[str, float]) -> None:
+        self.run, self.config, self.limits = run, config, limits
+        self.steps: list[dict[str, Any]] = []
         self.bar: Any = None
         run.tracker.declare(run.name)
-        write_jsonl(run.files.steps, self.steps)
+
+    def rewind(self, steps: Sequence[dict[str, Any]]) -> None:
+        """Go on after these steps, the records of the run so far."""
+        self.steps = list(steps)
+        write_jsonl(self.run.files.steps, self.steps)
 
     def add(self, result: StepResult) -> None:
         """Record one step."""

@@ -27,11 +27,11 @@ from castor.models.load import read_score_info
 from castor.models.moderation import read_moderation_info
 from castor.run.ledger import Terms
 from trainers.prompts import fitting_prompts
-from trainers.rlhf.checkpointing import Checkpointing, find_left
+from trainers.rlhf.checkpointing import Checkpointing
 from trainers.rlhf.groups import Groups
-from trainers.rlhf.loop import StepResult, train
-from trainers.rlhf.producer import Producer
+from trainers.rlhf.recovery import Recovery
 from trainers.rlhf.run_log import RunLog
+from trainers.rlhf.run_state import RunState, find_left
 from trainers.stage_run import StageRun
 
 
@@ -45,10 +45,10 @@ def run_rlhf(run: StageRun) -> str:
     prompts = fitting_prompts(run, loaded, policy, config.rollout)
     stream = PromptStream(prompts, config.prompts_per_step, run.seed)
     ptx = config.learner.ptx
+    run.claim.make(run.files.training)
     left = find_left(run)
-    if left is not None:
-        run.terminal.line(f"{run.name} goes on after step {left.step} of {config.steps}")
-    log = RunLog(run, config, limits, left.steps if left else [])
+    run.files.multipliers.unlink(missing_ok=True)
+    log = RunLog(run, config, limits)
     demonstrations: AbstractContextManager[Mixture[QARow] | None] = (
         run.rows.store([ptx.data], QARow, stream_demonstrations, use="ptx") if ptx else nullcontext()
     )
@@ -70,26 +70,30 @@ def run_rlhf(run: StageRun) -> str:
         ) as groups,
     ):
         nodes = groups.nodes()
-        producer = Producer(config, groups, stream, run.seed, 1 + (left.step if left else 0))
-        terms = Terms(len(prompts), config.prompts_per_step, config.samples_per_prompt, config.rollout.max_staleness)
-        checkpointing = Checkpointing(run, groups, producer, log, terms)
+        state = RunState(groups, stream, run.seed, log)
         if left is not None:
-            checkpointing.go_on_from(left)
-
-        def on_step(result: StepResult) -> None:
-            log.add(result)
-            checkpointing.end_if_asked(result.step)
-
-        with keeping_state(run.terminal.tell_of_ending), checkpointing.rescuing():
-            train(config, groups, producer, on_step, checkpointing.after_update)
+            run.terminal.line(f"{run.name} goes on after step {left.step} of {config.steps}")
+            state.read(left)
+        terms = Terms(len(prompts), config.prompts_per_step, config.samples_per_prompt, config.rollout.max_staleness)
+        checkpointing = Checkpointing(run, state, terms, left.step if left else 0)
+        with keeping_state(run.terminal.tell_of_ending):
+            recovery = Recovery(run, state, checkpointing)
+            recovery.carry_out()
         saving = groups.learner.call("export", run.files.policy)
         get(saving, config.learner.timeout_s, "the learner (saving the policy)")
         checkpointing.finish()
     kept = {
         name: {"statistic": config.signals[name].constraint.statistic, "limit": limit} for name, limit in limits.items()
     }
-    write_jsonl(run.files.ledger, [entry.to_json() for entry in producer.ledger])
-    write_json(run.files.run_record, {"limits": kept, "nodes": nodes, "ledger": asdict(terms), "steps": log.steps})
+    write_jsonl(run.files.ledger, [entry.to_json() for entry in state.producer.ledger])
+    record = {
+        "limits": kept,
+        "nodes": nodes,
+        "restarts": recovery.restarts,
+        "ledger": asdict(terms),
+        "steps": log.steps,
+    }
+    write_json(run.files.run_record, record)
     shutil.rmtree(run.files.training.folder)
     return log.closing_line()
 

@@ -44,6 +44,18 @@ class Turns:
         self.phase = phase
         self.seconds += time.perf_counter() - begin
 
+    def back(self, groups: Iterable[ActorGroup]) -> None:
+        """Back to the beginning, whatever the phase: the engines awake, and of `groups` nothing on the GPUs.
+
+        The engines may have no weights until the next update.
+        """
+        if not self.shared:
+            return
+        self._occupy((group, None) for group in groups)
+        if self.phase != "rollout":
+            self.groups.rollout.wake()
+        self.phase = "rollout"
+
     def metrics(self) -> dict[str, float]:
         """switch_s: seconds of all changes since the last call, where GPUs are shared."""
         seconds, self.seconds = self.seconds, 0.0
