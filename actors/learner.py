@@ -137,13 +137,13 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed):
         Returns:
             Metrics over all ranks: actor_loss (of the surrogate alone), clip_fraction, bounded_log_ratios (response
             tokens of an update whose log-ratio was beyond `MAX_LOG_RATIO`), entropy_estimate (nats per token), kl_loss
-            and entropy (nats per token) where they are in the loss, grad_norm, ptx_loss,
-            skipped_updates (whose gradient was not finite, and which are in none of the others; where all were skipped,
-            these are left out), logprob_gap_mean and _max, kl (nats per response, Σ_t log π - log π_ref, of the policy
-            that sampled), response_tokens, tokens, response_length, truncated_share, learning_rate. Where the old log-probabilities
+            and entropy (nats per token) where they are in the loss, grad_norm, ptx_loss, skipped_updates (whose
+            gradient was not finite, and which are in none of the others; where all were skipped, these are left out),
+            logprob_gap_mean and _max, kl (nats per response, Σ_t log π - log π_ref, of the policy that sampled),
+            response_tokens, tokens, response_length, truncated_share, learning_rate. Where the old log-probabilities
             are the learner's also importance_mean, _max and _truncated_share (of the ratio before truncation). With
-            max_staleness over 0 also staleness_mean and _max (of response tokens, in versions); the gap is then that
-            of the tokens of this version, and is left out where there are none.
+            max_staleness over 0 also staleness_mean and _max (of response tokens, in versions); the gap is then that of
+            the tokens of this version, and is left out where there are none.
 
         Raises:
             RuntimeError: the learner's and the rollout's log-probabilities are too far apart: the engines hold other

@@ -39,6 +39,7 @@ class Pipeline:
         """
         if fresh:
             self.records.clear()
+            self.tracker.start_over()
         reused: dict[str, bool] = {}
         for name, stage in self.plan.stages.items():
             reused[name] = self.is_finished(stage)

@@ -90,7 +90,7 @@ def _sampling_seconds(metrics: dict[str, float]) -> float:
     """How long responses were sampled in a step: with overlap that is not how long the learner waited for them."""
     if "rollout_waited_s" not in metrics:
         return metrics["rollout_s"]
-    step = metrics["rollout_s"] + metrics["learn_s"] + metrics["transfer_s"]
+    step = sum(metrics[lap] for lap in ("rollout_s", "learn_s", "checkpoint_s", "transfer_s"))
     return step - metrics["rollout_waited_s"]
 
 

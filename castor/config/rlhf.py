@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from castor.config.advantage import Advantage
+from castor.config.alarms import Alarms
 from castor.config.base import Section
 from castor.config.checkpoint import Checkpoint
 from castor.config.data import DataSource
@@ -204,7 +205,7 @@ class Learner(Section):
 class RLHF(Section):
     """One run of the RLHF loop."""
 
-    HOW = frozenset(("colocate", "checkpoint", "max_restarts"))
+    HOW = frozenset(("colocate", "checkpoint", "max_restarts", "alarms"))
 
     steps: int = Field(ge=1, description="policy updates")
     prompts: DataSource = Field(default_factory=DataSource, description="prompts to sample from")
@@ -228,6 +229,7 @@ class RLHF(Section):
         default_factory=Checkpoint, description="when the state of the run is saved, to go on from"
     )
 
+    alarms: Alarms = Field(default_factory=Alarms, description="what the run says of its own numbers")
     max_restarts: int = Field(
         3,
         ge=0,

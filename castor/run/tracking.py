@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Any, Literal
 
 from castor.config.wandb import WandB
 from castor.io.errors import CastorError
-from castor.io.files import make_folder
+from castor.io.files import make_folder, write_text
 
 Mode = Literal["online", "offline", "shared", "disabled"]
 _MODES: dict[str, Mode] = {  # wandb's own names, old ones included
@@ -20,7 +21,8 @@ _MODES: dict[str, Mode] = {  # wandb's own names, old ones included
 class Tracker:
     """Logs scalars of one run, opened when its first series is declared.
 
-    Every series has its own step axis, so stages do not have to share a step count.
+    Every series has its own step axis, so stages do not have to share a step count. A run that goes on is tracked as
+    the one that it was before.
     """
 
     def __init__(self, config: WandB, folder: Path, name: str, settings: dict[str, Any]) -> None:
@@ -40,6 +42,14 @@ class Tracker:
         if self._run is not None:
             self._run.log({f"{series}/{name}": value for name, value in metrics.items()} | {f"{series}/step": step})
 
+    def start_over(self) -> None:
+        """Track what comes as another run. To be called before the first series is declared."""
+        self._identity.unlink(missing_ok=True)
+
+    @property
+    def _identity(self) -> Path:
+        return self._folder / "run_id"
+
     def finish(self) -> None:
         """Flush and close."""
         if self._run is not None:
@@ -52,7 +62,11 @@ class Tracker:
         import wandb
 
         make_folder(self._folder)
+        if not self._identity.is_file():
+            write_text(self._identity, secrets.token_hex(4))
         return wandb.init(
+            id=self._identity.read_text(),
+            resume=None if mode == "offline" else "allow",  # what is offline is put together when it is synchronised
             project=self._config.project,
             entity=self._config.entity,
             name=self._name,

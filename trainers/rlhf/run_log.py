@@ -7,6 +7,7 @@ from typing import Any
 
 from castor.config.rlhf import RLHF
 from castor.io.files import write_jsonl
+from castor.run.alarms import alarms
 from trainers.rlhf.loop import StepResult
 from trainers.stage_run import StageRun
 
@@ -17,6 +18,7 @@ class RunLog:
     def __init__(self, run: StageRun, config: RLHF, limits: dict[str, float]) -> None:
         self.run, self.config, self.limits = run, config, limits
         self.steps: list[dict[str, Any]] = []
+        self.alarms: dict[str, str] = {}  # of the last step
         self.bar: Any = None
         run.tracker.declare(run.name)
 
@@ -41,13 +43,18 @@ class RunLog:
         }
         self.steps.append(record)
         write_jsonl(self.run.files.steps, self.steps)
-        self.run.tracker.log(self.run.name, result.step, metrics | {"mean_reward": record["mean_reward"]})
+        before, self.alarms = self.alarms, alarms(self.config, self.steps)
+        tracked = metrics | {"mean_reward": record["mean_reward"]} | {f"alarm/{name}": 1.0 for name in self.alarms}
+        self.run.tracker.log(self.run.name, result.step, tracked)
         self.bar.update(result.step, self.config.steps)
         self.run.terminal.line(self._line(record))
+        for name, text in self.alarms.items():
+            if name not in before:
+                self.run.terminal.line(f"[yellow]{self.run.name}: {text}[/]")
 
     def _line(self, record: dict[str, Any]) -> str:
         metrics = record["metrics"]
-        seconds = metrics["rollout_s"] + metrics["learn_s"] + metrics["transfer_s"]
+        seconds = sum(metrics[lap] for lap in ("rollout_s", "learn_s", "checkpoint_s", "transfer_s"))
         parts = [
             f"{self.run.name} step {record['step']:>3}/{self.config.steps}",
             f"reward {record['mean_reward']:6.2f}",
@@ -81,4 +88,5 @@ class RunLog:
             cost = sum(step["mean_costs"][key] for step in last) / len(last)
             share = sum(step["metrics"][f"{key}/score_positive_share"] for step in last) / len(last)
             parts.append(f"{key} " + self._against_limit(key, "", cost, share))
-        return ", ".join(parts) + " over the last ten steps"
+        told = ", ".join(parts) + " over the last ten steps"
+        return "\n".join([told, *(f"[yellow]{text}[/]" for text in self.alarms.values())])

@@ -64,13 +64,16 @@ def run_supervised(
     if not len(training):
         raise CastorError("no training rows are left beside the validation prompts: lower validation_share")
     claim.make(files.training)
+    screen = terminal or Terminal()
+    if steps := files.training.steps():
+        screen.line(f"{claim.stage} goes on after step {steps[-1]}")
     board = cast(Any, ProgressBoard).remote()
     start = ModelReference.of(model)
     frozen = None if reference is None else ModelReference.of(reference)
     job = Job(stage, start, frozen, [ray.put(rows)], training, validation, files, template, seed, board)
     here = NodeAffinitySchedulingStrategy(node_id(), soft=False)
     running = fit.options(scheduling_strategy=here).remote(job, bundles)
-    with keeping_state((terminal or Terminal()).tell_of_ending):
+    with keeping_state(screen.tell_of_ending):
         _follow(running, board, on_progress)
     try:
         ray.get(running, timeout=BOARD_TIMEOUT_S)  # has ended

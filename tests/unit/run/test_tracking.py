@@ -75,3 +75,16 @@ def test_a_disabled_run_leaves_nothing(monkeypatch, tmp_path):
     tracker.log("sft", 1, {"loss": 1.0})
     tracker.finish()
     assert not (tmp_path / "wandb").exists()
+
+
+def test_a_run_that_goes_on_is_tracked_as_the_same_one(tmp_path):
+    def identities():
+        tracker = Tracker(WandB(mode="offline"), tmp_path / "wandb", "demo", {})
+        tracker.declare("ppo")
+        tracker.finish()
+        return {path.name.rpartition("-")[2] for path in (tmp_path / "wandb" / "wandb").glob("offline-run-*")}
+
+    (first,) = identities()
+    assert identities() == {first}
+    Tracker(WandB(mode="offline"), tmp_path / "wandb", "demo", {}).start_over()
+    assert len(identities()) == 2
