@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import psutil
 import pytest
 import ray
 
+from actors.learner import LearnerWorker
 from castor.config.pipeline import Config
 from castor.config.wandb import WandB
+from castor.io import ending
+from castor.io.ending import Ended
 from castor.io.errors import CastorError
 from castor.io.files import read_json, read_jsonl, sha256_file
 from castor.run.checkpoints import Checkpoints
@@ -145,10 +149,10 @@ with cluster(RayCluster(num_cpus=4)):
 """
 
 
-def test_a_driver_that_is_killed_a_judge_that_fails_and_the_same_command(
+def test_a_driver_that_is_killed_an_interrupt_a_judge_that_fails_and_the_same_command(
     undisturbed, tiny_models, tmp_path, monkeypatch
 ):
-    """The checkpoint before the kill, and the state before the failing step, though no checkpoint of it was due."""
+    """It goes on from the checkpoint before the kill, and from the last step before the others, though none was due."""
     folder = tmp_path / "run"
     command = [sys.executable, "-c", KILLED, str(folder), tiny_models.policy, tiny_models.reward, tiny_models.cost]
     killed = subprocess.run(
@@ -161,12 +165,19 @@ def test_a_driver_that_is_killed_a_judge_that_fails_and_the_same_command(
     with pytest.raises(CastorError, match=r"run was cut short after step 1, .*: steps 4 -> 5\. Undo that"):
         Run(folder, tiny_models, steps=5).go()
 
+    run.at(2, lambda: ending.interrupt(signal.SIGTERM, None))
+    with pytest.raises(Ended, match="the same command goes on after step 2 of run"):
+        run.go()
+    ending._asked.clear()
+    assert run.screen.lines[0] == "run goes on after step 1 of 4"
+    assert "ending" in run.screen.lines
+
     run.at(3, run.flag.touch)
     with pytest.raises(Exception, match="the judge is out of order"):
         run.go()
-    assert "run goes on after step 1 of 4" in run.screen.lines
+    assert "run goes on after step 2 of 4" in run.screen.lines
     assert "the same command goes on after step 3 of run" in run.screen.lines[-1]
-    assert [each.step for each in Checkpoints(run.files.training).all()] == [1, 3]
+    assert [each.step for each in Checkpoints(run.files.training).all()] == [2, 3]
     run.flag.unlink()
     run.go()
     assert "run goes on after step 3 of 4" in run.screen.lines
@@ -207,3 +218,44 @@ def test_groups_that_die_one_after_the_other(undisturbed, tiny_models, tmp_path,
     told = [line for line in run.screen.lines if "lost an actor" in line or "is back" in line]
     assert [line.rsplit(" ", 1)[-1] for line in told] == ["1", "0", "2", "2", "3", "2"], told
     assert run.result() == undisturbed
+
+
+def nan_while_armed(flag):
+    """A learner's rank whose advantages are no numbers while a file is there; it notes the seeds it was given."""
+    base = LearnerWorker.__ray_metadata__.modified_class
+
+    class Poisoned(base):
+        def _combined(self, advantages, coefficients):
+            combined = super()._combined(advantages, coefficients)
+            return combined * np.float32("nan") if flag.exists() else combined
+
+    return ray.remote(Poisoned)
+
+
+def test_gradients_that_are_not_finite(ray_session, tiny_models, tmp_path, monkeypatch):
+    """Two steps are left out; the third in a row sends the run back, and on with other samples."""
+    monkeypatch.chdir(tmp_path)
+    learner = {"engine": ENGINE, "max_skipped": 2}
+    run = Run(tmp_path / "run", tiny_models, learner=learner, checkpoint={"every_steps": 1, "keep": 9}, steps=5)
+    flag = tmp_path / "poison"
+    monkeypatch.setattr("trainers.rlhf.groups.LearnerWorker", nan_while_armed(flag))
+    tell = run.screen.line
+
+    def line(text):
+        tell(text)
+        if "step   1/5" in text:
+            flag.touch()
+        if "goes on after" in text:
+            flag.unlink()
+
+    run.screen.line = line
+    run.go()
+    told = [text for text in run.screen.lines if "not finite" in text or "goes on after" in text]
+    assert "the gradients of 3 steps in a row were not finite" in told[0]
+    assert told[1] == "run goes on after step 3"
+    numbers = run.numbers()
+    assert [step["metrics"]["skipped_updates"] for step in numbers] == [0.0, 1.0, 1.0, 0.0, 0.0]
+    assert all("grad_norm" in step["metrics"] for step in (numbers[0], numbers[3], numbers[4]))
+    assert "grad_norm" not in numbers[1]["metrics"]
+    entries = [Entry.from_json(values) for values in read_jsonl(run.files.ledger)]
+    assert check_ledger(entries, Terms(**read_json(run.files.run_record)["ledger"])) == 5
