@@ -32,6 +32,10 @@ class ActorFailure(RuntimeError):
     """An actor died or did not answer in time."""
 
 
+class Stalled(ActorFailure):
+    """An actor did not answer in time. It may be there still, and stuck."""
+
+
 def actor_env(resources: Resources) -> dict[str, str]:
     """Environment of an actor's process, set before it imports anything."""
     env = {"OMP_NUM_THREADS": str(resources.threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -87,9 +91,9 @@ def has_died(ref: Any) -> bool:
     return False
 
 
-def too_late(timeout_s: float, what: str) -> ActorFailure:
+def too_late(timeout_s: float, what: str) -> Stalled:
     """The failure of an actor that does not answer."""
-    return ActorFailure(
+    return Stalled(
         f"{what} did not answer within {timeout_s:.0f} s: see the run's logs; raise its timeout_s if it is only slow"
     )
 
@@ -142,10 +146,14 @@ class ActorGroup:
         return cls(name or actors.name, [actor_class.options(**option).remote(*args) for option in options])
 
     def join(self, timeout_s: float) -> None:
-        """Form one process group of all actors, which are `SpmdActor`s; `timeout_s` bounds its collectives."""
+        """Form one process group of all actors, which are `SpmdActor`s.
+
+        `timeout_s` is how long a call may take. Collectives get twice that: it is the caller who is to miss a rank
+        first, and not the other ranks.
+        """
         address, port = get(self.handles[0].open_store.remote(), START_TIMEOUT_S, f"{self.name} rank 0")
         size = len(self.handles)
-        joins = [h.join.remote(rank, size, address, port, timeout_s) for rank, h in enumerate(self.handles)]
+        joins = [h.join.remote(rank, size, address, port, 2 * timeout_s) for rank, h in enumerate(self.handles)]
         get(joins, START_TIMEOUT_S, f"{self.name} (forming its process group)")
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:

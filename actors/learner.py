@@ -15,6 +15,7 @@ from actors.checkpointed import Checkpointed, Write
 from actors.group import SpmdActor
 from actors.multipliers import Coefficients, effective_kl_coeff
 from actors.occupant import Occupant, Part
+from actors.processes import Watched
 from actors.step_batch import StepBatch, read
 from castor.algorithms.advantages import combine
 from castor.algorithms.kl import k3
@@ -46,7 +47,7 @@ from engines.weights.digest import Tensors
 
 
 @ray.remote
-class LearnerWorker(SpmdActor, Occupant, Checkpointed):
+class LearnerWorker(SpmdActor, Occupant, Checkpointed, Watched):
     """One rank of the learner."""
 
     def load(

@@ -1,9 +1,11 @@
-"""The processes of an actor, and their end where it does not answer any more."""
+"""The processes of an actor: where they are stuck, and their end where it does not answer any more."""
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.group import get, node_id
 
 KILL_TIMEOUT_S = 60.0
+SHOW_S = 1.0  # within which stacks are printed
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,22 @@ def processes_of_this_actor() -> Processes:
     return Processes(node_id(), tuple((each.pid, each.create_time()) for each in (this, *this.children(True))))
 
 
+class Watched:
+    """Base of an actor that shows where it is stuck when it is asked to (`show_stacks`)."""
+
+    def processes(self) -> Processes:
+        """Those of this actor. To be asked before it is stuck."""
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+        return processes_of_this_actor()
+
+
+def show_stacks(processes: Processes) -> None:
+    """Have a `Watched` actor print the stacks of all its threads, which end up in the run's log; it may be stuck."""
+    there = NodeAffinitySchedulingStrategy(processes.node, soft=False)
+    showing = cast(Any, _show_here).options(scheduling_strategy=there).remote(processes.started[0])
+    get(showing, KILL_TIMEOUT_S, f"node {processes.node} (showing the stacks of an actor)")
+
+
 def kill(processes: Processes) -> None:
     """End them where they run. A process that is stopped hears of nothing but this."""
     there = NodeAffinitySchedulingStrategy(processes.node, soft=False)
@@ -40,8 +59,18 @@ def kill(processes: Processes) -> None:
 
 
 @ray.remote(num_cpus=0)
+def _show_here(started: tuple[int, float]) -> None:
+    _send((started,), signal.SIGUSR1)
+    time.sleep(SHOW_S)
+
+
+@ray.remote(num_cpus=0)
 def _kill_here(started: Sequence[tuple[int, float]]) -> None:
-    for number, since in started:
+    _send(started, signal.SIGKILL)
+
+
+def _send(started: Sequence[tuple[int, float]], number: signal.Signals) -> None:
+    for process, since in started:
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if psutil.Process(number).create_time() == since:  # the number may be another process's by now
-                os.kill(number, signal.SIGKILL)
+            if psutil.Process(process).create_time() == since:  # its number may be another process's by now
+                os.kill(process, number)

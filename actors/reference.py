@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 
 from actors.device import take_device
 from actors.occupant import Occupant, Part
+from actors.processes import Watched
 from castor.config.rlhf import RLHF
 from castor.experience import Experience
 from castor.model_reference import ModelLike
 
 
 @ray.remote
-class ReferenceWorker(Occupant):
+class ReferenceWorker(Occupant, Watched):
     """One replica of the reference policy."""
 
     def load(self, model: ModelLike, config: RLHF) -> None:

@@ -15,6 +15,7 @@ from actors.checkpointed import Checkpointed, Write
 from actors.group import SpmdActor
 from actors.multipliers import Coefficients, effective_kl_coeff
 from actors.occupant import Occupant, Part
+from actors.processes import Watched
 from actors.step_batch import StepBatch, read
 from castor.config.rlhf import RLHF
 from castor.experience import Experience
@@ -32,7 +33,7 @@ class SignalModels:
 
 
 @ray.remote
-class SignalWorker(SpmdActor, Occupant, Checkpointed):
+class SignalWorker(SpmdActor, Occupant, Checkpointed, Watched):
     """One rank of a signal's group. Every rank scores on its own; the critic is trained by all of them together."""
 
     def load(self, name: str, models: SignalModels, config: RLHF, seed: int, limit: float | None = None) -> None:

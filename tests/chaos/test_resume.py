@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import psutil
@@ -192,13 +193,11 @@ def kill(group, rank=0):
     return process
 
 
-def test_groups_that_die_one_after_the_other(undisturbed, tiny_models, tmp_path, monkeypatch):
-    """A rank of the learner before there is a checkpoint, the reference, a critic; each comes back alone."""
-    monkeypatch.chdir(tmp_path)
-    run = Run(tmp_path / "run", tiny_models, checkpoint={"every_steps": 2, "every_minutes": None})
-    made, started, killed = [], [], []
+def watched_groups(monkeypatch):
+    """Lists of the `Groups` that are made from now on, and of the names of the groups that they start."""
+    made, started = [], []
 
-    class Watched(Groups):
+    class WatchedGroups(Groups):
         def __init__(self, *args, **options):
             made.append(self)
             super().__init__(*args, **options)
@@ -207,7 +206,16 @@ def test_groups_that_die_one_after_the_other(undisturbed, tiny_models, tmp_path,
             started.append(name)
             return super()._start(name)
 
-    monkeypatch.setattr("trainers.rlhf.stage.Groups", Watched)
+    monkeypatch.setattr("trainers.rlhf.stage.Groups", WatchedGroups)
+    return made, started
+
+
+def test_groups_that_die_one_after_the_other(undisturbed, tiny_models, tmp_path, monkeypatch):
+    """A rank of the learner before there is a checkpoint, the reference, a critic; each comes back alone."""
+    monkeypatch.chdir(tmp_path)
+    run = Run(tmp_path / "run", tiny_models, checkpoint={"every_steps": 2, "every_minutes": None})
+    killed = []
+    made, started = watched_groups(monkeypatch)
     run.at(1, lambda: killed.append(kill(made[0].learner, rank=1)))
     run.at(2, lambda: killed.append(kill(made[0].reference)))
     run.at(3, lambda: killed.append(kill(made[0].signals["harm"])))
@@ -215,7 +223,7 @@ def test_groups_that_die_one_after_the_other(undisturbed, tiny_models, tmp_path,
     assert not any(psutil.pid_exists(process) for process in killed)
     assert started[4:] == ["learner", "reference", "signal-harm"]
     assert (len(set(killed)), read_json(run.files.run_record)["restarts"]) == (3, 3)
-    told = [line for line in run.screen.lines if "lost an actor" in line or "is back" in line]
+    told = [line for line in run.screen.lines if "after step" in line]
     assert [line.rsplit(" ", 1)[-1] for line in told] == ["1", "0", "2", "2", "3", "2"], told
     assert run.result() == undisturbed
 
@@ -232,12 +240,17 @@ def nan_while_armed(flag):
     return ray.remote(Poisoned)
 
 
-def test_gradients_that_are_not_finite(ray_session, tiny_models, tmp_path, monkeypatch):
-    """Two steps are left out; the third in a row sends the run back, and on with other samples."""
+def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
+    ray_session, tiny_models, tmp_path, monkeypatch, capfd
+):
+    """Two steps are left out; the third in a row sends the run back, and on with other samples. Then a critic sleeps:
+    it is named with its stack, ended, and started anew.
+    """
     monkeypatch.chdir(tmp_path)
-    learner = {"engine": ENGINE, "max_skipped": 2}
+    learner = {"engine": ENGINE, "max_skipped": 2, "timeout_s": 60}
     run = Run(tmp_path / "run", tiny_models, learner=learner, checkpoint={"every_steps": 1, "keep": 9}, steps=5)
-    flag = tmp_path / "poison"
+    flag, asleep = tmp_path / "poison", []
+    made, _ = watched_groups(monkeypatch)
     monkeypatch.setattr("trainers.rlhf.groups.LearnerWorker", nan_while_armed(flag))
     tell = run.screen.line
 
@@ -246,13 +259,22 @@ def test_gradients_that_are_not_finite(ray_session, tiny_models, tmp_path, monke
         if "step   1/5" in text:
             flag.touch()
         if "goes on after" in text:
-            flag.unlink()
+            flag.unlink(missing_ok=True)
+        if "step   4/5" in text and not flag.exists() and not asleep:
+            (critic,) = made[0].signals["harm"].handles
+            asleep.append(critic.__ray_call__.remote(lambda actor: time.sleep(3600)))
 
     run.screen.line = line
     run.go()
-    told = [text for text in run.screen.lines if "not finite" in text or "goes on after" in text]
+    told = [text for text in run.screen.lines if "after step" in text]
     assert "the gradients of 3 steps in a row were not finite" in told[0]
     assert told[1] == "run goes on after step 3"
+    assert "signal harm did not answer within 60 s" in told[2]
+    assert told[3] == "run goes on after step 3"
+    assert (len(asleep), read_json(run.files.run_record)["restarts"]) == (1, 2)
+    shown = capfd.readouterr().err
+    assert "signal-harm, rank 0, does not answer; its stacks follow" in shown
+    assert "test_resume.py" in shown[shown.index("its stacks follow") :]
     numbers = run.numbers()
     assert [step["metrics"]["skipped_updates"] for step in numbers] == [0.0, 1.0, 1.0, 0.0, 0.0]
     assert all("grad_norm" in step["metrics"] for step in (numbers[0], numbers[3], numbers[4]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import ray
 from actors.group import START_TIMEOUT_S, ActorGroup, get, has_died
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
+from actors.processes import Processes, kill, show_stacks
 from actors.reference import ReferenceWorker
 from actors.reservation import Reservation
 from actors.rollout_pool import RolloutPool
@@ -23,6 +25,7 @@ from castor.model_reference import ModelLike, ModelReference
 from castor.run.actors import Actors
 from trainers.rlhf.turns import Turns
 
+log = logging.getLogger(__name__)
 ANSWER_S = 10.0  # within which an actor that has died is known to have, or one that is idle answers
 
 
@@ -82,6 +85,7 @@ class Groups:
             frozen = Part(actors["reference"], ReferenceWorker, (policy, config), "the reference policy", trains=False)
             self._parts["reference"] = frozen
         self._groups = {name: self._start(name) for name in self._parts}
+        self._processes: dict[str, list[Processes]] = {}
         self.multipliers: Any = None
         if "MultiplierOwner" in actors:
             owner = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
@@ -113,6 +117,19 @@ class Groups:
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
         return list(dict.fromkeys(asked[ref] for ref in answered if has_died(ref)))
 
+    def end_silent(self) -> list[str]:
+        """End the actors that do not answer, once they have shown where they are stuck; returns their groups."""
+        ended = []
+        for name, group in self._groups.items():
+            asked = {handle.__ray_ready__.remote(): rank for rank, handle in enumerate(group.handles)}
+            _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
+            for rank in (asked[ref] for ref in silent):
+                log.warning("%s, rank %d, does not answer; its stacks follow", group.name, rank)
+                show_stacks(self._processes[name][rank])
+                kill(self._processes[name][rank])
+            ended += [name] * bool(silent)
+        return ended
+
     def restart(self, names: Sequence[str]) -> None:
         """Start groups anew, all of their actors, where they are reserved; their models are as at the beginning.
 
@@ -142,6 +159,9 @@ class Groups:
 
     def _load(self, names: Sequence[str]) -> None:
         """Have groups load their models: side by side, or, on GPUs that they share, one after the other."""
+        for name in names:
+            processes = self._groups[name].call("processes")
+            self._processes[name] = get(processes, START_TIMEOUT_S, f"{self._groups[name].name} (starting)")
         loads = [(self._groups[name], self._parts[name].arguments) for name in names]
         if not self.config.colocate:
             loading = [(group, group.call("load", *arguments)) for group, arguments in loads]

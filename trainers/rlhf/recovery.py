@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from actors.group import ActorFailure
+from actors.group import ActorFailure, Stalled
 from castor.io.ending import Ended
 from castor.io.errors import CastorError
 from trainers.rlhf.checkpointing import Checkpointing
@@ -62,6 +62,8 @@ class Recovery:
     def _carry_on(self, error: Exception) -> None:
         """Bring everybody to the same state, or raise the error."""
         lost = self.state.groups.lost()
+        if isinstance(error, Stalled):
+            lost += [name for name in self.state.groups.end_silent() if name not in lost]
         carried = bool(lost) or isinstance(error, NotFinite)
         if not carried or self.restarts == self.config.max_restarts:
             if not isinstance(error, NotFinite):
@@ -73,7 +75,7 @@ class Recovery:
             raise error
         self.restarts += 1
         self._skipped = 0
-        what = f"{' and '.join(lost)} lost an actor" if lost else str(error)
+        what = str(error) if isinstance(error, Stalled | NotFinite) else f"{' and '.join(lost)} lost an actor"
         log.warning("%s: %s: %s", self.run.name, what, error)
         self.run.terminal.line(f"[yellow]{what}[/] after step {len(self.state.log.steps)}")
         self._bring_back(lost, attempt=self.state.producer.attempt + (not lost))
