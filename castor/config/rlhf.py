@@ -138,6 +138,7 @@ class Learner(Section):
             "logprob_gap_alarm",
             "max_skipped",
             "timeout_s",
+            "rejoin_s",
             "resources",
         )
     )
@@ -192,6 +193,12 @@ class Learner(Section):
     )
     timeout_s: float = Field(
         600.0, gt=0, description="a rank stuck this long in a collective, or a step, fails the run"
+    )
+    rejoin_s: float = Field(
+        300.0,
+        ge=0,
+        description="how long ranks of a lost node may take to be placed again before a group of the run goes on with "
+        "fewer; with all of them again from the next checkpoint on after they have come back",
     )
     resources: Resources = Field(default_factory=Resources, description="of one rank")
 
@@ -340,6 +347,11 @@ class RLHF(Section):
             )
         if wanted.confidence is not None and min(rule.episode_cost_window_size, self._responses) < 2:
             raise ValueError(f"constraint {name!r}: a single cost has no confidence bound: take at least 2 responses")
+
+    def ranks_within(self, ranks: int) -> int:
+        """The most ranks, not over `ranks`, that a step's mini-batches can be divided among; 0 for 0."""
+        pieces = self._responses // self.learner.mini_batches
+        return next((size for size in range(ranks, 0, -1) if pieces % size == 0), 0)
 
     @property
     def _responses(self) -> int:

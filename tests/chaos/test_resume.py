@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -27,6 +28,7 @@ from tests.plans import Lines
 from trainers.pipeline import Pipeline
 from trainers.rlhf.groups import Groups
 
+RAY = Path(sys.executable).with_name("ray")
 STEPS = 4
 ENGINE = {
     "micro_batch_tokens": 1024,
@@ -281,3 +283,55 @@ def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
     assert "grad_norm" not in numbers[1]["metrics"]
     entries = [Entry.from_json(values) for values in read_jsonl(run.files.ledger)]
     assert check_ledger(entries, Terms(**read_json(run.files.run_record)["ledger"])) == 5
+
+
+class Node:
+    """A node more in the cluster of the session, with room for one rank of a learner."""
+
+    def __init__(self, name):
+        self.place = Path("/tmp") / f"castor-{os.getpid()}-{name}"  # the paths of Ray's sockets must stay short
+        address = ray.get_runtime_context().gcs_address
+        command = [RAY, "start", f"--address={address}", "--num-cpus=1", '--resources={"rank": 1}']
+        command += ["--object-store-memory=200000000", f"--temp-dir={self.place}", "--disable-usage-stats"]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+    def kill(self):
+        """End its raylet, and so everything on it."""
+        found = [
+            each for each in psutil.process_iter(["cmdline"]) if str(self.place) in " ".join(each.info["cmdline"] or [])
+        ]
+        for process in found:
+            process.kill()
+        return len(found)
+
+
+def test_a_node_that_is_lost_and_another_that_comes(undisturbed, tiny_models, tmp_path, monkeypatch, capfd):
+    """The learner goes on with one rank, and with two again: to rounding, the numbers are those of two."""
+    monkeypatch.chdir(tmp_path)
+    learner = {"ranks": 2, "engine": ENGINE | {"zero_stage": 3}, "ptx": {"data": {"limit": 20}, "batch_size": 4}}
+    learner |= {"rejoin_s": 20, "resources": {"cpus": 0.25, "custom": {"rank": 1}}}
+    run = Run(tmp_path / "run", tiny_models, learner=learner)
+    made, started = watched_groups(monkeypatch)
+    nodes, killed, sizes = [Node("a"), Node("b")], [], []
+    try:
+        run.at(1, lambda: killed.append(nodes[1].kill()))
+        run.at(2, lambda: (sizes.append(len(made[0].learner.handles)), nodes.append(Node("c"))))
+        run.at(4, lambda: sizes.append(len(made[0].learner.handles)))
+        run.go()
+    finally:
+        for node in nodes:
+            node.kill()
+    assert killed[0] > 0
+    assert sizes == [1, 2]
+    assert (started.count("learner"), read_json(run.files.run_record)["restarts"]) == (3, 1)
+    assert "learner goes on with 1 of 2 ranks" in capfd.readouterr().err
+    assert "run: ranks that were missing are back" in run.screen.lines
+    for calm, other in zip(undisturbed[0], run.numbers(), strict=True):
+        for name in ("actor_loss", "kl", "own/critic_loss", "harm/critic_loss", "ptx_loss", "grad_norm"):
+            assert other["metrics"][name] == pytest.approx(calm["metrics"][name], rel=2e-3, abs=1e-4), (
+                calm["step"],
+                name,
+            )
+    assert [entry["responses"] for entry in read_jsonl(run.files.ledger)] == [
+        each["responses"] for each in undisturbed[3]
+    ]

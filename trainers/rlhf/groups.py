@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import ray
 
-from actors.group import START_TIMEOUT_S, ActorGroup, get, has_died
+from actors.group import START_TIMEOUT_S, ActorFailure, ActorGroup, get, has_died
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
 from actors.processes import Processes, kill, show_stacks
@@ -26,7 +26,9 @@ from castor.run.actors import Actors
 from trainers.rlhf.turns import Turns
 
 log = logging.getLogger(__name__)
-ANSWER_S = 10.0  # within which an actor that has died is known to have, or one that is idle answers
+PLACED_S = 0.5  # within which an actor that was started long ago answers
+ANSWER_S = 10.0  # within which an actor that is idle answers
+DEATH_S = 60.0  # within which it is known that an actor has died, with its node
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Groups:
             self._parts["reference"] = frozen
         self._groups = {name: self._start(name) for name in self._parts}
         self._processes: dict[str, list[Processes]] = {}
+        self._waiting: dict[str, ActorGroup] = {}  # for a place, while the rest of their group works
         self.multipliers: Any = None
         if "MultiplierOwner" in actors:
             owner = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
@@ -114,12 +117,11 @@ class Groups:
         asked = {
             handle.__ray_ready__.remote(): name for name, group in self._groups.items() for handle in group.handles
         }
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=DEATH_S)
         return list(dict.fromkeys(asked[ref] for ref in answered if has_died(ref)))
 
-    def end_silent(self) -> list[str]:
-        """End the actors that do not answer, once they have shown where they are stuck; returns their groups."""
-        ended = []
+    def end_silent(self) -> None:
+        """End the actors that do not answer, once they have shown where they are stuck."""
         for name, group in self._groups.items():
             asked = {handle.__ray_ready__.remote(): rank for rank, handle in enumerate(group.handles)}
             _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
@@ -127,20 +129,48 @@ class Groups:
                 log.warning("%s, rank %d, does not answer; its stacks follow", group.name, rank)
                 show_stacks(self._processes[name][rank])
                 kill(self._processes[name][rank])
-            ended += [name] * bool(silent)
-        return ended
 
     def restart(self, names: Sequence[str]) -> None:
-        """Start groups anew, all of their actors, where they are reserved; their models are as at the beginning.
+        """Start groups anew, where they are reserved; their models are as at the beginning.
 
-        Raises ActorFailure when one does not come up.
+        A group goes on with fewer ranks where not all of them can be placed within `learner.rejoin_s`, as when a node
+        is gone. Raises ActorFailure when none of them comes up.
         """
         for name in names:
             self._groups[name].stop()
+            self._waiting.pop(name, ActorGroup(name, [])).stop()
             self._groups[name] = self._start(name)
+        for name in names:
+            self._go_on_with_those_that_come(name)
         self._join(names)
         self.turns.back(group for name, group in self._groups.items() if name not in names)
         self._load(names)
+
+    def grown(self) -> list[str]:
+        """The groups with too few ranks whose missing ones could be placed by now: a restart makes them whole."""
+        found = []
+        for name, group in self._waiting.items():
+            up = [handle.__ray_ready__.remote() for handle in group.handles]
+            if len(ray.wait(up, num_returns=len(up), timeout=PLACED_S)[0]) == len(up):
+                found.append(name)
+        return found
+
+    def _go_on_with_those_that_come(self, name: str) -> None:
+        group, patience = self._groups[name], self.config.learner.rejoin_s
+        asked = {handle.__ray_ready__.remote(): handle for handle in group.handles}
+        up, _ = ray.wait(list(asked), num_returns=len(asked), timeout=patience)
+        came = [handle for ref, handle in asked.items() if ref in up and not has_died(ref)]
+        size = self.config.ranks_within(len(came)) if self._parts[name].trains else len(came)
+        if not size:
+            raise ActorFailure(
+                f"none of the {len(asked)} actors of {group.name} could be started within {patience:.0f} s"
+            )
+        missing = [handle for handle in group.handles if handle not in came]
+        ActorGroup(name, came[size:]).stop()
+        if missing:
+            log.warning("%s goes on with %d of %d ranks: the others find no place", group.name, size, len(asked))
+            self._waiting[name] = ActorGroup(name, missing)
+        self._groups[name] = ActorGroup(group.name, came[:size])
 
     def reload(self) -> None:
         """Bring everything that is trained back to where it began."""
@@ -200,7 +230,7 @@ class Groups:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.rollout.stop()
-        for group in self._groups.values():
+        for group in (*self._groups.values(), *self._waiting.values()):
             group.stop()
         if self.multipliers is not None:
             ray.kill(self.multipliers)

@@ -20,19 +20,25 @@ class NotFinite(CastorError):
     """Too many steps in a row had a gradient that was not finite."""
 
 
+class Grown(Exception):
+    """Ranks that were missing can be had again, and a checkpoint has just been made."""
+
+
 class Recovery:
     """Carries a run on where it can be carried on.
 
     A group that loses an actor is started anew, alone. If it held no state, the step is taken again; if it did,
     everybody goes back to the newest checkpoint, and the steps since then are taken again, with the same prompts and
-    seeds. Rollout workers are replaced by their pool, and the multiplier owner by Ray. After max_skipped steps in a row
-    with a gradient that was not finite, everybody goes back, too, and on with other samples and mini-batches.
+    seeds; where a node is gone, with fewer ranks, until it is back. Rollout workers are replaced by their pool, and the
+    multiplier owner by Ray. After max_skipped steps in a row with a gradient that was not finite, everybody goes back,
+    too, and on with other samples and mini-batches.
     """
 
     def __init__(self, run: StageRun, state: RunState, checkpointing: Checkpointing) -> None:
         self.run, self.state, self.config, self.checkpointing = run, state, state.config, checkpointing
         self.restarts = 0  # at most max_restarts
         self._skipped = 0  # steps in a row
+        self._saved = checkpointing.saved
 
     def carry_out(self) -> None:
         """All steps from where the state is to the last.
@@ -58,12 +64,20 @@ class Recovery:
                 "rates or the clip ranges, or look at the scores of the last steps"
             )
         self.checkpointing.end_if_asked(result.step)
+        if self.checkpointing.saved > self._saved:
+            self._saved = self.checkpointing.saved
+            if self.state.groups.grown():
+                raise Grown("ranks that were missing are back")
 
     def _carry_on(self, error: Exception) -> None:
         """Bring everybody to the same state, or raise the error."""
-        lost = self.state.groups.lost()
+        if isinstance(error, Grown):
+            self.run.terminal.line(f"{self.run.name}: {error}")
+            self._bring_back(self.state.groups.grown(), self.state.producer.attempt)
+            return
         if isinstance(error, Stalled):
-            lost += [name for name in self.state.groups.end_silent() if name not in lost]
+            self.state.groups.end_silent()
+        lost = self.state.groups.lost()
         carried = bool(lost) or isinstance(error, NotFinite)
         if not carried or self.restarts == self.config.max_restarts:
             if not isinstance(error, NotFinite):
