@@ -1,11 +1,11 @@
 """What failures cost an RLHF run, and whether it ends the same: `python -m benchmarks.recovery RUN`.
 
 RUN is a finished run (`make demo` leaves runs/demo). Its first RLHF section with a constraint is run again for some
-steps, undisturbed, and once more for every kind of actor, of which one process is killed (SIGKILL) after the third step.
-The table says, in seconds, how long it took until the run told of the death, and until the next step was done that had
-not been done before; and how many steps were taken again. Above it, what checkpoints cost: size, and the share of a
-step in which the run waited for them. With `--soak KILLS`, one run in which random processes are killed at random
-moments. Every disturbed run must end with the weights, multipliers and metrics of the undisturbed one.
+steps, undisturbed, and once more for every kind of actor, of which one process is killed (SIGKILL) after the third
+step. The table says, in seconds, how long it took until the run told of the death, and until the next step was done
+that had not been done before; and how many steps were taken again. Above it, what checkpoints cost: size, and the
+share of a step in which the run waited for them. With `--soak KILLS`, one run in which random processes are killed at
+random moments. Every disturbed run must end with the weights, multipliers and metrics of the undisturbed one.
 """
 
 from __future__ import annotations
