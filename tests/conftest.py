@@ -1,6 +1,7 @@
 """Shared fixtures: one Ray instance and one set of tiny models for the whole session."""
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ settings.register_profile("castor", deadline=None)  # how long a machine takes p
 settings.load_profile("castor")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Every process that a test starts would compile torch, vLLM and the rest anew: more than half of its time to start
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"

@@ -43,6 +43,7 @@ def two_nodes(tmp_path):
     token = home / "token"
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
         "HOME": str(home),
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),  # what vLLM and others keep
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_worker_niceness": "0",
@@ -69,7 +70,7 @@ def two_nodes(tmp_path):
     ]
     for process in ours:
         process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(ours, timeout=10)
+    _, alive = psutil.wait_procs(ours, timeout=3)
     for process in alive:
         process.kill()
 

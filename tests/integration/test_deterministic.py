@@ -37,12 +37,17 @@ def train():
 
 @pytest.fixture(scope="module")
 def runs(ray_session):
-    """With and without."""
+    """With and without, at the same time."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    return {"yes": json.loads(done.stdout.splitlines()[-1]), "no": json.loads(json.dumps(train()))}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            without = train()
+            printed, errors = process.communicate(timeout=600)
+        finally:
+            process.terminate()
+    assert process.returncode == 0, errors
+    return {"yes": json.loads(printed.splitlines()[-1]), "no": json.loads(json.dumps(without))}
 
 
 def test_every_process_is_told_and_what_trains_obeys(runs):

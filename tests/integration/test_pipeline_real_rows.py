@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -114,23 +115,32 @@ def test_pipeline_on_real_rows_then_again_then_served(base, tmp_path):
     second = castor("pipeline", str(config))
     assert second.returncode == 0, second.stdout + second.stderr
     assert second.stdout.count("finished before, unchanged") == 5
-    exported = castor("export", str(run_dir / "reward"), str(tmp_path / "out"), "--as", "castor", "--trust-remote-code")
-    assert exported.returncode == 0, exported.stdout + exported.stderr
-    assert (tmp_path / "out" / "modeling_own.py").is_file()
-    answer, score = served(run_dir)
+    with serving(run_dir) as ask:
+        # while the server starts
+        exported = castor(
+            "export", str(run_dir / "reward"), str(tmp_path / "out"), "--as", "castor", "--trust-remote-code"
+        )
+        assert exported.returncode == 0, exported.stdout + exported.stderr
+        assert (tmp_path / "out" / "modeling_own.py").is_file()
+        answer, score = ask()
     assert answer["choices"][0]["message"]["content"] is not None
     assert score["scores"][0]["reward"] is not None
 
 
-def served(run_dir):
-    """What `castor serve` answers to a chat and to a score request, without being told anything about the run."""
+@contextmanager
+def serving(run_dir):
+    """A function that says what `castor serve` answers to a chat and to a score request, once it is up.
+
+    It is told nothing about the run but its folder.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "castor", "serve", str(run_dir), f"port={port}", "kv_cache_mib=32"]
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
-    try:
+
+    def ask():
         assert process.stdout is not None
         told = []
         for line in process.stdout:
@@ -146,6 +156,9 @@ def served(run_dir):
         score = httpx.post(f"{url}/score", json={"prompt": "hello", "response": "no"}, timeout=120)
         assert (answer.status_code, score.status_code) == (200, 200), answer.text + score.text
         return answer.json(), score.json()
+
+    try:
+        yield ask
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)

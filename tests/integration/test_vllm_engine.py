@@ -116,15 +116,19 @@ def confident(tiny_models, tmp_path_factory):
 def experiences(ray_session, confident, tokenised_prompts):
     """Samples of a bfloat16 engine, by the type of its head."""
     wanted = [PromptRequest(uid, tokenised_prompts[uid], 1000 + uid) for uid in range(16)]
+    configs = {
+        head: CONFIG.model_copy(update={"dtype": "bfloat16", "head_dtype": head}) for head in ("model", "float32")
+    }
+    pools = {head: RolloutPool(confident, config) for head, config in configs.items()}  # they start at the same time
     found = {}
-    for head in ("model", "float32"):
-        pool = RolloutPool(confident, CONFIG.model_copy(update={"dtype": "bfloat16", "head_dtype": head}))
-        try:
+    try:
+        for head, pool in pools.items():
             pool.wait_ready()
             chunks = Experience.concatenate([ray.get(chunk.experience) for chunk in pool.generate(wanted)])
-        finally:
+            found[head] = chunks.select(chunks.uids.argsort())
+    finally:
+        for pool in pools.values():
             pool.stop()
-        found[head] = chunks.select(chunks.uids.argsort())
     return found
 
 

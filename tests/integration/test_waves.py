@@ -37,23 +37,23 @@ class Sampler:
 
 
 @pytest.fixture(scope="module")
-def start(ray_session, tmp_path_factory):
+def samplers(ray_session, tmp_path_factory):
+    """With Castor's arguments, and with vLLM's own where ours differ. They start at the same time."""
     folder = tmp_path_factory.mktemp("long") / "policy"
     shape = DemoModel(hidden_size=64, intermediate_size=96, heads=2, layers=1, max_position_embeddings=CONTEXT)
     make_demo_model(shape, (f"word{i} and word{i + 1}" for i in range(400)), 0, folder)
+    started = [
+        Sampler.options(**actor_options(Resources(), "sampler", **VLLM_ENV)).remote(str(folder), left_out)
+        for left_out in ((), ("enable_chunked_prefill", "max_num_batched_tokens"))
+    ]
+    yield started
+    for sampler in started:
+        ray.kill(sampler)
 
-    def start(*left_out):
-        options = actor_options(Resources(), "sampler", **VLLM_ENV)
-        return Sampler.options(**options).remote(str(folder), left_out)
 
-    return start
-
-
-@pytest.fixture(scope="module")
-def sampler(start):
-    sampler = start()
-    yield sampler
-    ray.kill(sampler)
+@pytest.fixture
+def sampler(samplers):
+    return samplers[0]
 
 
 def prompts_of(lengths):
@@ -82,11 +82,8 @@ def test_prompts_longer_than_a_step_of_vllm_s_own(sampler):
     assert tokens(sample(sampler, prompts, 7)) == tokens(sample(sampler, prompts, 1))
 
 
-def test_smaller_waves_are_sampled_as_with_vllm_s_own_arguments(start, sampler):
-    plain = start("enable_chunked_prefill", "max_num_batched_tokens")
+def test_smaller_waves_are_sampled_as_with_vllm_s_own_arguments(samplers):
+    sampler, plain = samplers
     prompts = prompts_of(np.random.default_rng(1).integers(5, 60, 100))
     assert sum(map(len, prompts)) < CPU_PREFILL_TOKENS
-    try:
-        assert sample(sampler, prompts, 100) == sample(plain, prompts, 100)  # log-probabilities, too
-    finally:
-        ray.kill(plain)
+    assert sample(sampler, prompts, 100) == sample(plain, prompts, 100)  # log-probabilities, too
