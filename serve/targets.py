@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from castor.config.evaluate import Evaluate
-from castor.config.load import load_config
 from castor.config.model import ModelOption, source_of, stage_of
 from castor.config.rlhf import RLHF
 from castor.config.serve import Serve
@@ -17,10 +16,9 @@ from castor.config.signal import Classifier
 from castor.io.errors import CastorError
 from castor.io.files import read_json
 from castor.model_reference import ModelReference
-from castor.run.files import RunFiles
-from castor.run.plan import Plan, make_plan
-from castor.run.records import Records
+from castor.run.plan import Plan
 from castor.run.stages.stage import Stage
+from castor.run.survey import plan_of_run
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Targets:
 
 def resolve(config: Serve) -> Targets:
     """The policy and its score models, by the run's own config. Raises CastorError for a run that cannot be served."""
-    plan = _plan(config)
+    plan = plan_of_run(config.run_dir)
     stage = _policy(plan, config.policy)
     policy = plan.model(f"stage:{stage.name}")
     longest = _max_model_len(config, stage.name, Path(policy.name))
@@ -67,17 +65,6 @@ def require_free_port(host: str, port: int) -> None:
             ) from None
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise CastorError(f"cannot listen on {host} port {port} ({reason}): choose another host or port") from None
-
-
-def _plan(config: Serve) -> Plan:
-    """The plan of the run, wherever its folder lies."""
-    files = RunFiles(config.run_dir)
-    if not files.folder.is_dir():
-        raise CastorError(f"there is no run at {config.run_dir}: give the folder of a run, e.g. runs/demo")
-    if not files.config.is_file():
-        raise CastorError(f"{config.run_dir} is no run, it has no {files.config.name}: give the folder of a run")
-    Records(files).check()
-    return make_plan(load_config(files.config).model_copy(update={"run_dir": config.run_dir}))
 
 
 def _policy(plan: Plan, wanted: str | None) -> Stage:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from castor.cli.assess import assess
+from castor.cli.carry_out import carry_out
 from castor.cli.data import app as data_app
 from castor.cli.export import export
 from castor.cli.failures import Interrupted, failures_told
+from castor.cli.runs import app as runs_app
 from castor.io.encoding import encode_readably
 from castor.io.ending import interrupt
 from castor.io.errors import CastorError
@@ -32,6 +31,7 @@ app = typer.Typer(
     help="Safe RLHF for large language models on a Ray cluster.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/demo.yaml")]
 Overrides = Annotated[
     list[str] | None,
@@ -79,7 +79,12 @@ def pipeline(
     dry_run: DryRun = False,
 ) -> None:
     """All stages of CONFIG in order: model, SFT, preference data, reward, cost, RLHF, evaluation, report."""
-    _run(config, overrides, dry_run, lambda pipeline: pipeline.run(fresh, accept_changes), starts_over=fresh)
+    from castor.config.load import load_config
+
+    def work(pipeline: Any) -> None:
+        pipeline.run(fresh, accept_changes)
+
+    carry_out(load_config(config, overrides or []), work, dry_run=dry_run, starts_over=fresh)
 
 
 def _stage_command(kind: type[Stage]) -> None:
@@ -93,10 +98,12 @@ def _stage_command(kind: type[Stage]) -> None:
         accept_changes: AcceptChanges = False,
         dry_run: DryRun = False,
     ) -> None:
+        from castor.config.load import load_config
+
         def work(pipeline: Any) -> None:
             _run_stages(pipeline, config, kind, run, fresh, accept_changes)
 
-        _run(config, overrides, dry_run, work)
+        carry_out(load_config(config, overrides or []), work, dry_run=dry_run)
 
     command.__doc__ = kind.summary
     app.command(kind.field)(command)
@@ -156,65 +163,6 @@ def _run_stages(
             pipeline.run_stage(stage, fresh, accept_changes)
     if kind.makes == "report":
         pipeline.close({name: name != kind.field for name in pipeline.plan.stages})
-
-
-def _run(
-    path: Path, overrides: list[str] | None, dry_run: bool, work: Callable[[Any], None], starts_over: bool = False
-) -> None:
-    """Plan, check, and do the work, unless only the plan is wanted. A run of another version can only start over."""
-    from castor.config.load import load_config
-    from castor.run.check import check
-    from castor.run.plan import make_plan
-    from castor.run.records import Records
-
-    plan = make_plan(load_config(path, overrides or []))
-    check(plan)
-    if dry_run:
-        from castor.dry_run.describe import describe
-
-        print(describe(plan))
-        return
-    from castor.dry_run.fit import require_fit
-    from castor.run.check_installed import require_stack
-
-    require_fit(plan)
-    require_stack(plan)
-    if not starts_over:
-        Records(plan.files).check()
-    with _pipeline(plan) as pipeline:
-        work(pipeline)
-
-
-@contextmanager
-def _pipeline(plan: Any) -> Iterator[Any]:
-    """Log, terminal and tracker around a command, and Ray from the first stage on that has work to do."""
-    from castor.config.load import dump_config
-    from castor.io.checkpoint import repair_folders
-    from castor.io.files import write_text
-    from castor.io.terminal import captured
-    from castor.run.lock import exclusive
-
-    config, files = plan.config, plan.files
-    with exclusive(files), captured(files.log) as terminal, failures_told(terminal, files.log):
-        for folder in repair_folders(files.folder):
-            terminal.line(f"{files.shown(folder)} is back in place: an earlier command was killed while it replaced it")
-        write_text(files.config, dump_config(config))
-        terminal.line(f"[bold]castor[/]  {config.run_dir}  [dim]log: {files.shown(files.log)}[/]")
-        from castor.run.tracking import Tracker
-        from trainers.pipeline import Pipeline
-
-        settings = config.model_dump(mode="json")
-        with ExitStack() as stack:
-            tracker = Tracker(config.wandb, files.wandb, config.run_dir.name, settings)
-            stack.callback(tracker.finish)
-
-            @functools.cache
-            def join_cluster() -> None:
-                from actors.cluster import cluster
-
-                stack.enter_context(cluster(config.ray))
-
-            yield Pipeline(plan, terminal, tracker, join_cluster)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,26 +109,41 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         staged.discard()
 
 
+@dataclass(frozen=True)
+class Leftovers:
+    """What is aside and was left there by processes that were killed while they put folders in place."""
+
+    back: Mapping[Path, Path]  # a folder that was moved away and not yet replaced: what comes into its place
+    rest: Sequence[Path]  # folders that nobody needs
+
+
+def find_leftovers(parent: Path) -> Leftovers:
+    """Those anywhere below `parent`. Nobody may be writing there."""
+    aside = sorted(path for path in parent.rglob(".*") if _LEFT.fullmatch(path.name) and path.is_dir())
+    back: dict[Path, Path] = {}
+    for old in aside:
+        parts = _LEFT.fullmatch(old.name)
+        assert parts is not None
+        folder, new = old.with_name(parts["name"]), old.with_name(f"{old.name.removesuffix('old')}tmp")
+        if parts["end"] == "old" and not folder.exists():
+            back.setdefault(folder, new if (new / MANIFEST).is_file() else old)
+    return Leftovers(back, [path for path in aside if path not in back.values()])
+
+
 def repair_folders(parent: Path) -> list[Path]:
     """Clear up after processes that were killed while they put folders in place, anywhere below `parent`.
 
     A folder that was moved away and not yet replaced comes back: the new one where it is complete, else the old one.
     Everything else that was aside is removed. Nobody may be writing there. Returns the folders that came back.
     """
-    repaired = []
-    for old in sorted(parent.rglob(".*.old")):
-        parts = _LEFT.fullmatch(old.name)
-        if parts is None or not old.is_dir():
-            continue
-        folder, new = old.with_name(parts["name"]), old.with_name(f"{old.name.removesuffix('old')}tmp")
-        if not folder.exists():
-            os.replace(new if (new / MANIFEST).is_file() else old, folder)
-            sync_to_disk(parent)
-            repaired.append(folder)
-    for path in sorted(parent.rglob(".*")):
-        if _LEFT.fullmatch(path.name) and path.is_dir():
+    back = find_leftovers(parent).back
+    for folder, aside in back.items():
+        os.replace(aside, folder)
+        sync_to_disk(folder.parent)
+    for path in find_leftovers(parent).rest:
+        if path.is_dir():  # else it lay in one that is gone
             shutil.rmtree(path)
-    return repaired
+    return list(back)
 
 
 def verify_folder(folder: Path, remedy: str = "run the stage that makes it again with --fresh") -> None:

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -121,6 +121,16 @@ def read_jsonl(path: Path | str) -> list[Any]:
     """The JSON values in the file, one a line. Raises FileNotFoundError, and ValueError when a line is not JSON."""
     with open(path, encoding="utf-8") as handle:
         return [json.loads(line) for line in handle]
+
+
+def folder_size(folder: Path | str) -> int:
+    """The bytes of all files in a folder; those that vanish meanwhile count nothing."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.lstat(os.path.join(parent, name)).st_size
+    return size
 
 
 def sha256_file(path: Path | str) -> str:

@@ -23,6 +23,11 @@ class Checkpoint:
     folder: Path
     step: int
 
+    @classmethod
+    def at(cls, folder: Path) -> Checkpoint:
+        """That of a folder, whose name tells its step."""
+        return cls(folder, int(folder.name.removeprefix("step-")))
+
     def holder(self, name: str) -> Path:
         """Where a group keeps its part."""
         return self.folder / name
@@ -69,7 +74,7 @@ class Checkpoints:
 
     def all(self) -> list[Checkpoint]:
         """The complete ones, the oldest first."""
-        found = [Checkpoint(path, int(path.name.removeprefix("step-"))) for path in self.files.checkpoints()]
+        found = [Checkpoint.at(path) for path in self.files.checkpoints()]
         return [each for each in found if (each.folder / MANIFEST).is_file()]
 
     def newest(self) -> Checkpoint | None:
@@ -77,15 +82,10 @@ class Checkpoints:
 
         Raises CastorError when the one that was written last is gone.
         """
+        step = self._named()  # before looking which there are: a checkpoint is named once it is in place
         found = self.all()
-        if not self.files.newest.is_file():
+        if step is None:
             return found[-1] if found else None
-        try:
-            step = int(read_json(self.files.newest)["step"])
-        except (ValueError, KeyError, TypeError):
-            raise CastorError(
-                f"{self.files.newest} is damaged: remove it to go on from the newest checkpoint"
-            ) from None
         named = next((each for each in found if each.step == step), None)
         if named is None:
             others = ", ".join(str(each.step) for each in found)
@@ -112,11 +112,25 @@ class Checkpoints:
         self.prune(keep, every)
         return Checkpoint(staged.folder, step)
 
-    def prune(self, keep: int, every: int | None = None) -> list[Checkpoint]:
-        """Drop all but the newest `keep` and those of multiples of `every` steps; returns what was dropped."""
+    def superfluous(self, keep: int, every: int | None = None) -> list[Checkpoint]:
+        """All but the newest `keep` and those of multiples of `every` steps. Raises as `newest`."""
         newest = self.newest()
         older = [each for each in self.all() if newest is not None and each.step <= newest.step]
-        dropped = [each for each in older[:-keep] if every is None or each.step % every]
+        return [each for each in older[:-keep] if every is None or each.step % every]
+
+    def prune(self, keep: int, every: int | None = None) -> list[Checkpoint]:
+        """Drop those that are superfluous; returns them."""
+        dropped = self.superfluous(keep, every)
         for each in dropped:
             shutil.rmtree(each.folder)
         return dropped
+
+    def _named(self) -> int | None:
+        try:
+            return int(read_json(self.files.newest)["step"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            raise CastorError(
+                f"{self.files.newest} is damaged: remove it to go on from the newest checkpoint"
+            ) from None

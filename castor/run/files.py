@@ -6,6 +6,13 @@ import os
 from pathlib import Path
 
 RUNS = "CASTOR_RUNS"  # environment: the folder that a relative run_dir is in; default: the working directory
+DEFAULT_RUNS = Path("runs")  # where the configs that come with Castor put their runs
+_CHECKPOINT = "step-" + 9 * "[0-9]"
+
+
+def located(run_dir: Path) -> Path:
+    """Where a run lies; absolute, since an actor's working directory is another."""
+    return (Path(os.environ.get(RUNS, "")) / run_dir).absolute()
 
 
 class RunFiles:
@@ -15,7 +22,7 @@ class RunFiles:
 
     def __init__(self, run_dir: Path) -> None:
         self._given = run_dir
-        self.folder = (Path(os.environ.get(RUNS, "")) / run_dir).absolute()  # an actor's working directory is another
+        self.folder = located(run_dir)
         self.config = self.folder / "config.yaml"  # as it was resolved
         self.records = self.folder / "stages.json"
         self.lock = self.folder / ".lock"
@@ -24,6 +31,11 @@ class RunFiles:
         self.summary = self.folder / "summary.json"
         self.report = self.folder / "report.html"
         self.wandb = self.folder / "wandb"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder holds a run."""
+        return any(os.path.isfile(path) for path in (self.config, self.records))  # False where it may not be looked at
 
     def shown(self, path: Path) -> Path:
         """A path of the run as a person would write it: from the folder as it was given."""
@@ -60,6 +72,18 @@ class StageFiles:
         """Rows on their way through the disk; `use` tells a second set of rows of the stage apart."""
         return self._beside(f"{use}.rows" if use else "rows")
 
+    def all_stored_rows(self) -> list[Path]:
+        """The folders of such rows that are there."""
+        return sorted(path for path in self.folder.parent.glob(f"{self.folder.name}.*rows") if path.is_dir())
+
+    def kept_checkpoints(self) -> list[Path]:
+        """All that outlive the run, the oldest first."""
+        return sorted(self.checkpoints.glob(_CHECKPOINT))
+
+    def adapter(self, model: Path) -> Path:
+        """The adapter of a model of the stage that was trained with one: where `castor.models.lora` puts it."""
+        return model.with_name(f"{model.name}.adapter")
+
     def bad_rows(self, source: int, sources: int, use: str = "") -> Path:
         """Rows of source number `source` (of `sources`) that were dropped."""
         end = f"bad_rows.{source}.jsonl" if sources > 1 else "bad_rows.jsonl"
@@ -89,7 +113,7 @@ class TrainingFiles:
 
     def checkpoints(self) -> list[Path]:
         """All there are, the oldest first."""
-        return sorted(self.folder.glob("step-*"))
+        return sorted(self.folder.glob(_CHECKPOINT))
 
     def steps(self) -> list[int]:
         """The steps of which there are checkpoints."""

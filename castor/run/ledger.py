@@ -42,6 +42,17 @@ class Terms:
     samples_per_prompt: int
     max_staleness: int
 
+    @classmethod
+    def from_json(cls, values: Any) -> Terms:
+        """What `asdict` made of them. Raises CastorError for anything else."""
+        try:
+            terms = cls(**{name: int(value) for name, value in values.items()})
+        except (AttributeError, TypeError, ValueError):
+            terms = None
+        if terms is None or min(terms.prompts, terms.prompts_per_step, terms.samples_per_prompt) < 1:
+            raise CastorError(f"these are no terms of a ledger: {str(values)[:80]}")
+        return terms
+
 
 def check_ledger(entries: Iterable[Entry], terms: Terms) -> int:
     """The number of steps. Raises CastorError unless every step from 1 on is there once, in order; every prompt of a

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from castor.io.errors import CastorError
 from castor.io.files import read_json, write_json
@@ -29,8 +30,8 @@ class Records:
         self.files = files
 
     def check(self) -> None:
-        """Raise CastorError for a run that was made by a Castor whose files mean something else."""
-        if self.files.records.is_file() and read_json(self.files.records).get("format") != FORMAT:
+        """Raise CastorError for a run of a Castor whose files mean something else, and for a damaged one."""
+        if self.files.records.is_file() and self._read().get("format") != FORMAT:
             raise CastorError(
                 f"{self.files.folder} was made by another version of Castor, whose stages this one cannot read: give "
                 "another run_dir, or start it over with `castor pipeline CONFIG --fresh`"
@@ -58,8 +59,22 @@ class Records:
         if not self.files.records.is_file():
             return {}
         self.check()
-        stages = read_json(self.files.records)["stages"]
-        return {name: StageRecord(**record) for name, record in stages.items()}
+        try:
+            return {name: StageRecord(**record) for name, record in self._read()["stages"].items()}
+        except (KeyError, TypeError, AttributeError):
+            raise self._damaged() from None
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            values = read_json(self.files.records)
+        except ValueError:
+            raise self._damaged() from None
+        if not isinstance(values, dict):
+            raise self._damaged()
+        return values
+
+    def _damaged(self) -> CastorError:
+        return CastorError(f"{self.files.records} is damaged: put it back, or remove it to run every stage again")
 
     def _write(self, records: dict[str, StageRecord]) -> None:
         stages = {name: asdict(record) for name, record in records.items()}

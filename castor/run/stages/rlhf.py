@@ -45,6 +45,11 @@ class RLHFStage(Stage):
         return self.section.policy.model
 
     @property
+    def steps(self) -> int:
+        """Its section's."""
+        return self.section.steps
+
+    @property
     def rollout(self) -> Rollout:
         """Its section's."""
         return self.section.rollout

@@ -99,6 +99,11 @@ class Stage(ABC):
         return None
 
     @property
+    def steps(self) -> int | None:
+        """The updates that it takes; None where it takes none, or their number follows from its rows."""
+        return None
+
+    @property
     def longest(self) -> int | None:
         """Tokens of the longest sequence it gives to the models it reads; None: it gives them none."""
         rollout = self.rollout

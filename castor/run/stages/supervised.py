@@ -44,6 +44,11 @@ class SupervisedStage(Stage):
         return self.section.model
 
     @property
+    def steps(self) -> int | None:
+        """At most: early stopping may take fewer."""
+        return self.section.max_steps
+
+    @property
     def longest(self) -> int:
         """Longer rows are dropped."""
         return self.section.max_length

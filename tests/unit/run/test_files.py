@@ -17,3 +17,10 @@ def test_a_relative_run_lies_in_the_working_directory_or_where_the_environment_s
     assert files.stage("ppo_lag").policy == shared / "runs" / "demo" / "ppo_lag" / "policy"
     assert files.shown(files.log) == given / "logs" / "castor.log"
     assert RunFiles(tmp_path / "elsewhere").folder == tmp_path / "elsewhere"
+
+
+def test_copies_of_checkpoints_under_other_names_are_none(tmp_path):
+    training = RunFiles(tmp_path).stage("sft").training
+    for name in ("step-000000012", "step-000000012.bak", "step-last"):
+        (training.folder / name).mkdir(parents=True)
+    assert training.steps() == [12]

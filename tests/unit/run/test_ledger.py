@@ -6,21 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from castor.data.tokens.prompt_stream import Prompt, PromptStream
 from castor.io.errors import CastorError
 from castor.run.ledger import Entry, Terms, check_ledger
-
-
-def ledger(terms, steps, seed=0):
-    """What a run without faults writes; versions as old as they may be."""
-    stream = PromptStream([Prompt(str(n), None) for n in range(terms.prompts)], terms.prompts_per_step, seed)
-    entries = []
-    for step in range(1, steps + 1):
-        oldest = max(0, step - 1 - terms.max_staleness)
-        numbers = [number for number, _ in stream.next_batch()]
-        responses = [(n, s, oldest, step - 1) for n in numbers for s in range(terms.samples_per_prompt)]
-        entries.append(Entry(step, tuple(responses)))
-    return entries
+from tests.run_folders import ledger
 
 
 @given(
@@ -29,7 +17,7 @@ def ledger(terms, steps, seed=0):
 )  # fmt: skip
 def test_what_the_prompt_stream_deals_passes(prompts, batch, samples, staleness, steps, seed):
     terms = Terms(prompts, min(batch, prompts), samples, staleness)
-    entries = [Entry.from_json(entry.to_json()) for entry in ledger(terms, steps, seed)]
+    entries = [Entry.from_json(entry.to_json()) for entry in ledger(steps, terms, seed)]
     assert check_ledger(entries, terms) == steps
 
 
@@ -79,7 +67,7 @@ def be_of_the_future(entries):
     ],
 )
 def test_a_fault_is_named(fault, message):
-    entries = ledger(TERMS, 6)
+    entries = ledger(6, TERMS)
     fault(entries)
     with pytest.raises(CastorError, match=message):
         check_ledger(entries, TERMS)
