@@ -1,0 +1,103 @@
+"""Whatever moment a writer is killed at, on whatever disk: the newest complete checkpoint loads."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+KILLS = 30
+SCRIPT = """
+import json, os, random, signal, subprocess, sys, time
+from pathlib import Path
+from castor.io.checkpoint import mark_files, repair_folders, verify_folder
+from castor.io.errors import CastorError
+from castor.run.checkpoints import Checkpoints
+from castor.run.files import TrainingFiles
+
+place, kills, disk = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+checkpoints, choice = Checkpoints(TrainingFiles(place / "ppo.training")), random.Random(0)
+
+
+def write(step):
+    staged = checkpoints.stage(step)
+    try:
+        parts = [staged.aside / f"part-{n}" for n in range(3)]
+        for part in parts:
+            part.write_bytes(step.to_bytes(4, "big") * 5000)
+        checkpoints.commit(staged, step, mark_files(staged.aside, parts), keep=2, every=None)
+    finally:
+        staged.discard()
+
+
+def write_for_ever(failures):
+    step = newest()
+    while True:
+        try:
+            write(step + 1)
+        except (CastorError, OSError) as error:
+            os.write(failures, b"x")
+            continue
+        step += 1
+
+
+def newest():
+    found = checkpoints.newest()
+    if found is None:
+        return 0
+    verify_folder(found.folder)
+    assert (found.folder / "part-0").read_bytes()[:4] == found.step.to_bytes(4, "big")
+    return found.step
+
+
+def remount(how):
+    subprocess.run(["mount", "-o", f"remount,{how}", str(place)], check=True)
+
+
+write(1)
+died, failed, before, cut_short = 0, 0, 1, 0
+for number in range(kills):
+    if disk == "read-only" and number % 3 == 2:
+        remount("ro")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        write_for_ever(writing)
+    os.close(writing)
+    time.sleep(choice.uniform(0.0, 0.03))
+    os.kill(child, signal.SIGKILL)
+    died += os.waitpid(child, 0)[1] == signal.SIGKILL
+    failed += bool(os.read(reading, 1))
+    os.close(reading)
+    newest()
+    if disk == "read-only":
+        remount("rw")
+    cut_short += any(place.rglob(".*.tmp"))
+    repair_folders(place)
+    step = newest()
+    assert step >= before, (step, before)
+    before = step
+print(json.dumps({"died": died, "failed": failed, "steps": before, "cut short": cut_short}))
+"""
+
+
+@pytest.mark.parametrize("disk", ["large", "full", "read-only"])
+def test_the_newest_checkpoint_loads_after_every_kill(tmp_path, disk):
+    """The disks are file systems of their own: `full` has room for two checkpoints and a half."""
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(KILLS), disk]
+    if disk != "large":
+        own = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+        if shutil.which("unshare") is None or subprocess.run([*own, "true"], check=False).returncode:
+            pytest.skip("this machine gives no file system of one's own")
+        size = "200k" if disk == "full" else "64m"
+        command = [*own, f'mount -t tmpfs -o size={size} tmpfs {tmp_path} && exec "$@"', "sh", *command]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["died"] == KILLS
+    assert seen["steps"] > 5
+    assert seen["cut short"] > 3  # a checkpoint was being made
+    assert (seen["failed"] > 3) == (disk != "large")
