@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -14,6 +15,7 @@ import httpx
 from castor.config.signal import HTTPScorer
 from castor.io.errors import CastorError
 
+log = logging.getLogger(__name__)
 LONGEST_WAIT_S = 30.0
 _SHOWN = 200  # characters of a refusal that the error repeats
 _ADVICE = {
@@ -86,7 +88,9 @@ class RemoteScorer:
         config, problem = self.config, ""
         for attempt in range(config.retries + 1):
             if attempt:
-                time.sleep(min(LONGEST_WAIT_S, config.retry_wait_s * 2 ** (attempt - 1)))
+                wait = min(LONGEST_WAIT_S, config.retry_wait_s * 2 ** (attempt - 1))
+                log.warning("the scorer at %s %s: asked again in %.1f s", config.url, problem, wait)
+                time.sleep(wait)
             try:
                 reply = self.client.post(config.url, json={"items": batch})
             except httpx.TimeoutException:
