@@ -117,10 +117,10 @@ class Checkpointing:
         """The run is done: keep the checkpoints that are kept for good beside the policy, and drop the others."""
         if self._writing is not None:
             self._settle(wait=True)
-        self.run.files.checkpoints.mkdir(exist_ok=True)
         every = self.config.checkpoint.keep_every
         for checkpoint in self.checkpoints.all():
             if every is not None and checkpoint.step % every == 0:
+                self.run.files.checkpoints.mkdir(exist_ok=True)
                 checkpoint.folder.rename(self.run.files.checkpoints / checkpoint.folder.name)
 
     def _due(self, step: int) -> bool:

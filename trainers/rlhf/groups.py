@@ -121,8 +121,11 @@ class Groups:
         return list(dict.fromkeys(asked[ref] for ref in answered if has_died(ref)))
 
     def end_silent(self) -> None:
-        """End the actors that do not answer, once they have shown where they are stuck."""
-        for name, group in self._groups.items():
+        """End the actors that do not answer, once they have shown where they are stuck.
+
+        Those that others wait for go first: once they have ended, the others may answer.
+        """
+        for name, group in reversed(self._groups.items()):
             asked = {handle.__ray_ready__.remote(): rank for rank, handle in enumerate(group.handles)}
             _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
             for rank in (asked[ref] for ref in silent):

@@ -89,7 +89,10 @@ class Recovery:
             raise error
         self.restarts += 1
         self._skipped = 0
-        what = str(error) if isinstance(error, Stalled | NotFinite) else f"{' and '.join(lost)} lost an actor"
+        what = str(error)
+        if lost:
+            stuck = "was stuck: its stacks are in the log" if isinstance(error, Stalled) else "lost an actor"
+            what = f"{' and '.join(lost)} {stuck}"
         log.warning("%s: %s: %s", self.run.name, what, error)
         self.run.terminal.line(f"[yellow]{what}[/] after step {len(self.state.log.steps)}")
         self._bring_back(lost, attempt=self.state.producer.attempt + (not lost))
