@@ -95,6 +95,7 @@ class Groups:
             self.multipliers = owner.remote(config, dict(limits), multipliers_file)
         self._join(list(self._parts))
         self._load(list(self._parts))
+        self.rollout.wait_ready()
         self.turns = Turns(self)
 
     @property
@@ -200,7 +201,6 @@ class Groups:
             loading = [(group, group.call("load", *arguments)) for group, arguments in loads]
             for group, refs in loading:
                 get(refs, START_TIMEOUT_S, f"{group.name} (loading its model)")
-            self.rollout.wait_ready()
             return
         self.rollout.sleep(keep_weights=True)
         for group, arguments in loads:

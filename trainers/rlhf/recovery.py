@@ -39,6 +39,8 @@ class Recovery:
         self.restarts = 0  # at most max_restarts
         self._skipped = 0  # steps in a row
         self._saved = checkpointing.saved
+        self._attempt = state.producer.attempt
+        self._to_start = dict[str, None]()  # groups, those first that were lost first; until everybody is brought back
 
     def carry_out(self) -> None:
         """All steps from where the state is to the last.
@@ -46,14 +48,19 @@ class Recovery:
         Raises ActorFailure or NotFinite when the run had to be carried on once too often, and whatever else stops a
         step, once the state before it is kept.
         """
+        state, bring_back = self.state, False
         while True:
             try:
-                train(self.config, self.state.groups, self.state.producer, self._after, self.checkpointing.after_update)
+                if bring_back:
+                    self._bring_back()
+                    bring_back = False
+                train(self.config, state.groups, state.producer, self._after, self.checkpointing.after_update)
                 return
             except Ended:
                 raise
-            except Exception as error:
-                self._carry_on(error)
+            except Exception as error:  # also one that comes while everybody is brought back
+                self._prepare(error)
+                bring_back = True
 
     def _after(self, result: StepResult) -> None:
         self.state.log.add(result)
@@ -69,47 +76,52 @@ class Recovery:
             if self.state.groups.grown():
                 raise Grown("ranks that were missing are back")
 
-    def _carry_on(self, error: Exception) -> None:
-        """Bring everybody to the same state, or raise the error."""
+    def _prepare(self, error: Exception) -> None:
+        """Find out what has to be started anew. Raises the error, or another, where the run cannot be carried on."""
+        groups = self.state.groups
         if isinstance(error, Grown):
             self.run.terminal.line(f"{self.run.name}: {error}")
-            self._bring_back(self.state.groups.grown(), self.state.producer.attempt)
+            self._to_start |= dict.fromkeys(groups.grown())
             return
         if isinstance(error, Stalled):
-            self.state.groups.end_silent()
-        lost = self.state.groups.lost()
-        carried = bool(lost) or isinstance(error, NotFinite)
-        if not carried or self.restarts == self.config.max_restarts:
+            groups.end_silent()
+        self._to_start |= dict.fromkeys(groups.lost())
+        names = " and ".join(self._to_start)
+        if not (names or isinstance(error, NotFinite)) or self.restarts == self.config.max_restarts:
             if not isinstance(error, NotFinite):
                 self.checkpointing.rescue()
-            if lost:
+            if names:
                 raise ActorFailure(
-                    f"{' and '.join(lost)} died, after {self.restarts} restarts, as many as max_restarts allows"
+                    f"{names} died, after {self.restarts} restarts, as many as max_restarts allows"
                 ) from error
             raise error
         self.restarts += 1
         self._skipped = 0
         what = str(error)
-        if lost:
-            stuck = "was stuck: its stacks are in the log" if isinstance(error, Stalled) else "lost an actor"
-            what = f"{' and '.join(lost)} {stuck}"
+        if names:
+            what = (
+                f"{names} {'was stuck: its stacks are in the log' if isinstance(error, Stalled) else 'lost an actor'}"
+            )
+        else:
+            self._attempt += 1
         log.warning("%s: %s: %s", self.run.name, what, error)
         self.run.terminal.line(f"[yellow]{what}[/] after step {len(self.state.log.steps)}")
-        self._bring_back(lost, attempt=self.state.producer.attempt + (not lost))
-        self.run.terminal.line(f"{self.run.name} goes on after step {len(self.state.log.steps)}")
 
-    def _bring_back(self, lost: list[str], attempt: int) -> None:
-        state, last = self.state, self.checkpointing.last_whole(lost) if lost else None
+    def _bring_back(self) -> None:
+        """Start anew what has to be, and bring everybody to the same state."""
+        state, names = self.state, list(self._to_start)
+        last = self.checkpointing.last_whole(names) if self._attempt == state.producer.attempt else None
         if last is None:
             self.checkpointing.abandon()
-        if lost:
-            state.groups.restart(lost)
+        state.groups.restart(names)
         if last is not None:
             state.go_on(last, state.log.steps[: last.step], state.producer.ledger[: last.step])
         elif (left := find_left(self.run)) is not None:
-            state.read(left, attempt)
+            state.read(left, self._attempt)
         else:
-            state.begin_again(attempt)
+            state.begin_again(self._attempt)
+        self._to_start.clear()
+        self.run.terminal.line(f"{self.run.name} goes on after step {len(state.log.steps)}")
 
 
 def _skipped_updates(metrics: Mapping[str, float]) -> float:
