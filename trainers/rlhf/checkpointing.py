@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from actors.checkpointed import Written
-from actors.group import get
+from actors.group import ActorGroup, get
 from castor.io.checkpoint import FileMark, StagedFolder, mark_files
 from castor.io.ending import Ended, asked_to_end
 from castor.io.errors import CastorError
-from castor.io.files import write_jsonl
+from castor.io.files import refusals_named, write_jsonl
 from castor.run.checkpoints import Checkpoint, Checkpoints
-from castor.run.ledger import Terms
+from castor.run.ledger import Entry, Terms
 from trainers.rlhf.run_state import DriverState, RunState
 from trainers.stage_run import StageRun
 
+log = logging.getLogger(__name__)
 RESCUE_TIMEOUT_S = 120.0  # for a group to copy its state when another one has failed
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Writing:
     """A checkpoint whose groups have copied their state and write it."""
 
     state: DriverState
     staged: StagedFolder
+    commit: Future[None] | None = None  # once all groups have written theirs
+
+
+@dataclass(frozen=True)
+class _Driver:
+    """The driver's part of a checkpoint."""
+
+    record: Mapping[str, Any]
+    steps: Sequence[dict[str, Any]]
+    ledger: Sequence[Entry]
 
 
 class Checkpointing:
@@ -45,6 +58,7 @@ class Checkpointing:
         self.failed = False  # the last attempt
         self._last = state.beginning  # after the last update
         self._writing: _Writing | None = None
+        self._threads = ThreadPoolExecutor(1, "checkpoint")
         self._begun = time.monotonic()  # the last one that was not a failure
 
     def after_update(self, step: int) -> None:
@@ -88,7 +102,9 @@ class Checkpointing:
         return self._last if whole else None
 
     def abandon(self) -> None:
-        """Give up what is being written: a group that took part has died."""
+        """Give up what is being written, unless all of it is: a group that took part has died."""
+        if self._writing is not None and self._writing.commit is not None:
+            self._settle(wait=True)
         if self._writing is not None:
             self._writing.staged.discard()
         self._writing = None
@@ -137,66 +153,84 @@ class Checkpointing:
         except CastorError as error:
             self._tell_of_failure(state.step, error)
             return
-        whole = True
+        begun: list[tuple[ActorGroup, list[Any]]] = []
         for phase, groups in self.state.holders():
-            self.turns.to(phase)
-            begun = [(each, each.call("begin_checkpoint", staged.aside / each.name, state.step)) for each in groups]
-            for group, refs in begun:
-                whole = all(get(refs, timeout_s, f"{group.name} (copying its state)")) and whole
-        if whole:
+            self.turns.to(phase)  # actors serve their calls in order: nobody leaves a GPU before the copy is made
+            begun += [(each, each.call("begin_checkpoint", staged.aside / each.name, state.step)) for each in groups]
+        copied = [get(refs, timeout_s, f"{group.name} (copying its state)") for group, refs in begun]
+        if all(all(ranks) for ranks in copied):
             self._writing, self._begun = _Writing(state, staged), time.monotonic()
         else:
             staged.discard()
 
     def _settle(self, wait: bool) -> None:
-        """Put in place what was begun, if all of it is written."""
-        if self._writing is None:
+        """Put in place what was begun, if all of it is written; that is done beside the steps, too."""
+        writing = self._writing
+        if writing is None:
             return
-        state, staged = self._writing.state, self._writing.staged
-        parts: dict[str, list[Written | None]] = {}
         try:
-            for _, groups in self.state.holders():
-                for group in groups:
-                    refs = group.call("finish_checkpoint", wait)
-                    parts[group.name] = get(refs, self.config.learner.timeout_s, f"{group.name} (writing its state)")
-            marks = dict[str, FileMark]()
-            for name, ranks in parts.items():
-                for written in ranks:
-                    if written is None:
-                        return
-                    marks |= {f"{name}/{path}": mark for path, mark in written.marks.items()}
-            self._commit(state, staged, marks)
+            if writing.commit is None:
+                marks = self._written(wait)
+                if marks is None:
+                    return
+                writing.commit = self._threads.submit(self._commit, writing, self._of_the_driver(writing.state), marks)
+            if not (wait or writing.commit.done()):
+                return
+            writing.commit.result(self.config.learner.timeout_s)
         except CastorError as error:
-            self._tell_of_failure(state.step, error)
+            self._tell_of_failure(writing.state.step, error)
         else:
-            self.saved, self.failed = state.step, False
+            self.saved = writing.state.step
+            if self.failed:
+                self.run.terminal.line(f"{self.run.name} is saved again, after step {self.saved}")
+            self.failed = False
         self._writing = None
-        staged.discard()
+        writing.staged.discard()
 
-    def _commit(self, state: DriverState, staged: StagedFolder, marks: Mapping[str, FileMark]) -> None:
+    def _written(self, wait: bool) -> dict[str, FileMark] | None:
+        """What all ranks of all groups have written; None while one still writes, unless that is to be waited for."""
+        marks = dict[str, FileMark]()
+        groups = [group for _, groups in self.state.holders() for group in groups]
+        asked = [(group, group.call("finish_checkpoint", wait)) for group in groups]
+        for group, refs in asked:
+            ranks = get(refs, self.config.learner.timeout_s, f"{group.name} (writing its state)")
+            for written in ranks:
+                if written is None:
+                    return None
+                marks |= {f"{group.name}/{path}": mark for path, mark in written.marks.items()}
+        return marks
+
+    def _of_the_driver(self, state: DriverState) -> _Driver:
         multipliers = state.multipliers
         if multipliers is not None:
             multipliers = get(multipliers, self.config.learner.timeout_s, "the multiplier owner")
-        made = Checkpoint(staged.aside, state.step)
-        made.write_record(
-            stage=self.run.name,
-            key=self.run.claim.inputs.key,
-            written=datetime.now(UTC).isoformat(timespec="seconds"),
-            attempt=state.attempt,
-            prompts=dict(state.prompts),
-            multipliers=multipliers,
-            terms=asdict(self.terms),
-        )
-        write_jsonl(made.steps, self.state.log.steps[: state.step])
-        write_jsonl(made.ledger, [entry.to_json() for entry in self.state.producer.ledger[: state.step]])
-        own = mark_files(staged.aside, [made.record, made.steps, made.ledger])
-        options = self.config.checkpoint
-        self.checkpoints.commit(staged, state.step, {**marks, **own}, keep=options.keep, every=options.keep_every)
+        record = {
+            "stage": self.run.name,
+            "key": self.run.claim.inputs.key,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "attempt": state.attempt,
+            "prompts": dict(state.prompts),
+            "multipliers": multipliers,
+            "terms": asdict(self.terms),
+        }
+        return _Driver(record, self.state.log.steps[: state.step], self.state.producer.ledger[: state.step])
+
+    def _commit(self, writing: _Writing, driver: _Driver, marks: Mapping[str, FileMark]) -> None:
+        step, staged, options = writing.state.step, writing.staged, self.config.checkpoint
+        made = Checkpoint(staged.aside, step)
+        with refusals_named(staged.folder):
+            made.write_record(**driver.record)
+            write_jsonl(made.steps, driver.steps)
+            write_jsonl(made.ledger, [entry.to_json() for entry in driver.ledger])
+            own = mark_files(staged.aside, [made.record, made.steps, made.ledger])
+            self.checkpoints.commit(staged, step, {**marks, **own}, keep=options.keep, every=options.keep_every)
 
     def _tell_of_failure(self, step: int, error: CastorError) -> None:
+        log.warning("the state after step %d is not saved: %s", step, error)
+        if not self.failed:
+            since = f"since step {self.saved}" if self.saved else "from its beginning"
+            self.run.terminal.line(
+                f"[yellow]the state after step {step} is not saved[/]: {error}\n"
+                f"{self.run.name} goes on, unsaved {since}, and tries again after every step"
+            )
         self.failed = True
-        since = f"since step {self.saved}" if self.saved else "from its beginning"
-        self.run.terminal.line(
-            f"[yellow]the state after step {step} is not saved[/]: {error}\n"
-            f"{self.run.name} goes on, unsaved {since}, and tries again with the next step"
-        )
