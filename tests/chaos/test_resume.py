@@ -16,6 +16,7 @@ from actors.learner import LearnerWorker
 from castor.config.pipeline import Config
 from castor.config.wandb import WandB
 from castor.io import ending
+from castor.io.checkpoint import StagedFolder
 from castor.io.ending import Ended
 from castor.io.errors import CastorError
 from castor.io.files import read_json, read_jsonl, sha256_file
@@ -245,8 +246,8 @@ def nan_while_armed(flag):
 def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
     ray_session, tiny_models, tmp_path, monkeypatch, capfd
 ):
-    """Two steps are left out; the third in a row sends the run back, and on with other samples. Then a critic sleeps:
-    it is named with its stack, ended, and started anew.
+    """A disk refuses the first checkpoint. Two steps are left out; the third in a row sends the run back, and on with
+    other samples. Then a critic sleeps: it is named with its stack, ended, and started anew.
     """
     monkeypatch.chdir(tmp_path)
     learner = {"engine": ENGINE, "max_skipped": 2, "timeout_s": 60}
@@ -254,6 +255,15 @@ def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
     flag, asleep = tmp_path / "poison", []
     made, _ = watched_groups(monkeypatch)
     monkeypatch.setattr("trainers.rlhf.groups.LearnerWorker", nan_while_armed(flag))
+    commit, refused = StagedFolder.commit, []
+
+    def refuse_the_first(staged, marks):
+        if not refused and staged.folder.name.startswith("step-"):
+            refused.append(staged.folder.name)
+            raise CastorError("the disk is full")
+        commit(staged, marks)
+
+    monkeypatch.setattr(StagedFolder, "commit", refuse_the_first)
     tell = run.screen.line
 
     def line(text):
@@ -268,7 +278,7 @@ def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
 
     run.screen.line = line
     run.go()
-    told = [text for text in run.screen.lines if "after step" in text]
+    told = [text for text in run.screen.lines if "after step" in text and "save" not in text]
     assert "the gradients of 3 steps in a row were not finite" in told[0]
     assert told[1] == "run goes on after step 3"
     assert "[yellow]signal-harm was stuck: its stacks are in the log[/] after step 4" in told[2]
@@ -277,6 +287,12 @@ def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
     shown = capfd.readouterr().err
     assert "signal-harm, rank 0, does not answer; its stacks follow" in shown
     assert "test_resume.py" in shown[shown.index("its stacks follow") :]
+    assert refused == ["step-000000001"]
+    saves = [text for text in run.screen.lines if "save" in text]
+    assert (
+        "the state after step 1 is not saved[/]: the disk is full\nrun goes on, unsaved from its beginning" in saves[0]
+    )
+    assert saves[1:] == ["run is saved again, after step 2"]
     numbers = run.numbers()
     assert [step["metrics"]["skipped_updates"] for step in numbers] == [0.0, 1.0, 1.0, 0.0, 0.0]
     assert all("grad_norm" in step["metrics"] for step in (numbers[0], numbers[3], numbers[4]))
