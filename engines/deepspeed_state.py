@@ -8,7 +8,7 @@ more than its share, and all write at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from castor.io.errors import CastorError
 from castor.io.files import read_json, write_json
+from engines.sharded_loading import shape
 
 STATE_FILE = "engine.json"
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
@@ -97,16 +99,16 @@ def _share(engine: Any, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
 def load(engine: Any, folder: Path) -> None:
     """Put a saved state into an engine around the same model. Collective.
 
-    Raises KeyError when the state lacks a parameter of the model.
+    Raises CastorError, before anything is changed, when it is of another model.
     """
     import deepspeed
 
-    state = read_json(folder / STATE_FILE)
+    state, where = read_json(folder / STATE_FILE), _where(engine, folder)
     if state["optimizer_steps"]:
         _make_moments(engine, state["optimizer_steps"])
         _link_moments(engine)
     with torch.no_grad():
-        for parameter, tensors in _stored(engine, folder):
+        for parameter, tensors in _stored(engine, where):
             for key, tensor in tensors.items():
                 _set(engine, parameter, tensor, key)
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id")):
@@ -153,12 +155,30 @@ def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, tensor) for name, tensor in module.named_buffers() if name in kept]
 
 
-def _stored(engine: Any, folder: Path) -> Iterator[tuple[nn.Parameter, dict[str, Tensor]]]:
-    """Every trained parameter with its stored tensors, one parameter at a time."""
-    where: dict[str, Path] = {}
+def _where(engine: Any, folder: Path) -> dict[str, Path]:
+    """The file of every stored tensor. Raises CastorError unless they are those of the engine's model."""
+    where, shapes = dict[str, Path](), dict[str, tuple[int, ...]]()
     for path in sorted(folder.glob("rank-*.safetensors")):
         with safe_open(path, "pt") as file:
-            where |= dict.fromkeys(file.keys(), path)
+            for key in file.keys():  # noqa: SIM118  # it is no mapping
+                where[key], shapes[key] = path, tuple(file.get_slice(key).get_shape())
+    stored = {key.removesuffix(f"/{WEIGHT}"): shapes[key] for key in shapes if key.endswith(f"/{WEIGHT}")}
+    wanted = {name: shape(parameter) for name, parameter in _trained(engine)}
+    for name in (*wanted, *stored):
+        if stored.get(name) != wanted.get(name):
+            raise CastorError(
+                f"{folder} is of another model: {name} is {_shown(stored.get(name))} there and "
+                f"{_shown(wanted.get(name))} in the model that is trained"
+            )
+    return where
+
+
+def _shown(size: tuple[int, ...] | None) -> str:
+    return "missing" if size is None else "x".join(map(str, size)) or "a single number"
+
+
+def _stored(engine: Any, where: Mapping[str, Path]) -> Iterator[tuple[nn.Parameter, dict[str, Tensor]]]:
+    """Every trained parameter with its stored tensors, one parameter at a time."""
     for name, parameter in _trained(engine):
         keys = [key for key in (WEIGHT, *MOMENTS) if f"{name}/{key}" in where]
         with safe_open(where[f"{name}/{WEIGHT}"], "pt") as file:

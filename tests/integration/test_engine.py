@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from castor.config.training import Engine, LoRA, Optimizer
+from castor.io.errors import CastorError
 from castor.io.files import read_json
 from castor.models.device import resolve_dtype
 from castor.models.head import Float32Linear
@@ -67,14 +68,34 @@ MODES = [(stage, dtype) for stage in range(4) for dtype in ("float32", "bfloat16
 def test_a_saved_engine_goes_on_bit_for_bit(tmp_path, stage, dtype):
     engine = make(stage, dtype)
     train(engine, 0, 3)
-    engine.save(tmp_path)
+    state = engine.snapshot()
     expected = train(engine, 3, 6)
+    state.write(tmp_path)  # what was copied before it trained on
     again = make(stage, dtype)
     again.load(tmp_path)
     assert train(again, 3, 6) == expected
+    engine.load(tmp_path)  # and back, in place
+    assert train(engine, 3, 6) == expected
     for (name, ours), (_, theirs) in zip(engine.named_tensors(), again.named_tensors(), strict=True):
         assert torch.equal(ours, theirs), name
     assert again.engine.module.calls == engine.engine.module.calls == 12
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_the_state_of_another_model_is_refused_by_name(tmp_path, stage):
+    engine = make(stage)
+    engine.save(tmp_path)
+    path = tmp_path / "rank-0-0.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors)).removesuffix("/weight")
+    for changed, words in [({}, "missing there"), ({f"{name}/weight": torch.ones(3, 1)}, "3x1 there")]:
+        rest = {key: tensor for key, tensor in tensors.items() if key != f"{name}/weight"}
+        save_file(rest | changed, path)
+        with pytest.raises(CastorError, match=f"is of another model: {name} is {words}"):
+            engine.load(tmp_path)
+    save_file(tensors | {"deeper/weight": torch.ones(2)}, path)
+    with pytest.raises(CastorError, match="deeper is 2 there and missing in the model"):
+        engine.load(tmp_path)
 
 
 @pytest.mark.parametrize("target", range(4))
