@@ -37,6 +37,7 @@ ENGINE = {
     "pack_length": 128,
     "optimizer": {"lr": 1e-3, "lr_scheduler_type": "cosine", "lr_warmup_ratio": 0.1},
 }
+ROLLOUT = {"max_prompt_tokens": 64, "max_new_tokens": 16, "chunk_size": 4, "max_num_seqs": 16, "kv_cache_mib": 64}
 JUDGED = {"role": "objective", "function": "judge:score", "critic": ENGINE}
 JUDGE = """
 from pathlib import Path
@@ -83,9 +84,7 @@ class Run:
             },
             "multipliers": {"lambda_init": 0.5, "lambda_lr": 0.5, "episode_cost_window_size": 16, "rule": "adam_log"},
             "advantage": {"kl_target": 0.5},
-            "rollout": {
-                "max_prompt_tokens": 64, "max_new_tokens": 16, "chunk_size": 4, "max_num_seqs": 16, "kv_cache_mib": 64,
-            },
+            "rollout": ROLLOUT,
             "learner": {"ranks": 2, "engine": ENGINE, "ptx": {"data": {"limit": 20}, "batch_size": 4}},
             "checkpoint": {"every_steps": 1},
         }  # fmt: skip
@@ -228,7 +227,10 @@ def test_groups_that_die_one_after_the_other(undisturbed, tiny_models, tmp_path,
     assert started[4:] == ["learner", "reference", "signal-harm"]
     assert (len(set(killed)), read_json(run.files.run_record)["restarts"]) == (3, 3)
     told = [line for line in run.screen.lines if "after step" in line]
-    assert [line.rsplit(" ", 1)[-1] for line in told] == ["1", "0", "2", "2", "3", "2"], told
+    assert [line.rsplit(" ", 1)[-1] for line in told] in (
+        ["1", "0", "2", "2", "3", "2"],
+        ["1", "0", "2", "2", "3", "0"],  # where the checkpoint of step 2 was not written by then
+    ), told
     assert run.result() == undisturbed
 
 
@@ -247,12 +249,14 @@ def nan_while_armed(flag):
 def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
     ray_session, tiny_models, tmp_path, monkeypatch, caplog, capfd
 ):
-    """A disk refuses the first checkpoint. Two steps are left out; the third in a row sends the run back, and on with
-    other samples. Then a critic sleeps: it is named with its stack, ended, and started anew.
+    """With rollout and learning at the same time, a disk refuses the first checkpoint. Two steps are left out; the
+    third in a row sends the run back, and on with other samples. Then a critic sleeps: it is named with its stack,
+    ended, and started anew.
     """
     monkeypatch.chdir(tmp_path)
     learner = {"engine": ENGINE, "max_skipped": 2, "timeout_s": 60}
-    run = Run(tmp_path / "run", tiny_models, learner=learner, checkpoint={"every_steps": 1, "keep": 9}, steps=5)
+    options = {"checkpoint": {"every_steps": 1, "keep": 9}, "rollout": ROLLOUT | {"max_staleness": 1}}
+    run = Run(tmp_path / "run", tiny_models, learner=learner, steps=5, **options)
     flag, asleep = tmp_path / "poison", []
     made, _ = watched_groups(monkeypatch)
     monkeypatch.setattr("trainers.rlhf.groups.LearnerWorker", nan_while_armed(flag))
@@ -281,9 +285,10 @@ def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
     run.go()
     told = [text for text in run.screen.lines if "after step" in text and "save" not in text]
     assert "the gradients of 3 steps in a row were not finite" in told[0]
-    assert told[1] == "run goes on after step 3"
+    back = int(told[1].removeprefix("run goes on after step "))  # as far as checkpoints were written by then
+    assert 1 <= back <= 3
     assert "[yellow]signal-harm was stuck: its stacks are in the log[/] after step 4" in told[2]
-    assert told[3] == "run goes on after step 3"
+    assert told[3].startswith("run goes on after step ")
     assert (len(asleep), read_json(run.files.run_record)["restarts"]) == (1, 2)
     assert "signal-harm, rank 0, does not answer; its stacks follow" in caplog.text
     shown = capfd.readouterr()
@@ -293,11 +298,10 @@ def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
     assert (
         "the state after step 1 is not saved[/]: the disk is full\nrun goes on, unsaved from its beginning" in saves[0]
     )
-    assert saves[1:] == ["run is saved again, after step 2"]
-    numbers = run.numbers()
-    assert [step["metrics"]["skipped_updates"] for step in numbers] == [0.0, 1.0, 1.0, 0.0, 0.0]
-    assert all("grad_norm" in step["metrics"] for step in (numbers[0], numbers[3], numbers[4]))
-    assert "grad_norm" not in numbers[1]["metrics"]
+    assert "run is saved again, after step " in saves[1]
+    numbers = [step["metrics"] for step in run.numbers()]
+    assert [step["skipped_updates"] for step in numbers] == [0.0, *[1.0] * (back - 1), *[0.0] * (5 - back)]
+    assert ["grad_norm" in step for step in numbers] == [step["skipped_updates"] == 0 for step in numbers]
     entries = [Entry.from_json(values) for values in read_jsonl(run.files.ledger)]
     assert check_ledger(entries, Terms(**read_json(run.files.run_record)["ledger"])) == 5
 
