@@ -93,14 +93,15 @@ class Run:
         self.stage, self.files = self.plan.stage("run"), self.plan.files.stage("run")
         self.screen = Screen()
 
-    def at(self, step, act):
-        """Do something the first time that a step is told of."""
+    def at(self, what, act):
+        """Do something the first time that a step, or a line with this text, is told of."""
         tell, done = self.screen.line, []
+        wanted = f"step   {what}/{STEPS}" if isinstance(what, int) else what
 
         def line(text):
             tell(text)
-            if f"step   {step}/{STEPS}" in text and not done:
-                done.append(step)
+            if wanted in text and not done:
+                done.append(text)
                 act()
 
         self.screen.line = line
@@ -335,9 +336,17 @@ def test_a_node_that_is_lost_and_another_that_comes(undisturbed, tiny_models, tm
     run = Run(tmp_path / "run", tiny_models, learner=learner)
     made, started = watched_groups(monkeypatch)
     nodes, killed, sizes = [Node("a"), Node("b")], [], []
+
+    def add_a_node():
+        sizes.append(len(made[0].learner.handles))
+        nodes.append(Node("c"))
+        deadline = time.monotonic() + 300
+        while not made[0].grown():
+            assert time.monotonic() < deadline
+
     try:
         run.at(1, lambda: killed.append(nodes[1].kill()))
-        run.at(2, lambda: (sizes.append(len(made[0].learner.handles)), nodes.append(Node("c"))))
+        run.at("goes on after step 0", add_a_node)
         run.at(4, lambda: sizes.append(len(made[0].learner.handles)))
         run.go()
     finally:

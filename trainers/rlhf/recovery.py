@@ -73,7 +73,7 @@ class Recovery:
         self.checkpointing.end_if_asked(result.step)
         if self.checkpointing.saved > self._saved:
             self._saved = self.checkpointing.saved
-            if self.state.groups.grown():
+            if result.step < self.config.steps and self.state.groups.grown():
                 raise Grown("ranks that were missing are back")
 
     def _prepare(self, error: Exception) -> None:
