@@ -167,7 +167,7 @@ class Groups:
         size = self.config.ranks_within(len(came)) if self._parts[name].trains else len(came)
         if not size:
             raise ActorFailure(
-                f"none of the {len(asked)} actors of {group.name} could be started within {patience:.0f} s"
+                f"none of the {len(asked)} actors of {group.name} came up and lived, within {patience:.0f} s"
             )
         missing = [handle for handle in group.handles if handle not in came]
         ActorGroup(name, came[size:]).stop()
