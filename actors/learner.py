@@ -167,7 +167,7 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed, Watched):
         )
         extra: dict[str, float] = {"skipped_updates": 0.0}
         if self.config.rollout.max_staleness:
-            extra = self._staleness(step, experience)
+            extra |= self._staleness(step, experience)
             columns["fresh"] = (experience.versions == step - 1).astype(np.float32)
         if self.config.own_old_logprobs and self.learner.update_iters * self.learner.mini_batches > 1:
             columns["proximal"] = self._proximal(experience)  # a single update takes its own forward pass
