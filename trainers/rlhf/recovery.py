@@ -86,11 +86,12 @@ class Recovery:
         if isinstance(error, Stalled):
             groups.end_silent()
         self._to_start |= dict.fromkeys(groups.lost())
-        names = " and ".join(self._to_start)
-        if not (names or isinstance(error, NotFinite)) or self.restarts == self.config.max_restarts:
-            if not isinstance(error, NotFinite):
+        names, not_finite = " and ".join(self._to_start), isinstance(error, NotFinite)
+        for_a_person = isinstance(error, CastorError) and not not_finite
+        if for_a_person or not (names or not_finite) or self.restarts == self.config.max_restarts:
+            if not not_finite:
                 self.checkpointing.rescue()
-            if names:
+            if names and not for_a_person:
                 raise ActorFailure(
                     f"{names} died, after {self.restarts} restarts, as many as max_restarts allows"
                 ) from error
