@@ -76,6 +76,6 @@ def _write(write: Write | None, folder: Path) -> Written:
     if write is None:
         return Written({}, 0.0)
     with refusals_named(folder), disk_full_named(folder, folder.parent):
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         marks = mark_files(folder, write(folder))
     return Written(marks, time.monotonic() - begin)

@@ -157,11 +157,15 @@ class Checkpointing:
         for phase, groups in self.state.holders():
             self.turns.to(phase)  # actors serve their calls in order: nobody leaves a GPU before the copy is made
             begun += [(each, each.call("begin_checkpoint", staged.aside / each.name, state.step)) for each in groups]
-        copied = [get(refs, timeout_s, f"{group.name} (copying its state)") for group, refs in begun]
-        if all(all(ranks) for ranks in copied):
+        whole = False
+        try:
+            copied = [get(refs, timeout_s, f"{group.name} (copying its state)") for group, refs in begun]
+            whole = all(all(ranks) for ranks in copied)
+        finally:
+            if not whole:
+                staged.discard()
+        if whole:
             self._writing, self._begun = _Writing(state, staged), time.monotonic()
-        else:
-            staged.discard()
 
     def _settle(self, wait: bool) -> None:
         """Put in place what was begun, if all of it is written; that is done beside the steps, too."""

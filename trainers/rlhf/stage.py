@@ -47,6 +47,8 @@ def run_rlhf(run: StageRun) -> str:
     ptx = config.learner.ptx
     run.claim.make(run.files.training)
     left = find_left(run)
+    if left is None:
+        shutil.rmtree(run.files.checkpoints, ignore_errors=True)  # of the run that this one replaces
     run.files.multipliers.unlink(missing_ok=True)
     log = RunLog(run, config, limits)
     demonstrations: AbstractContextManager[Mixture[QARow] | None] = (
