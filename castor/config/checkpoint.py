@@ -13,6 +13,11 @@ class Checkpoint(Section):
         10.0, gt=0, description="minutes between checkpoints, whichever comes first; null: steps alone decide"
     )
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept while the run goes on")
+    url: str | None = Field(
+        None,
+        description="where checkpoints are copied to as well, beside the run: s3://, gs://, any URL that fsspec opens; "
+        "a run whose folder is gone goes on from there",
+    )
     keep_every: int | None = Field(
         None, ge=1, description="checkpoints of multiples of this step are never removed; null: none"
     )

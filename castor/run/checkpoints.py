@@ -47,6 +47,14 @@ class Checkpoint:
         """What they were trained on: `castor.run.ledger`."""
         return self.folder / "ledger.jsonl"
 
+    @property
+    def key(self) -> str | None:
+        """The fingerprint of the inputs of the run it is of, as it says itself; None where it says nothing."""
+        try:
+            return str(read_json(self.record)["key"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def write_record(self, **values: Any) -> None:
         """Write the record of an RLHF run: stage, key, written (when), attempt, prompts, multipliers, terms."""
         write_json(self.record, {"format": FORMAT, "step": self.step, **values})
@@ -101,15 +109,23 @@ class Checkpoints:
         return StagedFolder(self.files.checkpoint(step))
 
     def commit(
-        self, staged: StagedFolder, step: int, marks: Mapping[str, FileMark], *, keep: int, every: int | None
+        self,
+        staged: StagedFolder,
+        step: int,
+        marks: Mapping[str, FileMark],
+        *,
+        keep: int,
+        every: int | None,
+        needed: Set[int] = frozenset(),
     ) -> Checkpoint:
         """Put a checkpoint in place, then let `newest.json` name it, then drop those that are not to be kept.
 
-        Raises CastorError when what lies there is not what was written, or when the disk is full.
+        Those of the steps `needed` are not dropped: somebody reads them. Raises CastorError when what lies there is not
+        what was written, or when the disk is full.
         """
         staged.commit(marks)
         write_json(self.files.newest, {"step": step})
-        self.prune(keep, every)
+        self.prune(keep, every, needed)
         return Checkpoint(staged.folder, step)
 
     def superfluous(self, keep: int, every: int | None = None) -> list[Checkpoint]:
@@ -118,9 +134,9 @@ class Checkpoints:
         older = [each for each in self.all() if newest is not None and each.step <= newest.step]
         return [each for each in older[:-keep] if every is None or each.step % every]
 
-    def prune(self, keep: int, every: int | None = None) -> list[Checkpoint]:
-        """Drop those that are superfluous; returns them."""
-        dropped = self.superfluous(keep, every)
+    def prune(self, keep: int, every: int | None = None, needed: Set[int] = frozenset()) -> list[Checkpoint]:
+        """Drop those that are superfluous, but for the steps `needed`; returns them."""
+        dropped = [each for each in self.superfluous(keep, every) if each.step not in needed]
         for each in dropped:
             shutil.rmtree(each.folder)
         return dropped

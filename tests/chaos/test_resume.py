@@ -1,6 +1,7 @@
 """An RLHF run that is cut short, and the same run that is not: the same numbers, the same weights, the same data."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,7 +166,7 @@ def test_a_driver_that_is_killed_an_interrupt_a_judge_that_fails_and_the_same_co
     )
     assert killed.returncode == -signal.SIGKILL
     monkeypatch.chdir(tmp_path)
-    run = Run(folder, tiny_models, checkpoint={"every_minutes": 600})
+    run = Run(folder, tiny_models, checkpoint={"every_minutes": 600, "url": f"file://{tmp_path / 'bucket'}"})
     assert [each.step for each in Checkpoints(run.files.training).all()] == [1]
     with pytest.raises(CastorError, match=r"run was cut short after step 1, .*: steps 4 -> 5\. Undo that"):
         Run(folder, tiny_models, steps=5).go()
@@ -174,12 +175,14 @@ def test_a_driver_that_is_killed_an_interrupt_a_judge_that_fails_and_the_same_co
     with pytest.raises(Ended, match="the same command goes on after step 2 of run"):
         run.go()
     ending._asked.clear()
+    shutil.rmtree(run.files.training.folder)  # the disk is lost with its node
     assert run.screen.lines[0] == "run goes on after step 1 of 4"
     assert "ending" in run.screen.lines
 
     run.at(3, run.flag.touch)
     with pytest.raises(Exception, match="the judge is out of order"):
         run.go()
+    assert f"run: the state after step 2 is back from file://{tmp_path}/bucket/run/run" in run.screen.lines
     assert "run goes on after step 2 of 4" in run.screen.lines
     assert "the same command goes on after step 3 of run" in run.screen.lines[-1]
     assert [each.step for each in Checkpoints(run.files.training).all()] == [2, 3]

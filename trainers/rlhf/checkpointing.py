@@ -18,7 +18,8 @@ from castor.io.errors import CastorError
 from castor.io.files import refusals_named, write_jsonl
 from castor.run.checkpoints import Checkpoint, Checkpoints
 from castor.run.ledger import Entry, Terms
-from trainers.rlhf.run_state import DriverState, RunState
+from castor.run.remote import Uploader
+from trainers.rlhf.run_state import DriverState, RunState, remote_checkpoints
 from trainers.stage_run import StageRun
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,10 @@ class Checkpointing:
         self._last = state.beginning  # after the last update
         self._writing: _Writing | None = None
         self._threads = ThreadPoolExecutor(1, "checkpoint")
+        options, remote = self.config.checkpoint, remote_checkpoints(run)
+        self.uploader: Uploader | None = None
+        if remote is not None:
+            self.uploader = Uploader(remote, options.keep, options.keep_every, run.terminal.line)
         self._begun = time.monotonic()  # the last one that was not a failure
 
     def after_update(self, step: int) -> None:
@@ -68,6 +73,8 @@ class Checkpointing:
         """
         self._last = self.state.capture(step)
         self._settle(wait=False)
+        if self.uploader is not None:
+            self.uploader.poll()
         if self._writing is None and (self._due(step) or asked_to_end()):
             self._begin(self._last, self.config.learner.timeout_s)
 
@@ -81,6 +88,7 @@ class Checkpointing:
             self._settle(wait=True)
             self._begin(self._last, self.config.learner.timeout_s)
         self._settle(wait=True)
+        self._wait_for_uploads()
         raise Ended(self.resumes())
 
     def last_whole(self, lost: Sequence[str]) -> DriverState | None:
@@ -119,6 +127,7 @@ class Checkpointing:
             if self._last.step == len(self.state.log.steps) > self.saved:
                 self._begin(self._last, RESCUE_TIMEOUT_S)
                 self._settle(wait=True)
+            self._wait_for_uploads()
         except Exception:  # the error that is on its way is the one to be told of
             traceback.print_exc()
         self.run.terminal.line(f"[yellow]{self.resumes()}[/]")
@@ -131,13 +140,17 @@ class Checkpointing:
 
     def finish(self) -> None:
         """The run is done: keep the checkpoints that are kept for good beside the policy, and drop the others."""
-        if self._writing is not None:
-            self._settle(wait=True)
+        self._settle(wait=True)
+        self._wait_for_uploads()
         every = self.config.checkpoint.keep_every
         for checkpoint in self.checkpoints.all():
             if every is not None and checkpoint.step % every == 0:
                 self.run.files.checkpoints.mkdir(exist_ok=True)
                 checkpoint.folder.rename(self.run.files.checkpoints / checkpoint.folder.name)
+
+    def _wait_for_uploads(self) -> None:
+        if self.uploader is not None:
+            self.uploader.poll(self.config.learner.timeout_s)
 
     def _due(self, step: int) -> bool:
         if step == self.config.steps:
@@ -188,6 +201,8 @@ class Checkpointing:
             if self.failed:
                 self.run.terminal.line(f"{self.run.name} is saved again, after step {self.saved}")
             self.failed = False
+            if self.uploader is not None:
+                self.uploader.offer(Checkpoint(writing.staged.folder, self.saved))
         self._writing = None
         writing.staged.discard()
 
@@ -227,7 +242,10 @@ class Checkpointing:
             write_jsonl(made.steps, driver.steps)
             write_jsonl(made.ledger, [entry.to_json() for entry in driver.ledger])
             own = mark_files(staged.aside, [made.record, made.steps, made.ledger])
-            self.checkpoints.commit(staged, step, {**marks, **own}, keep=options.keep, every=options.keep_every)
+            needed = frozenset[int]() if self.uploader is None else self.uploader.reading
+            self.checkpoints.commit(
+                staged, step, {**marks, **own}, keep=options.keep, every=options.keep_every, needed=needed
+            )
 
     def _tell_of_failure(self, step: int, error: CastorError) -> None:
         log.warning("the state after step %d is not saved: %s", step, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from castor.io.files import read_jsonl
 from castor.run.checkpoints import Checkpoint, Checkpoints
 from castor.run.claim import accepted_keys
 from castor.run.ledger import Entry
+from castor.run.remote import RemoteCheckpoints
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.producer import Producer
 from trainers.rlhf.run_log import RunLog
@@ -36,12 +38,14 @@ class Left:
 
 
 def find_left(run: StageRun) -> Left | None:
-    """The checkpoint that a run goes on from; None: it begins.
+    """The checkpoint that a run goes on from, or its copy where the run's folder has none; None: the run begins.
 
     Raises CastorError when the checkpoint is damaged, of another run or of another version of Castor.
     """
     files = run.files.training
     checkpoint = Checkpoints(files).newest()
+    if checkpoint is None and not run.claim.fresh:
+        checkpoint = _fetch(run)
     if checkpoint is None:
         return None
     earlier = ", ".join(str(step) for step in files.steps() if step < checkpoint.step)
@@ -50,6 +54,28 @@ def find_left(run: StageRun) -> Left | None:
     record = checkpoint.read_record(run.name, accepted_keys(files))
     ledger = [Entry.from_json(values) for values in read_jsonl(checkpoint.ledger)]
     return Left(checkpoint, record, read_jsonl(checkpoint.steps), ledger)
+
+
+def remote_checkpoints(run: StageRun) -> RemoteCheckpoints | None:
+    """Where the copies of a run's checkpoints are; None: it has none."""
+    url = run.section.checkpoint.url
+    return None if url is None else RemoteCheckpoints(url, run.files.run, run.name)
+
+
+def _fetch(run: StageRun) -> Checkpoint | None:
+    """The newest copy, among the run's checkpoints; None: there is none of these inputs."""
+    remote, files = remote_checkpoints(run), run.files.training
+    step = None if remote is None else remote.newest()
+    if remote is None or step is None:
+        return None
+    checkpoint = remote.download(step, Checkpoints(files))
+    if checkpoint.key in accepted_keys(files):
+        run.terminal.line(f"{run.name}: the state after step {step} is back from {remote.url}")
+        return checkpoint
+    run.terminal.line(f"[yellow]{run.name} starts over[/]: what is at {remote.url} is of other inputs")
+    shutil.rmtree(checkpoint.folder)
+    files.newest.unlink()
+    return None
 
 
 @dataclass(frozen=True)
@@ -112,7 +138,7 @@ class RunState:
         What is being sampled is dropped. Raises CastorError when it is of other prompts.
         """
         self.prompts.load_state_dict(dict(state.prompts))
-        if self.groups.multipliers is not None:
+        if self.groups.multipliers is not None and state.multipliers is not None:  # else they are new, as of their file
             restoring = self.groups.multipliers.restore.remote(state.multipliers)
             get(restoring, START_TIMEOUT_S, "the multiplier owner")
         self.log.rewind(steps)
