@@ -14,6 +14,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from actors.group import START_TIMEOUT_S, ActorFailure, get, too_late
+from actors.health import Health, Roster
 from actors.processes import Processes, kill
 from actors.reservation import Reservation
 from actors.rollout import WEIGHTS, ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
@@ -80,18 +81,20 @@ class RolloutPool:
         reservation: Reservation | None = None,
         sleeps: bool = False,
         lora: LoRA | None = None,
+        roster: Roster | None = None,
     ) -> None:
         """Start the workers where they are reserved, without waiting for them; `wait_ready` does.
 
         Workers that share their GPUs are waited for: vLLM takes what memory it finds free while it starts, and would
         count a neighbour that loads its model meanwhile as its own. `sleeps`: they will be sent to sleep. `lora`: of
-        the policy, whose updates are then adapters.
+        the policy, whose updates are then adapters. `roster`: where the workers' health is noted.
         """
         self.config, self.reservation = config, reservation or Reservation()
         model = ModelReference.of(model)
         self._asked = rollout_workers(model.name, config)
         self._args = (model, config, config.resources.threads, sleeps, lora)
-        self._workforce = Workforce("rollout worker", self._start, self._asked.count, config.max_worker_restarts)
+        names, roster = self._asked.rank_names, roster or Roster()
+        self._workforce = Workforce("rollout worker", self._start, names, config.max_worker_restarts, roster)
         self._weights = WeightProofs()
         self._streams: dict[Any, _Dealt] = {}
         self._processes: dict[ActorHandle, Processes] = {}
@@ -132,6 +135,7 @@ class RolloutPool:
         """Until every engine is up. Raises ActorFailure when one cannot start."""
         ready = [cast(Any, worker).ready.remote() for worker in self.workers]
         get(ready, START_TIMEOUT_S, "a rollout worker (starting vLLM)")
+        self._workforce.note(self.workers, Health.HEALTHY)
 
     def generate(self, requests: Sequence[PromptRequest], decode: bool = False) -> Iterator[Chunk]:
         """Chunks as they finish, every uid exactly once, however many workers die on the way.
@@ -272,6 +276,7 @@ class RolloutPool:
                 self._verify(ready[0])
                 continue
             for worker in {owed.worker for owed in pending.values()}:
+                self._workforce.note([worker], Health.SUSPECT, f"no proof of its weights within {timeout_s:.0f} s")
                 kill(self._processes[worker])
                 self._replace(worker, too_late(timeout_s, "a rollout worker (receiving weights)"))
         return self._weights.lost or ("an engine was lost" if self.restarts > before else None)
@@ -343,6 +348,9 @@ class RolloutPool:
             self._weights.check(proof)
         except RayActorError as error:
             self._replace(worker, error)
+        else:
+            if worker in self.workers and self._weights.lost is None:
+                self._workforce.note([worker], Health.HEALTHY)
 
     def _replace(self, worker: ActorHandle, error: Exception) -> bool:
         replaced = self._workforce.replace(worker, error)

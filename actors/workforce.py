@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
 
 from actors.group import START_TIMEOUT_S, ActorFailure
+from actors.health import Health, Roster
 
 log = logging.getLogger(__name__)
 
@@ -19,13 +20,25 @@ ANSWER_S = 1.0  # within which an actor that is up and idle answers
 class Workforce:
     """Workers at work, and `stale` ones: started in place of dead ones, with the weights of the model's folder."""
 
-    def __init__(self, what: str, start: Callable[[int], ActorHandle], size: int, max_restarts: int) -> None:
+    def __init__(
+        self,
+        what: str,
+        start: Callable[[int], ActorHandle],
+        names: Sequence[str],
+        max_restarts: int,
+        roster: Roster,
+    ) -> None:
         """`start` starts the one of that number without waiting for it; `what` they are, for messages."""
         self.what, self.start, self.max_restarts = what, start, max_restarts
-        self.restarts = 0
-        self.working = [start(number) for number in range(size)]
+        self.names, self.roster, self.restarts = names, roster, 0
+        roster.note(names, Health.STARTING)
+        self.working = [start(number) for number in range(len(names))]
         self.stale: list[ActorHandle] = []
         self._numbers = {worker: number for number, worker in enumerate(self.working)}
+
+    def note(self, workers: Iterable[ActorHandle], health: Health, why: str = "") -> None:
+        """In which state they are now."""
+        self.roster.note([self.names[self._numbers[worker]] for worker in workers], health, why)
 
     def replace(self, worker: ActorHandle, error: Exception) -> bool:
         """Start another worker in place of a dead one, of the same number; False when that was done before, on the
@@ -36,6 +49,7 @@ class Workforce:
         if worker not in self.working:
             return False
         self.working = [other for other in self.working if other != worker]
+        self.note([worker], Health.DEAD)
         self.restarts += 1
         if self.restarts > self.max_restarts:
             raise ActorFailure(
@@ -45,10 +59,12 @@ class Workforce:
         number = self._numbers.pop(worker)
         self.stale.append(self.start(number))
         self._numbers[self.stale[-1]] = number
+        self.note([self.stale[-1]], Health.STARTING)
         return True
 
     def admit_stale(self) -> None:
         """The stale workers are about to get the weights of the others, and work from then on."""
+        self.note(self.stale, Health.STALE)
         self.working, self.stale = self.working + self.stale, []
 
     @property
@@ -64,10 +80,12 @@ class Workforce:
         patience = ANSWER_S if self.working else START_TIMEOUT_S
         up, _ = ray.wait(list(ready), num_returns=len(ready) if self.working else 1, timeout=patience)
         admitted = [ready[ref] for ref in up]
+        self.note(admitted, Health.STALE)
         self.working = self.working + admitted
         self.stale = [worker for worker in self.stale if worker not in admitted]
 
     def stop(self) -> None:
         """Kill all of them."""
+        self.note(self.everyone, Health.RETIRED)
         for worker in self.everyone:
             ray.kill(worker)

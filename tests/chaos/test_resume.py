@@ -230,6 +230,7 @@ def test_groups_that_die_one_after_the_other(undisturbed, tiny_models, tmp_path,
     assert not any(psutil.pid_exists(process) for process in killed)
     assert started[4:] == ["learner", "reference", "signal-harm"]
     assert (len(set(killed)), read_json(run.files.run_record)["restarts"]) == (3, 3)
+    assert made[0].roster.deaths == 3
     told = [line for line in run.screen.lines if "after step" in line]
     assert [line.rsplit(" ", 1)[-1] for line in told] in (
         ["1", "0", "2", "2", "3", "2"],
@@ -294,7 +295,8 @@ def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
     assert "[yellow]signal-harm was stuck: its stacks are in the log[/] after step 4" in told[2]
     assert told[3].startswith("run goes on after step ")
     assert (len(asleep), read_json(run.files.run_record)["restarts"]) == (1, 2)
-    assert "signal-harm, rank 0, does not answer; its stacks follow" in caplog.text
+    assert "signal-harm-0: healthy -> suspect: no answer; its stacks follow" in caplog.text
+    assert "signal-harm-0: suspect -> dead" in caplog.text
     shown = capfd.readouterr()
     assert "test_resume.py" in shown.out + shown.err  # where it sleeps
     assert refused == ["step-000000001"]

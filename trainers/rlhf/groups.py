@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ from typing import Any, Self
 import ray
 
 from actors.group import START_TIMEOUT_S, ActorFailure, ActorGroup, get, has_died
+from actors.health import Health, Roster
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
 from actors.processes import Processes, kill, show_stacks
@@ -76,7 +77,9 @@ class Groups:
         """
         policy = ModelReference.of(policy)
         self.config, self.reservation = config, reservation
-        self.rollout = RolloutPool(policy, config.rollout, reservation, config.colocate, config.policy.lora)
+        self.roster = Roster()
+        sleeps, lora = config.colocate, config.policy.lora
+        self.rollout = RolloutPool(policy, config.rollout, reservation, sleeps, lora, self.roster)
         learns = (policy, config, seed, template, ray.put(ptx_rows))
         self._parts = {"learner": Part(actors["learner"], LearnerWorker, learns, "learner", trains=True)}
         for name in config.signals:
@@ -116,10 +119,15 @@ class Groups:
     def lost(self) -> list[str]:
         """The groups of which an actor has died."""
         asked = {
-            handle.__ray_ready__.remote(): name for name, group in self._groups.items() for handle in group.handles
+            handle.__ray_ready__.remote(): (name, rank)
+            for name, group in self._groups.items()
+            for rank, handle in enumerate(group.handles)
         }
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=DEATH_S)
-        return list(dict.fromkeys(asked[ref] for ref in answered if has_died(ref)))
+        dead = [asked[ref] for ref in answered if has_died(ref)]
+        for name, rank in dead:
+            self._note(name, Health.DEAD, ranks=[rank])
+        return list(dict.fromkeys(name for name, _ in dead))
 
     def end_silent(self) -> None:
         """End the actors that do not answer, once they have shown where they are stuck.
@@ -130,7 +138,7 @@ class Groups:
             asked = {handle.__ray_ready__.remote(): rank for rank, handle in enumerate(group.handles)}
             _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
             for rank in (asked[ref] for ref in silent):
-                log.warning("%s, rank %d, does not answer; its stacks follow", group.name, rank)
+                self._note(name, Health.SUSPECT, "no answer; its stacks follow", ranks=[rank])
                 show_stacks(self._processes[name][rank])
                 kill(self._processes[name][rank])
 
@@ -141,6 +149,7 @@ class Groups:
         is gone. Raises ActorFailure when none of them comes up.
         """
         for name in names:
+            self._note(name, Health.RETIRED)  # also those that live: they are of a group that has lost one
             self._groups[name].stop()
             self._waiting.pop(name, ActorGroup(name, [])).stop()
             self._groups[name] = self._start(name)
@@ -171,6 +180,7 @@ class Groups:
             )
         missing = [handle for handle in group.handles if handle not in came]
         ActorGroup(name, came[size:]).stop()
+        self._note(name, Health.RETIRED, ranks=range(size, len(came)))
         if missing:
             log.warning("%s goes on with %d of %d ranks: the others find no place", group.name, size, len(asked))
             self._waiting[name] = ActorGroup(name, missing)
@@ -182,8 +192,14 @@ class Groups:
         self.turns.back(self._groups.values())
         self._load(trained)
 
+    def _note(self, name: str, health: Health, why: str = "", ranks: Iterable[int] | None = None) -> None:
+        """In which state the actors of a group, or these ranks of it, are now."""
+        names = self._parts[name].actors.rank_names
+        self.roster.note(names if ranks is None else [names[rank] for rank in ranks], health, why)
+
     def _start(self, name: str) -> ActorGroup:
         part = self._parts[name]
+        self._note(name, Health.STARTING)
         return ActorGroup.start(part.actors, part.actor_class, self.reservation, name=part.title)
 
     def _join(self, names: Sequence[str]) -> None:
@@ -201,12 +217,18 @@ class Groups:
             loading = [(group, group.call("load", *arguments)) for group, arguments in loads]
             for group, refs in loading:
                 get(refs, START_TIMEOUT_S, f"{group.name} (loading its model)")
+            self._note_healthy(names)
             return
         self.rollout.sleep(keep_weights=True)
         for group, arguments in loads:
             get(group.call("load", *arguments), START_TIMEOUT_S, f"{group.name} (loading its model)")
             get(group.call("occupy", None), START_TIMEOUT_S, f"{group.name} (leaving the GPU)")
         self.rollout.wake()
+        self._note_healthy(names)
+
+    def _note_healthy(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._note(name, Health.HEALTHY, ranks=range(len(self._groups[name].handles)))
 
     def reference_logprobs(self, number: int, experience: Any) -> Any:
         """A ref to the reference log-probabilities of chunk `number`, a ref to experience.
@@ -233,6 +255,8 @@ class Groups:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.rollout.stop()
+        for name in self._parts:
+            self._note(name, Health.RETIRED)
         for group in (*self._groups.values(), *self._waiting.values()):
             group.stop()
         if self.multipliers is not None:

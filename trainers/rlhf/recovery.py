@@ -63,7 +63,7 @@ class Recovery:
                 bring_back = True
 
     def _after(self, result: StepResult) -> None:
-        self.state.log.add(result)
+        self.state.log.add(result, self.state.groups.roster.metrics())
         self._skipped = self._skipped + 1 if _skipped_updates(result.metrics) else 0
         if self._skipped > self.config.learner.max_skipped:
             raise NotFinite(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from castor.config.rlhf import RLHF
@@ -27,8 +27,8 @@ class RunLog:
         self.steps = list(steps)
         write_jsonl(self.run.files.steps, self.steps)
 
-    def add(self, result: StepResult) -> None:
-        """Record one step."""
+    def add(self, result: StepResult, health: Mapping[str, float]) -> None:
+        """Record one step; `health` of the run's actors goes to the tracker alone, as it is not the run's result."""
         metrics = dict(result.metrics)
         objectives = [key for key, signal in self.config.signals.items() if signal.role == "objective"]
         constraints = list(self.config.constraints)
@@ -44,7 +44,12 @@ class RunLog:
         self.steps.append(record)
         write_jsonl(self.run.files.steps, self.steps)
         before, self.alarms = self.alarms, alarms(self.config, self.steps)
-        tracked = metrics | {"mean_reward": record["mean_reward"]} | {f"alarm/{name}": 1.0 for name in self.alarms}
+        tracked = (
+            metrics
+            | {"mean_reward": record["mean_reward"]}
+            | {f"alarm/{name}": 1.0 for name in self.alarms}
+            | dict(health)
+        )
         self.run.tracker.log(self.run.name, result.step, tracked)
         self.bar.update(result.step, self.config.steps)
         self.run.terminal.line(self._line(record))
