@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shlex
 import sys
@@ -27,6 +28,7 @@ from rich.table import Column
 from castor.io.encoding import READABLE
 from castor.io.files import make_folder, refusals_named
 
+PACKAGES = ("castor", "engines", "actors", "trainers", "serve")
 WIDE = 60  # columns of a terminal that shows more than the number and the time left
 
 
@@ -114,8 +116,8 @@ def captured(log: Path) -> Iterator[Terminal]:
     """Send this process's stdout and stderr, and so what Ray forwards from its workers, to the end of `log`, in UTF-8.
 
     Libraries print from Python, from C and from other processes, so the file descriptors themselves are redirected;
-    the terminal yielded writes to the original stdout. The first line in the log is the time and the command. Raises
-    CastorError where `log` cannot be written.
+    the terminal yielded writes to the original stdout. The first line in the log is the time and the command; what our
+    own packages log from INFO on has its time, too. Raises CastorError where `log` cannot be written.
     """
     make_folder(log.parent)
     with refusals_named(log):
@@ -133,9 +135,16 @@ def captured(log: Path) -> Iterator[Terminal]:
     encodings = [(stream.encoding, stream.errors) for stream in streams]
     for stream in streams:
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    told = logging.StreamHandler()
+    told.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in PACKAGES:
+        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).addHandler(told)
     try:
         yield Terminal(Console(file=screen, highlight=False, soft_wrap=True))
     finally:
+        for name in PACKAGES:
+            logging.getLogger(name).removeHandler(told)
         try:
             with refusals_named(log):
                 sys.stdout.flush()
