@@ -123,3 +123,21 @@ def test_no_descriptor_is_left_open(tmp_path):
         [sys.executable, "-c", program, str(tmp_path / "log")], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout == "0\n"
+
+
+LOGS = """
+import logging, sys
+from pathlib import Path
+from castor.io.terminal import captured
+
+with captured(Path(sys.argv[1])):
+    logging.getLogger("actors.health").info("rollout-0: starting -> healthy")
+    logging.getLogger("somebody.else").info("not ours")
+"""
+
+
+def test_what_our_packages_log_is_in_the_log_with_its_time(tmp_path):
+    subprocess.run([sys.executable, "-c", LOGS, tmp_path / "log"], check=True, timeout=60)
+    text = (tmp_path / "log").read_text()
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO actors\.health: rollout-0: starting", text, re.M)
+    assert "not ours" not in text
