@@ -178,7 +178,9 @@ class Groups:
             raise ActorFailure(
                 f"none of the {len(asked)} actors of {group.name} came up and lived, within {patience:.0f} s"
             )
-        missing = [handle for handle in group.handles if handle not in came]
+        dead = [asked[ref] for ref in up if asked[ref] not in came]  # as where a node had gone and nobody knew yet
+        missing = [handle for handle in group.handles if handle not in (*came, *dead)]
+        missing += [self._start_one(name, group.handles.index(handle)) for handle in dead]
         ActorGroup(name, came[size:]).stop()
         self._note(name, Health.RETIRED, ranks=range(size, len(came)))
         if missing:
@@ -201,6 +203,10 @@ class Groups:
         part = self._parts[name]
         self._note(name, Health.STARTING)
         return ActorGroup.start(part.actors, part.actor_class, self.reservation, name=part.title)
+
+    def _start_one(self, name: str, rank: int) -> Any:
+        part = self._parts[name]
+        return part.actor_class.options(**self.reservation.options(part.actors, rank)).remote()
 
     def _join(self, names: Sequence[str]) -> None:
         for name in names:
