@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from castor.config.rlhf import PTX
+from castor.config.learner import PTX
 from castor.config.training import Engine
 from castor.data.rows.schemas import QARow
 from castor.data.tokens.batches import batches

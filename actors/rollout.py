@@ -12,7 +12,7 @@ import ray
 from actors.device import require_gpu
 from actors.group import node_id
 from actors.processes import Processes, processes_of_this_actor
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.config.training import LoRA
 from castor.data.tokens.prompt_stream import Prompt
 from castor.experience import Experience

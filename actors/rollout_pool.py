@@ -20,7 +20,7 @@ from actors.reservation import Reservation
 from actors.rollout import WEIGHTS, ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
 from actors.weight_proofs import WeightProofs
 from actors.workforce import Workforce
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.config.training import LoRA
 from castor.model_reference import ModelLike, ModelReference
 from castor.run.actors import rollout_workers

@@ -15,7 +15,7 @@ import ray
 from actors.cluster import cluster
 from actors.group import actor_options, get
 from castor.config.load import load_config
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.data.rows.load import load_prompts
 from castor.data.sources.report import RowReport
 from castor.data.tokens.template import PromptTemplate, load_tokenizer

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from castor.config.rlhf import Learner
+from castor.config.learner import Learner
 from castor.config.training import Engine
 from castor.experience import Experience, ragged_take
 from castor.packing import PackedRows, micro_batches, pack_rows, partition

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Protocol
 
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.config.training import LoRA
 from engines.vllm_arguments import engine_arguments
 from engines.weights.base import LOST, TransferError, WeightUpdate, receiver_of

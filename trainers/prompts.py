@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.data.tokens.prompt_stream import Prompt
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError

@@ -15,8 +15,10 @@ from actors.signal import SignalModels
 from benchmarks.gpu_check.setting import Figures, Setting
 from castor.config.cluster import RayCluster
 from castor.config.demo_model import DemoModel
+from castor.config.learner import Learner
 from castor.config.multipliers import Multipliers
-from castor.config.rlhf import RLHF, Learner, Policy, Reference, Rollout
+from castor.config.rlhf import RLHF, Policy, Reference
+from castor.config.rollout import Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer, Resources
 from castor.data.tokens.prompt_stream import PromptStream

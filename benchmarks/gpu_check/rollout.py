@@ -18,7 +18,7 @@ from benchmarks.gpu_check import models
 from benchmarks.gpu_check.setting import GIB, Figures, Setting
 from castor.config.cluster import RayCluster
 from castor.config.demo_model import DemoModel
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.config.training import Resources
 from castor.models.tiny import train_tokenizer
 from castor.synthetic.prompts import enumerate_prompts

@@ -8,7 +8,7 @@ from castor.config.assess import ChatServer
 from castor.config.base import Section
 from castor.config.data import DataSource
 from castor.config.model import ModelOption
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 
 
 class Collect(Section):

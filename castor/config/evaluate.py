@@ -5,7 +5,7 @@ from pydantic import Field
 from castor.config.base import Section
 from castor.config.data import DataSource
 from castor.config.model import ModelOption
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.config.signal import Classifier
 from castor.config.training import Resources
 

@@ -1,7 +1,5 @@
 """One RLHF run. Which method it is follows from the signals it lists and the multiplier rule it names."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from castor.config.advantage import Advantage
@@ -9,10 +7,12 @@ from castor.config.alarms import Alarms
 from castor.config.base import Section
 from castor.config.checkpoint import Checkpoint
 from castor.config.data import DataSource
+from castor.config.learner import Learner
 from castor.config.model import ModelOption
 from castor.config.multipliers import Constraint, Multipliers
+from castor.config.rollout import Rollout
 from castor.config.signal import Signal
-from castor.config.training import Engine, LoRA, Offload, Optimizer, Resources
+from castor.config.training import LoRA, Offload, Resources
 
 
 class Reference(Section):
@@ -50,163 +50,6 @@ class Policy(Section):
         if self.lora is not None and self.lora.rank > MAX_LORA_RANK:
             raise ValueError(f"lora.rank {self.lora.rank}: vLLM's kernels take at most {MAX_LORA_RANK}")
         return self
-
-
-HeadType = Literal["model", "float32"]
-
-
-class Rollout(Section):
-    """Sampling from the policy with vLLM."""
-
-    HOW = frozenset(
-        (
-            "workers",
-            "engine",
-            "chunk_size",
-            "max_num_seqs",
-            "kv_cache_mib",
-            "gpu_memory_utilization",
-            "tensor_parallel_size",
-            "max_worker_restarts",
-            "timeout_s",
-            "transfer",
-            "transfer_timeout_s",
-            "resources",
-        )
-    )
-
-    workers: int = Field(1, ge=1, description="engines")
-    engine: Literal["inproc", "async"] = Field(
-        "inproc", description="vLLM inside the actor's process, or AsyncLLM with an engine process of its own"
-    )
-    max_prompt_tokens: int = Field(256, ge=1, description="longer prompts are dropped and counted")
-    max_new_tokens: int = Field(512, ge=1, description="responses are cut here")
-    temperature: float = Field(1.0, gt=0, description="log-probabilities are those of this tempered distribution")
-    chunk_size: int = Field(16, ge=1, description="finished responses are handed on in chunks of this many")
-    max_num_seqs: int = Field(128, ge=1, description="responses decoded at a time by one engine")
-    kv_cache_mib: int = Field(128, ge=1, description="key-value cache of one engine on a CPU, MiB")
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory one engine may use")
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one engine")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")
-    head_dtype: HeadType = Field(
-        "model",
-        description="type of the logits in engine, learner and reference: that of the model, or float32 from the same "
-        "weights, which brings a bfloat16 engine's log-probabilities closer to the learner's",
-    )
-    max_staleness: int = Field(
-        0,
-        ge=0,
-        description="how many versions the weights that sampled a token may be behind those being updated. 0: sampling "
-        "and learning take turns; k: the next k steps' responses are sampled while the learner works",
-    )
-    on_new_weights: Literal["finish", "continue"] = Field(
-        "finish",
-        description="with max_staleness over 0: responses being sampled when new weights arrive are finished on the "
-        "old ones, or continue on the new",
-    )
-    max_worker_restarts: int = Field(3, ge=0, description="dead workers replaced before the run fails")
-    timeout_s: float = Field(600.0, gt=0, description="longest wait for one more response before the run fails")
-    transfer: Literal["auto", "host", "gloo", "nccl", "ipc"] = Field(
-        "auto",
-        description="how an RLHF run's weights reach its engines. host: through the node's memory, where an engine "
-        "takes them when it comes to it; gloo, nccl: broadcast to all at once, between CPUs or between GPUs; ipc: "
-        "copied within one GPU that all share; auto: nccl where learner and engines have GPUs of their own, ipc where "
-        "the whole run has one GPU, unless engines finish their responses first; else host",
-    )
-    transfer_timeout_s: float = Field(
-        120.0,
-        gt=0,
-        description="with gloo, nccl and ipc: an engine that takes longer for the next part of the weights is replaced",
-    )
-    resources: Resources = Field(default_factory=Resources, description="of one worker")
-
-
-class PTX(Section):
-    """A language-model loss on demonstrations, mixed into every policy update."""
-
-    data: DataSource = Field(default_factory=DataSource, description="demonstrations")
-    ptx_coeff: float = Field(16.0, gt=0, description="its weight")
-    batch_size: int = Field(16, ge=1, description="demonstrations of one policy update, over all ranks")
-
-
-class Learner(Section):
-    """The policy's update."""
-
-    HOW = frozenset(
-        (
-            "ranks",
-            "logprob_gap_alarm",
-            "max_skipped",
-            "timeout_s",
-            "rejoin_s",
-            "resources",
-        )
-    )
-
-    ranks: int = Field(1, ge=1, description="SPMD world size")
-    engine: Engine = Field(
-        default_factory=lambda: Engine(optimizer=Optimizer(lr=1e-5)), description="DeepSpeed and optimiser"
-    )
-    clip_range_ratio: float = Field(0.2, gt=0, lt=1, description="clip range of the probability ratio, both ways")
-    clip_range_low: float | None = Field(
-        None, gt=0, lt=1, description="another range below 1 (asymmetric clip); null: clip_range_ratio"
-    )
-    clip_range_high: float | None = Field(None, gt=0, description="another range above 1; null: clip_range_ratio")
-    dual_clip: float | None = Field(
-        None,
-        gt=1,
-        description="negative advantages: the loss is at most this times |A| (Ye et al. 2020); null: no limit",
-    )
-    entropy_coeff: float = Field(
-        0.0, ge=0, description="weight of an entropy bonus, exact over the vocabulary (one more softmax a token)"
-    )
-    old_logprobs: Literal["auto", "rollout", "learner"] = Field(
-        "auto",
-        description="PPO's old log-probabilities, which ratio and clip are taken against. rollout: those the engine "
-        "sampled with; learner: the learner's own before the step's first update, each token weighted by the ratio to "
-        "the engine's, which corrects where the two compute differently. auto: learner on GPUs and with "
-        "rollout.max_staleness over 0, else rollout",
-    )
-    importance_cap: float = Field(
-        2.0,
-        ge=1,
-        description="with old_logprobs from the learner: a token's loss is weighted by the ratio of its probability "
-        "before the step's updates to that it was sampled with, truncated here",
-    )
-    update_iters: int = Field(1, ge=1, description="passes over the experience of a step")
-    mini_batches: int = Field(1, ge=1, description="optimiser steps in one pass")
-    loss_normalization: Literal["sequence", "token"] = Field(
-        "sequence",
-        description="mean over tokens in a response, then over responses (PKU), or over all tokens of the batch",
-    )
-    ptx: PTX | None = Field(None, description="language-model loss mixed in")
-    logprob_gap_alarm: float = Field(
-        0.1,
-        gt=0,
-        description="the run stops when the mean |learner - rollout| log-probability gap of a batch exceeds this",
-    )
-    max_skipped: int = Field(
-        3,
-        ge=0,
-        description="steps in a row with a gradient that was not finite, which is left out, before the run goes back "
-        "to its newest checkpoint and on with other samples and mini-batches",
-    )
-    timeout_s: float = Field(
-        600.0, gt=0, description="a rank stuck this long in a collective, or a step, fails the run"
-    )
-    rejoin_s: float = Field(
-        300.0,
-        ge=0,
-        description="how long ranks of a lost node may take to be placed again before a group of the run goes on with "
-        "fewer; with all of them again from the next checkpoint on after they have come back",
-    )
-    resources: Resources = Field(default_factory=Resources, description="of one rank")
-
-    @property
-    def clip_range(self) -> tuple[float, float]:
-        """How far the probability ratio may fall below 1, and rise above it."""
-        both = self.clip_range_ratio
-        return self.clip_range_low or both, self.clip_range_high or both
 
 
 class RLHF(Section):

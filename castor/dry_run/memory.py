@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.config.training import Engine, LoRA, Resources
 from castor.dry_run.shapes import Shape
 from castor.dry_run.zero import Sizes, zero

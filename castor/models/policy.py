@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from castor.algorithms.logprobs import chunked_logprobs, token_logprobs
-from castor.config.rlhf import HeadType
+from castor.config.rollout import HeadType
 from castor.config.training import Engine
 from castor.data.tokens.template import load_tokenizer
 from castor.io.checkpoint import atomic_folder

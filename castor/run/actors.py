@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command line imports stages to name its commands; sections cost a quarter of a second
     from castor.config.model import ModelOption
-    from castor.config.rlhf import Rollout
+    from castor.config.rollout import Rollout
     from castor.config.supervised import Supervised
     from castor.config.training import Engine, LoRA, Resources
 

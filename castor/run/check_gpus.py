@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from castor.config.cluster import Hardware
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.run.actors import Actors
 from castor.run.stages.stage import Stage
 

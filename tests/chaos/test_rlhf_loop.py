@@ -8,8 +8,10 @@ import ray
 from actors.reservation import Reservation
 from actors.rollout import RolloutWorker
 from actors.signal import SignalModels
+from castor.config.learner import Learner
 from castor.config.multipliers import Multipliers
-from castor.config.rlhf import RLHF, Learner, Rollout
+from castor.config.rlhf import RLHF
+from castor.config.rollout import Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
 from castor.data.tokens.prompt_stream import PromptStream

@@ -10,7 +10,9 @@ from actors.reservation import Reservation
 from actors.rollout import PromptRequest
 from actors.signal import SignalModels
 from actors.step_batch import StepBatch
-from castor.config.rlhf import RLHF, Learner, Rollout
+from castor.config.learner import Learner
+from castor.config.rlhf import RLHF
+from castor.config.rollout import Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
 from castor.data.tokens.prompt_stream import PromptStream

@@ -15,8 +15,9 @@ from actors.signal import SignalModels, SignalWorker
 from actors.step_batch import StepBatch
 from castor.algorithms.advantages import combine
 from castor.algorithms.losses import clipped_policy_loss
+from castor.config.learner import Learner
 from castor.config.multipliers import Multipliers
-from castor.config.rlhf import RLHF, Learner
+from castor.config.rlhf import RLHF
 from castor.config.signal import Signal
 from castor.config.training import Engine, Optimizer
 from castor.data.tokens.template import PromptTemplate, load_tokenizer

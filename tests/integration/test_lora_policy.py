@@ -15,7 +15,9 @@ from actors.reference import ReferenceWorker
 from actors.reservation import Reservation
 from actors.signal import SignalModels
 from castor.config.data import DataSource
-from castor.config.rlhf import PTX, RLHF, Learner, Policy, Rollout
+from castor.config.learner import PTX, Learner
+from castor.config.rlhf import RLHF, Policy
+from castor.config.rollout import Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, LoRA, Optimizer
 from castor.data.rows.load import stream_demonstrations

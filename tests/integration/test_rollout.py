@@ -13,7 +13,7 @@ from actors.group import get
 from actors.reservation import Reservation
 from actors.rollout import PromptRequest, RolloutWorker
 from actors.rollout_pool import RolloutPool
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.experience import Experience
 from castor.models.policy import PolicyModel
 from engines.batch import make_micro_batch

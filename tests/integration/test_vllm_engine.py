@@ -16,7 +16,9 @@ from actors.reference import ReferenceWorker
 from actors.rollout import PromptRequest
 from actors.rollout_pool import RolloutPool
 from actors.step_batch import StepBatch
-from castor.config.rlhf import RLHF, Learner, Rollout
+from castor.config.learner import Learner
+from castor.config.rlhf import RLHF
+from castor.config.rollout import Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Resources
 from castor.experience import Experience

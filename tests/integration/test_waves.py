@@ -6,7 +6,7 @@ import ray
 
 from actors.group import actor_options, get
 from castor.config.demo_model import DemoModel
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.config.training import Resources
 from castor.models.tiny import make_demo_model
 from engines.vllm_arguments import CPU_PREFILL_TOKENS, VLLM_ENV

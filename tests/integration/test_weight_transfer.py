@@ -15,7 +15,8 @@ from actors.group import ActorGroup, get
 from actors.rollout import RolloutWorker
 from actors.rollout_pool import RolloutPool
 from actors.weight_transfer import WeightTransfer
-from castor.config.rlhf import RLHF, Rollout
+from castor.config.rlhf import RLHF
+from castor.config.rollout import Rollout
 from castor.config.signal import Signal
 from castor.config.training import LoRA
 from engines.weights.base import sender_class

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from castor.config.rlhf import Learner
+from castor.config.learner import Learner
 from castor.config.training import Engine
 from castor.experience import Experience
 from castor.io.errors import CastorError

@@ -10,7 +10,7 @@ from castor.run.stages.stage import LANGUAGE_MODEL, Read, RowsRead, Stage
 
 if TYPE_CHECKING:
     from castor.config.collect import Collect
-    from castor.config.rlhf import Rollout
+    from castor.config.rollout import Rollout
 
 
 class CollectStage(Stage):

@@ -11,7 +11,7 @@ from castor.run.stages.stage import LANGUAGE_MODEL, Kind, Read, RowsRead, Stage,
 if TYPE_CHECKING:
     from castor.config.evaluate import Evaluate
     from castor.config.model import ModelOption
-    from castor.config.rlhf import Rollout
+    from castor.config.rollout import Rollout
     from castor.config.training import Engine
 
 

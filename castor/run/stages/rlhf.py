@@ -13,7 +13,8 @@ from castor.run.stages.stage import ANY_MODEL, LANGUAGE_MODEL, Kind, Read, RowsR
 
 if TYPE_CHECKING:
     from castor.config.model import ModelOption
-    from castor.config.rlhf import RLHF, Rollout
+    from castor.config.rlhf import RLHF
+    from castor.config.rollout import Rollout
     from castor.config.signal import Signal
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the command line imports stages to name its commands; secti
     from castor.config.base import Section
     from castor.config.data import DataSource
     from castor.config.model import ModelOption
-    from castor.config.rlhf import Rollout
+    from castor.config.rollout import Rollout
 
 Kind = Literal["language model", "reward model", "cost model", "moderation model", "rows", "report"]
 Rows = Literal["demonstrations", "qa", "preferences", "prompts"]

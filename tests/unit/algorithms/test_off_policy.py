@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from castor.algorithms.losses import clipped_policy_loss
 from castor.algorithms.off_policy import importance_ratio, truncated_importance_weights
 from castor.algorithms.ragged import token_weights
-from castor.config.rlhf import RLHF, Learner, Rollout
+from castor.config.learner import Learner
+from castor.config.rlhf import RLHF
+from castor.config.rollout import Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Resources
 

@@ -12,7 +12,7 @@ from castor.algorithms.losses import clipped_policy_loss
 from castor.algorithms.off_policy import importance_ratio
 from castor.algorithms.ragged import sequence_sums, token_weights
 from castor.algorithms.ratio import MAX_LOG_RATIO, bounded_exp, is_bounded
-from castor.config.rlhf import Learner
+from castor.config.learner import Learner
 from castor.packing import partition
 
 seeds = st.integers(0, 2**31 - 1)

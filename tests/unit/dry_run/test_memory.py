@@ -1,6 +1,6 @@
 import pytest
 
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.config.training import Engine, LoRA, Offload, Resources
 from castor.dry_run.memory import (
     CUDA_CONTEXT,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from castor.config.rlhf import Rollout
+from castor.config.rollout import Rollout
 from castor.config.serve import Serve
 from engines.vllm_arguments import VLLM_ENV, engine_arguments
 
