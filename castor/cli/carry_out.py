@@ -42,6 +42,7 @@ def _pipeline(plan: Any) -> Iterator[Any]:
     """Log, terminal and tracker around a command, and Ray from the first stage on that has work to do."""
     from castor.config.load import dump_config
     from castor.io.checkpoint import repair_folders
+    from castor.io.ending import listen
     from castor.io.files import write_text
     from castor.io.terminal import captured
     from castor.run.lock import exclusive
@@ -65,5 +66,6 @@ def _pipeline(plan: Any) -> Iterator[Any]:
                 from actors.cluster import cluster
 
                 stack.enter_context(cluster(config.ray))
+                listen()  # Ray has put a handler of SIGTERM in the place of ours, which ends the process at once
 
             yield Pipeline(plan, terminal, tracker, join_cluster)

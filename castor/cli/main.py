@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from castor.cli.export import export
 from castor.cli.failures import Interrupted, failures_told
 from castor.cli.runs import app as runs_app
 from castor.io.encoding import encode_readably
-from castor.io.ending import interrupt
+from castor.io.ending import listen
 from castor.io.errors import CastorError
 from castor.io.files import local_path
 from castor.run.files import RunFiles
@@ -57,8 +56,7 @@ EXIT_USER, EXIT_INTERRUPTED = 2, 130
 def main() -> None:
     """Entry point. Exit codes: 0 done; 2 something to put right; 1 a failure; 130 interrupted."""
     encode_readably(sys.stdout, sys.stderr)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    listen()
     try:
         app(standalone_mode=True)
     except CastorError as error:

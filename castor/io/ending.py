@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,12 @@ class Ended(Exception):
 def asked_to_end() -> bool:
     """Whether this process has been asked to end."""
     return _asked.is_set()
+
+
+def listen() -> None:
+    """From here on, Ctrl-C and SIGTERM are requests to end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
 
 
 def interrupt(signum: int, frame: Any) -> None:

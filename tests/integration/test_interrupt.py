@@ -38,7 +38,9 @@ class Screen:
             time.sleep(0.2)
 
 
-def test_ctrl_c_ends_everything(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_end_saves_the_state_and_ends_everything(tmp_path, how):
+    """Ctrl-C reaches the whole group of processes; SIGTERM, for which Ray has a handler of its own, the command."""
     command = [sys.executable, "-m", "castor", "pipeline", "configs/demo.yaml", f"run_dir={tmp_path / 'run'}"]
     leader, follower = pty.openpty()  # a terminal, so that the live progress bar is on the screen
     screen = Screen(leader)
@@ -50,7 +52,10 @@ def test_ctrl_c_ends_everything(tmp_path):
         screen.wait_for(r"\b[1-9][0-9]*/100000\b", process, 900)  # the bar counts the steps of the SFT stage
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) > 5
-        os.killpg(process.pid, signal.SIGINT)
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)
+        else:
+            process.send_signal(how)
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 130, (errors, screen.shown[-2000:])
         step = re.fullmatch(r"castor: interrupted; the same command goes on after step (\d+) of sft", errors.strip())
