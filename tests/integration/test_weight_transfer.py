@@ -179,8 +179,7 @@ def test_an_engine_lost_in_mid_transfer_is_replaced_and_the_others_go_on(
     faults.arm(1, number, "loading")
     inproc.publish(version)
     assert (faults.struck(), inproc.pool.restarts) == (struck + 1, before + 1)
-    assert len(inproc.pool.workers) == 1  # nobody waited for the replacement
-    inproc.check(version, requests(tokenised_prompts, 8))
+    inproc.check(version, requests(tokenised_prompts, 8))  # whether or not the replacement is up already
     monkeypatch.setattr("actors.workforce.ANSWER_S", 300.0)  # the next transfer waits for the replacement
     inproc.publish(version + 1)
     assert len(inproc.pool.workers) == 2
