@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from actors.processes import ends_after
 from actors.step_batch import read
 from castor.algorithms.constraints import Limit
 from castor.algorithms.kl import adapted_coefficient
 from castor.algorithms.multipliers import MultiplierState, initial_state, update, violated
 from castor.config.rlhf import RLHF
 from castor.io.files import read_json, write_json
+
+UPDATE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,10 @@ class Coefficients:
 
 
 class MultiplierOwner:
-    """The only writer of λ and β. Restarts from the file it writes after every update."""
+    """The only writer of λ and β. Restarts from the file it writes after every update.
+
+    An update that takes longer than `UPDATE_S` is stuck: the process shows where, and ends.
+    """
 
     def __init__(self, config: RLHF, limits: Mapping[str, float], state_file: Path) -> None:
         """`limits` are the constraints' limits in the unit of their statistics."""
@@ -61,19 +67,23 @@ class MultiplierOwner:
         """
         if version == self.version + 1:
             values = {name: np.concatenate(read(refs)).tolist() for name, refs in costs.items()}
-            self.states |= {
-                name: update(self.states[name], values[name], self.limits[name], self.rules[name]) for name in costs
-            }
-            if kl is not None:
-                assert self.advantage.kl_target is not None
-                self.kl_coeff = adapted_coefficient(
-                    self.kl_coeff, kl[0], self.advantage.kl_target, kl[1], self.advantage.kl_horizon
-                )
-            self.version = version
-            write_json(self.state_file, self.state())
+            with ends_after(UPDATE_S):
+                self._update(version, values, kl)
         elif version != self.version:
             raise ValueError(f"multiplier version {version} asked for at version {self.version}: an update was lost")
         return self._coefficients()
+
+    def _update(self, version: int, costs: Mapping[str, Sequence[float]], kl: tuple[float, int] | None) -> None:
+        self.states |= {
+            name: update(self.states[name], costs[name], self.limits[name], self.rules[name]) for name in costs
+        }
+        if kl is not None:
+            assert self.advantage.kl_target is not None
+            self.kl_coeff = adapted_coefficient(
+                self.kl_coeff, kl[0], self.advantage.kl_target, kl[1], self.advantage.kl_horizon
+            )
+        self.version = version
+        write_json(self.state_file, self.state())
 
     def _coefficients(self) -> Coefficients:
         multipliers = {name: state.value for name, state in self.states.items()}

@@ -6,8 +6,8 @@ import faulthandler
 import os
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,12 +27,15 @@ class Processes:
 
     node: str
     started: tuple[tuple[int, float], ...]
+    watched: tuple[tuple[int, float], ...]  # those of them that print their stacks when they are asked to
 
 
-def processes_of_this_actor() -> Processes:
-    """Of the actor that calls it."""
+def processes_of_this_actor(watched: Collection[int] = ()) -> Processes:
+    """Of the actor that calls it, which is watched from then on, as the others are whose numbers are given."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     this = psutil.Process()
-    return Processes(node_id(), tuple((each.pid, each.create_time()) for each in (this, *this.children(True))))
+    started = [(each.pid, each.create_time()) for each in (this, *this.children(True))]
+    return Processes(node_id(), tuple(started), tuple(each for each in started if each[0] in {this.pid, *watched}))
 
 
 class Watched:
@@ -40,14 +43,23 @@ class Watched:
 
     def processes(self) -> Processes:
         """Those of this actor. To be asked before it is stuck."""
-        faulthandler.register(signal.SIGUSR1, all_threads=True)
         return processes_of_this_actor()
 
 
+@contextmanager
+def ends_after(seconds: float) -> Iterator[None]:
+    """Where the block takes longer, this process prints the stacks of all its threads and ends."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 def show_stacks(processes: Processes) -> None:
-    """Have a `Watched` actor print the stacks of all its threads, which end up in the run's log; it may be stuck."""
+    """Have an actor print the stacks of all its threads, which end up in the run's log; it may be stuck."""
     there = NodeAffinitySchedulingStrategy(processes.node, soft=False)
-    showing = cast(Any, _show_here).options(scheduling_strategy=there).remote(processes.started[0])
+    showing = cast(Any, _show_here).options(scheduling_strategy=there).remote(processes.watched)
     get(showing, KILL_TIMEOUT_S, f"node {processes.node} (showing the stacks of an actor)")
 
 
@@ -59,8 +71,8 @@ def kill(processes: Processes) -> None:
 
 
 @ray.remote(num_cpus=0)
-def _show_here(started: tuple[int, float]) -> None:
-    _send((started,), signal.SIGUSR1)
+def _show_here(watched: Sequence[tuple[int, float]]) -> None:
+    _send(watched, signal.SIGUSR1)
     time.sleep(SHOW_S)
 
 

@@ -78,8 +78,8 @@ class RolloutWorker:
         return node_id()
 
     def processes(self) -> Processes:
-        """This worker's process and those of its engine."""
-        return processes_of_this_actor()
+        """This worker's process and those of its engine. To be asked before it is stuck."""
+        return processes_of_this_actor(self.engine.watch())
 
     def load_weights(self, update: WeightUpdate) -> Proof:
         """Take over new weights; returns the version and the digest of what was loaded."""

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from actors.group import START_TIMEOUT_S, ActorFailure, get, too_late
+from actors.group import START_TIMEOUT_S, ActorFailure, Stalled, get, too_late
 from actors.health import Health, Roster
-from actors.processes import Processes, kill
+from actors.jobs import Chunk, Dealt, Job
+from actors.processes import Processes, kill, show_stacks
 from actors.reservation import Reservation
-from actors.rollout import WEIGHTS, ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
+from actors.rollout import ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
+from actors.suspects import Suspects
 from actors.weight_proofs import WeightProofs
 from actors.workforce import Workforce
 from castor.config.rollout import Rollout
@@ -28,46 +28,16 @@ from engines.vllm_arguments import VLLM_ENV
 from engines.weights.base import WeightUpdate
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A ref to finished experience, and the scalars the driver knows of it."""
-
-    experience: Any
-    info: ChunkInfo
-
-
-def request_seed(*parts: int | str) -> int:
-    """A 31-bit seed that depends on nothing but `parts`: the run's seed, the step, the prompt, the sample."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-@dataclass
-class Job:
-    """Requests that were dealt together."""
-
-    unfinished: set[int]  # uids; the job is done when it is empty
-    decode: bool
-    oldest: int  # no token may be sampled by a version older than this
-    overdue: int = 0  # responses that were dropped because one was
-
-
-@dataclass(frozen=True)
-class _Dealt:
-    """What one worker samples in one stream, and has not handed on yet."""
-
-    worker: ActorHandle
-    job: Job
-    waiting: dict[int, PromptRequest]  # by uid
+ANSWER_S = 5.0  # within which a worker that is up has said what its processes are
 
 
 class RolloutPool:
     """Workers that hold the same weights.
 
     A worker that dies is replaced, at most `max_worker_restarts` times in all; what it had not handed on is sampled
-    again by the others, with the same seeds. A replacement is stale until a verified transfer gives it the weights.
+    again by the others, with the same seeds. Where no response arrives for `timeout_s`, the workers that owe one show
+    where they are stuck, are ended, and are dead like others. A replacement is stale until a verified transfer gives
+    it the weights. A prompt that kills whoever samples it is found, and `DeadlyPrompt` raised.
 
     Jobs may be dealt while others are sampled, and weights sent meanwhile. Where running responses finish on the old
     weights (`on_new_weights: finish`), every worker serves its calls in order: what is dealt after weights were sent
@@ -94,18 +64,21 @@ class RolloutPool:
         self._asked = rollout_workers(model.name, config)
         self._args = (model, config, config.resources.threads, sleeps, lora)
         names, roster = self._asked.rank_names, roster or Roster()
+        self._processes: dict[ActorHandle, Any] = {}  # refs to `Processes`
         self._workforce = Workforce("rollout worker", self._start, names, config.max_worker_restarts, roster)
         self._weights = WeightProofs()
-        self._streams: dict[Any, _Dealt] = {}
-        self._processes: dict[ActorHandle, Processes] = {}
+        self._streams: dict[Any, Dealt] = {}  # of one worker in the order in which it serves them
+        self._suspects = Suspects()
         self.republish: Callable[[], WeightUpdate] | None = None  # see `_latest`
         if self.reservation.shares(self._asked):
             self.wait_ready()
 
     def _start(self, number: int) -> ActorHandle:
         options = self.reservation.options(self._asked, number, **VLLM_ENV)
-        worker = ContinuingWorker if self._continues else FinishingWorker
-        return cast(Any, worker).options(**options).remote(*self._args)
+        kind: Any = ContinuingWorker if self._continues else FinishingWorker
+        worker = kind.options(**options).remote(*self._args)
+        self._processes[worker] = worker.processes.remote()  # the first call that it serves
+        return cast(ActorHandle, worker)
 
     @property
     def _continues(self) -> bool:
@@ -140,8 +113,8 @@ class RolloutPool:
     def generate(self, requests: Sequence[PromptRequest], decode: bool = False) -> Iterator[Chunk]:
         """Chunks as they finish, every uid exactly once, however many workers die on the way.
 
-        A response counts as finished when its chunk has arrived. Raises ActorFailure when no worker is left, or when
-        nothing arrives for timeout_s.
+        A response counts as finished when its chunk has arrived. Raises ActorFailure when too many workers died or were
+        stuck, DeadlyPrompt when one prompt is to blame.
         """
         job = self.submit(requests, decode)
         while job.unfinished:
@@ -170,15 +143,17 @@ class RolloutPool:
         return [*self._weights.pending, *self._streams]
 
     def wait(self) -> tuple[Job, Chunk] | None:
-        """`handle` of the next event. Raises ActorFailure when there is none for timeout_s, or no worker is left."""
+        """`handle` of the next event. Workers that owe one and are silent for timeout_s are replaced.
+
+        Raises ActorFailure when that was one too many.
+        """
         ready, _ = ray.wait(self.events, num_returns=1, timeout=self.config.timeout_s)
-        if not ready:
-            open_prompts = sum(len(dealt.waiting) for dealt in self._streams.values())
-            raise ActorFailure(
-                f"no rollout worker finished a response within {self.config.timeout_s:.0f} s "
-                f"({open_prompts} prompts open): see the run's logs"
-            )
-        return self.handle(ready[0])
+        if ready:
+            return self.handle(ready[0])
+        owing = {dealt.worker for dealt in self._streams.values() if dealt.waiting}
+        for worker in owing or {owed.worker for owed in self._weights.pending.values()}:
+            self._end(worker, too_late(self.config.timeout_s, "a rollout worker (sampling)"))
+        return None
 
     def handle(self, event: Any) -> tuple[Job, Chunk] | None:
         """Deal with something that has happened; a chunk and its job, if it was a chunk that may be used."""
@@ -188,9 +163,12 @@ class RolloutPool:
         dealt = self._streams[event]
         try:
             chunk = self._next_chunk(event)
-        except RayActorError as error:
+        except (RayActorError, Stalled) as error:
+            if isinstance(error, Stalled):
+                self._end(dealt.worker, error)
+            else:
+                self._replace(dealt.worker, error)
             del self._streams[event]
-            self._replace(dealt.worker, error)
             self._deal(list(dealt.waiting.values()), dealt.job)
             return None
         if chunk is None:
@@ -233,12 +211,6 @@ class RolloutPool:
         self._workforce.admit_ready()
         if not self.workers:
             raise too_late(START_TIMEOUT_S, "a rollout worker (starting vLLM)")
-        for worker in self.workers:
-            if worker not in self._processes:
-                method: Any = worker.processes
-                if self._continues:
-                    method = method.options(concurrency_group=WEIGHTS)
-                self._processes[worker] = get(method.remote(), START_TIMEOUT_S, "a rollout worker")
         return self.workers
 
     def announce(self, update: WeightUpdate, sent: Any) -> None:
@@ -276,9 +248,7 @@ class RolloutPool:
                 self._verify(ready[0])
                 continue
             for worker in {owed.worker for owed in pending.values()}:
-                self._workforce.note([worker], Health.SUSPECT, f"no proof of its weights within {timeout_s:.0f} s")
-                kill(self._processes[worker])
-                self._replace(worker, too_late(timeout_s, "a rollout worker (receiving weights)"))
+                self._end(worker, too_late(timeout_s, "a rollout worker (receiving weights)"))
         return self._weights.lost or ("an engine was lost" if self.restarts > before else None)
 
     def stop(self) -> None:
@@ -291,7 +261,13 @@ class RolloutPool:
         while calls:
             ready, _ = ray.wait(list(calls), timeout=START_TIMEOUT_S)
             if not ready:
-                raise too_late(START_TIMEOUT_S, f"a rollout worker ({method})")
+                error = too_late(START_TIMEOUT_S, f"a rollout worker ({method})")
+                silent = [worker for worker in calls.values() if worker in self.workers]
+                if not silent:
+                    raise error  # a replacement does not come up
+                for worker in silent:
+                    self._end(worker, error)
+                continue
             worker = calls.pop(ready[0])
             try:
                 ray.get(ready[0], timeout=self.config.timeout_s)
@@ -301,13 +277,21 @@ class RolloutPool:
                     calls[newest.sleep.remote(*args)] = newest
 
     def _deal(self, requests: Sequence[PromptRequest], job: Job) -> None:
+        """To all workers alike. What is to be sampled alone has a stream of its own, and a prompt one worker."""
         if requests and not self.workers:
             self._bring_in_replacements()
+        alone = [request for request in requests if self._suspects.alone(request)]
+        together = [request for request in requests if request not in alone]
         for i, worker in enumerate(self.workers):
-            share = list(requests[i :: len(self.workers)])
-            if share:
-                stream = cast(Any, worker).generate.options(num_returns="streaming").remote(share, job.decode)
-                self._streams[stream] = _Dealt(worker, job, {request.uid: request for request in share})
+            self._stream(worker, together[i :: len(self.workers)], job)
+        prompts = list(dict.fromkeys(request.prompt for request in alone))
+        for request in alone:
+            self._stream(self.workers[prompts.index(request.prompt) % len(self.workers)], [request], job)
+
+    def _stream(self, worker: ActorHandle, requests: Sequence[PromptRequest], job: Job) -> None:
+        if requests:
+            stream = cast(Any, worker).generate.options(num_returns="streaming").remote(requests, job.decode)
+            self._streams[stream] = Dealt(worker, job, {request.uid: request for request in requests})
 
     def _next_chunk(self, stream: Any) -> Chunk | None:
         """The next chunk of a ready stream; None at its end. A stream yields experience and info in turn."""
@@ -315,7 +299,8 @@ class RolloutPool:
             experience = next(stream)
         except StopIteration:
             return None
-        ray.wait([stream], timeout=self.config.timeout_s)
+        if not ray.wait([stream], timeout=self.config.timeout_s)[0]:
+            raise too_late(self.config.timeout_s, "a rollout worker (in the middle of a chunk)")
         try:
             info = next(stream)
         except StopIteration:
@@ -323,7 +308,7 @@ class RolloutPool:
             raise ActorFailure("a rollout stream ended in the middle of a chunk") from None
         return Chunk(experience, ray.get(info, timeout=self.config.timeout_s))
 
-    def _may_use(self, info: ChunkInfo, dealt: _Dealt) -> bool:
+    def _may_use(self, info: ChunkInfo, dealt: Dealt) -> bool:
         """Whether a chunk is recent enough, and from weights that were proven. If not, it is sampled again."""
         requests, job = [dealt.waiting.pop(uid) for uid in info.uids], dealt.job
         for proof in self._weights.due(dealt.worker, info.newest):
@@ -339,6 +324,8 @@ class RolloutPool:
             self.load_weights(self._latest(self.update))  # brings a worker that lags behind to the newest version
             self._deal(requests, job)
             return False
+        for request in requests:
+            self._suspects.clear(request)
         job.unfinished.difference_update(info.uids)
         return True
 
@@ -348,15 +335,43 @@ class RolloutPool:
             self._weights.check(proof)
         except RayActorError as error:
             self._replace(worker, error)
+        except Stalled as error:
+            self._end(worker, error)
         else:
             if worker in self.workers and self._weights.lost is None:
                 self._workforce.note([worker], Health.HEALTHY)
 
+    def _end(self, worker: ActorHandle, error: Stalled) -> None:
+        """A worker is silent: have it show where it is stuck, end it, and replace it."""
+        if worker not in self.workers:
+            return
+        self._workforce.note([worker], Health.SUSPECT, f"{error}; its stacks follow")
+        ready, _ = ray.wait([self._processes[worker]], timeout=ANSWER_S)
+        if ready:
+            processes: Processes = get(ready[0], ANSWER_S, "a rollout worker")
+            show_stacks(processes)
+            kill(processes)
+        else:  # it is not even up
+            ray.kill(worker)
+        self._replace(worker, error)
+
     def _replace(self, worker: ActorHandle, error: Exception) -> bool:
-        replaced = self._workforce.replace(worker, error)
-        if replaced:
-            self._weights.forget(worker)
-        return replaced
+        """Replace a worker that has died; False when that was done before.
+
+        Raises DeadlyPrompt when a prompt is known to have killed it: the death does not count as a worker's then.
+        """
+        if worker not in self.workers:
+            return False
+        sampled = (list(each.waiting.values()) for each in self._streams.values() if each.worker == worker)
+        deadly = self._suspects.note_death(next(filter(None, sampled), []))  # streams are served one after the other
+        if deadly is not None:
+            self._workforce.excused += deadly.deaths
+        self._workforce.replace(worker, error)
+        self._weights.forget(worker)
+        del self._processes[worker]
+        if deadly is not None:
+            raise deadly
+        return True
 
     def _latest(self, update: WeightUpdate) -> WeightUpdate:
         """`update`, or, where it can be had no more since it went to all who were there, what `republish` makes."""

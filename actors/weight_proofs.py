@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from actors.group import START_TIMEOUT_S, get
+from actors.group import START_TIMEOUT_S, get, too_late
 from actors.rollout import WEIGHTS
 from engines.weights.base import TransferError, WeightUpdate
 
@@ -51,11 +51,14 @@ class WeightProofs:
     def check(self, proof: Any) -> None:
         """Wait for a proof; `lost` is set when the weights did not get through to its worker.
 
-        Raises RuntimeError when it is of other weights; RayActorError when its worker has died.
+        Raises RuntimeError when it is of other weights, RayActorError when its worker has died, Stalled when it is
+        stuck.
         """
         owed = self.pending.pop(proof)
         try:
             held = ray.get(proof, timeout=START_TIMEOUT_S)
+        except GetTimeoutError:
+            raise too_late(START_TIMEOUT_S, "a rollout worker (receiving weights)") from None
         except TransferError as error:
             self.lost = str(error)
             return

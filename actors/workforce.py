@@ -31,6 +31,7 @@ class Workforce:
         """`start` starts the one of that number without waiting for it; `what` they are, for messages."""
         self.what, self.start, self.max_restarts = what, start, max_restarts
         self.names, self.roster, self.restarts = names, roster, 0
+        self.excused = 0  # deaths of which it is known that no worker is to blame
         roster.note(names, Health.STARTING)
         self.working = [start(number) for number in range(len(names))]
         self.stale: list[ActorHandle] = []
@@ -51,7 +52,7 @@ class Workforce:
         self.working = [other for other in self.working if other != worker]
         self.note([worker], Health.DEAD)
         self.restarts += 1
-        if self.restarts > self.max_restarts:
+        if self.restarts - self.excused > self.max_restarts:
             raise ActorFailure(
                 f"{self.what}s died {self.restarts} times, more than max_worker_restarts allows; the last: {error}"
             ) from error

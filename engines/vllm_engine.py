@@ -67,6 +67,10 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def watch(self) -> list[int]:
+        """From now on the processes of vLLM's workers print their stacks at SIGUSR1; returns their numbers."""
+        ...
+
     def sleep(self, keep_weights: bool) -> None:
         """Give up the GPU's memory: that of the weights, which may be kept in the node's, and the key-value cache.
 
@@ -182,6 +186,10 @@ class InprocEngine:
         digest: str = self.run(self._load, update)
         return digest
 
+    def watch(self) -> list[int]:
+        """See `RolloutEngine`."""
+        return list(self.run(self.llm.collective_rpc, "watch"))
+
     def sleep(self, keep_weights: bool) -> None:
         """See `RolloutEngine`."""
         self.run(self.llm.sleep, level=1 if keep_weights else 2)
@@ -294,6 +302,10 @@ class AsyncEngine:
         self._run(self.llm.update_weight_version(str(update.version)))
         self._run(self.llm.resume_generation())
         return _agreed(self._run(self.llm.collective_rpc("loaded_digest")))
+
+    def watch(self) -> list[int]:
+        """See `RolloutEngine`."""
+        return list(self._run(self.llm.collective_rpc("watch")))
 
     def sleep(self, keep_weights: bool) -> None:
         """See `RolloutEngine`."""

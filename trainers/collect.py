@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from actors.jobs import request_seed
 from actors.reservation import reserve
 from actors.rollout import PromptRequest
-from actors.rollout_pool import RolloutPool, request_seed
+from actors.rollout_pool import RolloutPool
 from castor.config.collect import Collect
 from castor.data.rows.load import load_prompts
 from castor.io.errors import CastorError

@@ -10,9 +10,10 @@ import ray
 
 from actors.folder_weights import FolderWeights
 from actors.group import START_TIMEOUT_S, get
+from actors.jobs import Chunk, request_seed
 from actors.reservation import Reservation, reserve
 from actors.rollout import PromptRequest
-from actors.rollout_pool import Chunk, RolloutPool, request_seed
+from actors.rollout_pool import RolloutPool
 from actors.scorer import ScoreWorker
 from castor.config.evaluate import Evaluate
 from castor.config.signal import Classifier

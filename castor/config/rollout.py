@@ -23,6 +23,7 @@ class Rollout(Section):
             "gpu_memory_utilization",
             "tensor_parallel_size",
             "max_worker_restarts",
+            "max_quarantined",
             "timeout_s",
             "transfer",
             "transfer_timeout_s",
@@ -60,7 +61,14 @@ class Rollout(Section):
         "old ones, or continue on the new",
     )
     max_worker_restarts: int = Field(3, ge=0, description="dead workers replaced before the run fails")
-    timeout_s: float = Field(600.0, gt=0, description="longest wait for one more response before the run fails")
+    max_quarantined: int = Field(
+        8,
+        ge=0,
+        description="prompts set aside, as they kill the engines that sample them, before an RLHF run fails",
+    )
+    timeout_s: float = Field(
+        600.0, gt=0, description="longest wait for one more response; the workers that owe it are stuck, and replaced"
+    )
     transfer: Literal["auto", "host", "gloo", "nccl", "ipc"] = Field(
         "auto",
         description="how an RLHF run's weights reach its engines. host: through the node's memory, where an engine "

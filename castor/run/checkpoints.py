@@ -13,7 +13,7 @@ from castor.io.errors import CastorError
 from castor.io.files import read_json, write_json
 from castor.run.files import TrainingFiles
 
-FORMAT = 1  # of a checkpoint; raised when this Castor cannot go on from what an earlier one left
+FORMAT = 2  # of a checkpoint; raised when this Castor cannot go on from what an earlier one left
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class StageFiles:
         self.training = TrainingFiles(self._beside("training"))
         self.ray_train = folder.parent / "ray_train"  # Ray Train's own storage
         self.long_prompts = self._beside("long_prompts.jsonl")
+        self.deadly_prompts = self._beside("deadly_prompts.jsonl")
         # collect
         self.rows = folder / "rows.jsonl"
         self.queue = folder / "queue.jsonl"

@@ -12,11 +12,13 @@ from castor.io.errors import CastorError
 @dataclass(frozen=True)
 class Entry:
     """One step. `responses` are those of its batch in the order in which they were dealt: number of the prompt, of the
-    sample, and the oldest and the newest version that sampled a token.
+    sample, and the oldest and the newest version that sampled a token. `aside` are the prompts that were set aside, for
+    good, since the step before.
     """
 
     step: int
     responses: tuple[tuple[int, int, int, int], ...]
+    aside: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -26,9 +28,8 @@ class Entry:
     def from_json(cls, values: Any) -> Entry:
         """What `to_json` returned. Raises CastorError for anything else."""
         try:
-            return cls(
-                int(values["step"]), tuple((int(p), int(s), int(o), int(n)) for p, s, o, n in values["responses"])
-            )
+            responses = tuple((int(p), int(s), int(o), int(n)) for p, s, o, n in values["responses"])
+            return cls(int(values["step"]), responses, tuple(int(prompt) for prompt in values.get("aside", ())))
         except (KeyError, TypeError, ValueError):
             raise CastorError(f"the ledger has a line that is none of its own: {str(values)[:80]}") from None
 
@@ -56,19 +57,23 @@ class Terms:
 
 def check_ledger(entries: Iterable[Entry], terms: Terms) -> int:
     """The number of steps. Raises CastorError unless every step from 1 on is there once, in order; every prompt of a
-    step has all its samples once; every epoch has every prompt once; and no token is older than max_staleness allows.
+    step has all its samples once; every epoch has every prompt once that is not set aside; and no token is older than
+    max_staleness allows.
     """
-    step, dealt = 0, list[int]()
+    step, aside, left = 0, set[int](), set(range(terms.prompts))  # of the epoch
     for entry in entries:
         step += 1
         if entry.step != step:
             raise CastorError(f"the ledger has step {entry.step} where step {step} should be")
-        dealt += _prompts(entry, terms)
+        aside |= set(entry.aside)
+        left -= aside
+        for prompt in _prompts(entry, terms):
+            left = left or set(range(terms.prompts)) - aside
+            if prompt not in left:
+                why = "was set aside before" if prompt in aside else "was dealt twice in the epoch of"
+                raise CastorError(f"prompt {prompt} {why} step {step}")
+            left.remove(prompt)
         _check_versions(entry, terms)
-        while len(dealt) >= terms.prompts:
-            epoch, dealt = dealt[: terms.prompts], dealt[terms.prompts :]
-            _check_epoch(epoch, step)
-    _check_epoch(dealt, step)
     return step
 
 
@@ -96,12 +101,3 @@ def _check_versions(entry: Entry, terms: Terms) -> None:
                 f"step {entry.step} was trained on sample {sample} of prompt {prompt}, of the versions {first} to "
                 f"{last}: versions from {max(oldest, 0)} to {newest} are allowed"
             )
-
-
-def _check_epoch(prompts: list[int], step: int) -> None:
-    """Of the epoch, or the beginning of one, that was dealt up to `step`."""
-    seen: set[int] = set()
-    for prompt in prompts:
-        if prompt in seen:
-            raise CastorError(f"prompt {prompt} was dealt twice in the epoch that step {step} belongs to")
-        seen.add(prompt)

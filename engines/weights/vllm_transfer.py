@@ -7,7 +7,10 @@ happens there.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
+import signal
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -80,6 +83,11 @@ class WorkerExtension:
     weight_transfer_engine: ProvenTransfer
     model_runner: Any
     factors: dict[str, Tensor]
+
+    def watch(self) -> int:
+        """This process prints its stacks at SIGUSR1 from now on; returns its number."""
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+        return os.getpid()
 
     def empty_adapter(self) -> None:
         """Sample from the model alone, until the first update."""

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import ray
 
 from actors.learner import LearnerWorker
+from actors.rollout import RolloutWorker
 from castor.config.pipeline import Config
 from castor.config.wandb import WandB
 from castor.io import ending
@@ -29,6 +31,7 @@ from castor.run.tracking import Tracker
 from tests.conftest import ROOT
 from tests.plans import Lines
 from trainers.pipeline import Pipeline
+from trainers.prompts import fitting_prompts
 from trainers.rlhf.groups import Groups
 
 RAY = Path(sys.executable).with_name("ray")
@@ -261,19 +264,15 @@ def nan_while_armed(flag):
     return ray.remote(Poisoned)
 
 
-def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
-    ray_session, tiny_models, tmp_path, monkeypatch, caplog, capfd
-):
+def test_gradients_that_are_not_finite_and_a_disk_that_refuses(ray_session, tiny_models, tmp_path, monkeypatch):
     """With rollout and learning at the same time, a disk refuses the first checkpoint. Two steps are left out; the
-    third in a row sends the run back, and on with other samples. Then a critic sleeps: it is named with its stack,
-    ended, and started anew.
+    third in a row sends the run back, and on with other samples.
     """
     monkeypatch.chdir(tmp_path)
-    learner = {"engine": ENGINE, "max_skipped": 2, "timeout_s": 60}
+    learner = {"engine": ENGINE, "max_skipped": 2}
     options = {"checkpoint": {"every_steps": 1, "keep": 9}, "rollout": ROLLOUT | {"max_staleness": 1}}
     run = Run(tmp_path / "run", tiny_models, learner=learner, steps=5, **options)
-    flag, poisoned, asleep = tmp_path / "poison", [], []
-    made, _ = watched_groups(monkeypatch)
+    flag, poisoned = tmp_path / "poison", []
     monkeypatch.setattr("trainers.rlhf.groups.LearnerWorker", nan_while_armed(flag))
     commit, refused = StagedFolder.commit, []
 
@@ -293,9 +292,6 @@ def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
             flag.touch()
         if "goes on after" in text:
             flag.unlink(missing_ok=True)
-        if "step   4/5" in text and not flag.exists() and not asleep:
-            (critic,) = made[0].signals["harm"].handles
-            asleep.append(critic.__ray_call__.remote(lambda actor: time.sleep(3600)))
 
     run.screen.line = line
     run.go()
@@ -303,13 +299,7 @@ def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
     assert "the gradients of 3 steps in a row were not finite" in told[0]
     back = int(told[1].removeprefix("run goes on after step "))  # as far as checkpoints were written by then
     assert 0 <= back <= 3
-    assert "[yellow]signal-harm was stuck: its stacks are in the log[/] after step 4" in told[2]
-    assert told[3].startswith("run goes on after step ")
-    assert (len(asleep), read_json(run.files.run_record)["restarts"]) == (1, 2)
-    assert "signal-harm-0: healthy -> suspect: no answer; its stacks follow" in caplog.text
-    assert "signal-harm-0: suspect -> dead" in caplog.text
-    shown = capfd.readouterr()
-    assert "test_resume.py" in shown.out + shown.err  # where it sleeps
+    assert (len(told), read_json(run.files.run_record)["restarts"]) == (2, 1)
     assert refused == ["step-000000001"]
     saves = [text for text in run.screen.lines if "save" in text]
     assert (
@@ -321,6 +311,101 @@ def test_gradients_that_are_not_finite_and_an_actor_that_is_stuck(
     assert ["grad_norm" in step for step in numbers] == [step["skipped_updates"] == 0 for step in numbers]
     entries = [Entry.from_json(values) for values in read_jsonl(run.files.ledger)]
     assert check_ledger(entries, Terms(**read_json(run.files.run_record)["ledger"])) == 5
+
+
+def sleep(actor):
+    time.sleep(3600)
+
+
+def wait_for_itself(actor):
+    lock = threading.Lock()
+    with lock, lock:
+        pass
+
+
+def sleep_in_the_next_update(owner):
+    import actors.multipliers
+
+    actors.multipliers.UPDATE_S = 2.0
+    owner._update = lambda *args: time.sleep(3600)
+
+
+def test_actors_of_every_kind_that_are_stuck(undisturbed, tiny_models, tmp_path, monkeypatch, caplog, capfd):
+    """Each is named, shows its stack within the deadline, is ended and replaced; nothing else changes."""
+    monkeypatch.chdir(tmp_path)
+    learner = {"ranks": 2, "engine": ENGINE, "ptx": {"data": {"limit": 20}, "batch_size": 4}, "timeout_s": 45}
+    run = Run(tmp_path / "run", tiny_models, learner=learner, rollout=ROLLOUT | {"timeout_s": 20})
+    made, started = watched_groups(monkeypatch)
+    calls = []
+
+    def plant(what, *handles):
+        calls.extend(handle.__ray_call__.remote(what) for handle in handles)
+
+    run.at(1, lambda: plant(sleep, *made[0].rollout.workers))
+    run.at(2, lambda: plant(sleep, made[0].learner.handles[1], made[0].reference.handles[0]))
+    run.at(2, lambda: plant(wait_for_itself, made[0].signals["harm"].handles[0]))
+    run.at(3, lambda: plant(sleep_in_the_next_update, made[0].multipliers))
+    run.go()
+    assert len(calls) == 5
+    assert (made[0].rollout.restarts, read_json(run.files.run_record)["restarts"]) == (1, 1)
+    assert set(started[4:]) == {"learner", "reference", "signal-harm"}
+    for name in ("rollout-0", "learner-1", "reference-0", "signal-harm-0"):
+        assert f"{name}: healthy -> suspect: " in caplog.text
+        assert f"{name}: suspect -> dead" in caplog.text
+    told = [text for text in run.screen.lines if "stuck" in text]
+    assert len(told) == 1
+    assert all(name in told[0] for name in ("learner", "reference", "signal-harm"))
+    shown = capfd.readouterr()
+    for function in ("in sleep", "in wait_for_itself", "in <lambda>"):
+        assert function in shown.out + shown.err
+    assert run.result() == undisturbed
+
+
+def deadly_to(base, prompt, witnesses):
+    """A rollout worker that one prompt kills."""
+
+    class Deadly(base):
+        def generate(self, requests, decode):
+            if any(request.prompt.text == prompt.read_text() for request in requests):
+                (witnesses / str(os.getpid())).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield from super().generate(requests, decode)
+
+    return ray.remote(Deadly)
+
+
+def test_a_prompt_that_kills_its_engine_is_set_aside(undisturbed, tiny_models, tmp_path, monkeypatch):
+    """It is known once it kills an engine that samples nothing else; the step is dealt without it, and so are all
+    later ones, those after an interrupt included.
+    """
+    monkeypatch.chdir(tmp_path)
+    text, witnesses = tmp_path / "text", tmp_path / "witnesses"
+    witnesses.mkdir()
+    number = undisturbed[3][1]["responses"][4][0]  # the third prompt of step 2
+
+    def fitting(*args):
+        prompts = fitting_prompts(*args)
+        text.write_text(prompts[number].text)
+        return prompts
+
+    monkeypatch.setattr("trainers.rlhf.stage.fitting_prompts", fitting)
+    monkeypatch.setattr("actors.rollout_pool.FinishingWorker", deadly_to(RolloutWorker, text, witnesses))
+    run = Run(tmp_path / "run", tiny_models)
+    run.at(3, lambda: ending.interrupt(signal.SIGTERM, None))
+    with pytest.raises(Ended):
+        run.go()
+    ending._asked.clear()
+    (told,) = [line for line in run.screen.lines if "set aside" in line]
+    assert told.startswith(f"[yellow]prompt {number} is set aside[/]: 3 engines died of it")
+    run.go()
+    assert len(list(witnesses.iterdir())) == 3
+    assert [row["prompt"] for row in read_jsonl(run.files.deadly_prompts)] == [text.read_text()]
+    record = read_json(run.files.run_record)
+    assert (record["set_aside"], record["restarts"]) == ([number], 0)
+    ledger = [Entry.from_json(values) for values in read_jsonl(run.files.ledger)]
+    assert check_ledger(ledger, Terms(**record["ledger"])) == STEPS
+    assert [entry.aside for entry in ledger] == [(), (number,), (), ()]
+    assert run.numbers()[0] == undisturbed[0][0]
 
 
 class Node:

@@ -228,7 +228,7 @@ class Checkpointing:
             "key": self.run.claim.inputs.key,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "attempt": state.attempt,
-            "prompts": dict(state.prompts),
+            "prompts": {**state.prompts, "aside": list(self.state.prompts.aside)},
             "multipliers": multipliers,
             "terms": asdict(self.terms),
         }

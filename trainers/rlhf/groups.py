@@ -129,11 +129,12 @@ class Groups:
             self._note(name, Health.DEAD, ranks=[rank])
         return list(dict.fromkeys(name for name, _ in dead))
 
-    def end_silent(self) -> None:
-        """End the actors that do not answer, once they have shown where they are stuck.
+    def end_silent(self) -> list[str]:
+        """End the actors that do not answer, once they have shown where they are stuck; returns of which groups.
 
         Those that others wait for go first: once they have ended, the others may answer.
         """
+        ended = []
         for name, group in reversed(self._groups.items()):
             asked = {handle.__ray_ready__.remote(): rank for rank, handle in enumerate(group.handles)}
             _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
@@ -141,6 +142,8 @@ class Groups:
                 self._note(name, Health.SUSPECT, "no answer; its stacks follow", ranks=[rank])
                 show_stacks(self._processes[name][rank])
                 kill(self._processes[name][rank])
+                ended.append(name)
+        return ended
 
     def restart(self, names: Sequence[str]) -> None:
         """Start groups anew, where they are reserved; their models are as at the beginning.

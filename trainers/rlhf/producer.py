@@ -14,8 +14,8 @@ from typing import Any
 import ray
 
 from actors.group import get, too_late
+from actors.jobs import Chunk, Job, request_seed
 from actors.rollout import PromptRequest
-from actors.rollout_pool import Chunk, Job, request_seed
 from actors.step_batch import StepBatch
 from actors.weight_transfer import WeightTransfer
 from castor.config.rlhf import RLHF
@@ -67,14 +67,14 @@ class _Growing:
             attempt=attempt,
         )
 
-    def entry(self, step: int, samples_per_prompt: int) -> Entry:
-        """What the ledger says of it."""
+    def entry(self, step: int, samples_per_prompt: int, aside: Sequence[int]) -> Entry:
+        """What the ledger says of it; `aside` are the prompts that were set aside before it was dealt."""
         responses = []
         for info in (each.chunk.info for each in self._in_order()):
             for uid in sorted(info.uids):
                 place, sample = divmod(uid, samples_per_prompt)
                 responses.append((uid, (self.prompts[place], sample, info.oldest, info.newest)))
-        return Entry(step, tuple(response for _, response in sorted(responses)))
+        return Entry(step, tuple(response for _, response in sorted(responses)), tuple(aside))
 
     def _in_order(self) -> list[_Judged]:
         return sorted(self.judged, key=lambda each: min(each.chunk.info.uids))
@@ -125,7 +125,9 @@ class Producer:
         for number, chunk in batch.waiting:
             self._judge(batch, number, chunk)
         self.dropped = batch.job.overdue
-        self.ledger.append(batch.entry(step, self.config.samples_per_prompt))
+        told = {prompt for entry in self.ledger for prompt in entry.aside}
+        aside = [prompt for prompt in self.prompts.aside if prompt not in told]
+        self.ledger.append(batch.entry(step, self.config.samples_per_prompt, aside))
         del self._places[step]
         return batch.whole(self.attempt)
 

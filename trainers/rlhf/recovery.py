@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from actors.group import ActorFailure, Stalled
+from actors.suspects import DeadlyPrompt
 from castor.io.ending import Ended
 from castor.io.errors import CastorError
 from trainers.rlhf.checkpointing import Checkpointing
@@ -30,8 +31,9 @@ class Recovery:
     A group that loses an actor is started anew, alone. If it held no state, the step is taken again; if it did,
     everybody goes back to the newest checkpoint, and the steps since then are taken again, with the same prompts and
     seeds; where a node is gone, with fewer ranks, until it is back. Rollout workers are replaced by their pool, and the
-    multiplier owner by Ray. After max_skipped steps in a row with a gradient that was not finite, everybody goes back,
-    too, and on with other samples and mini-batches.
+    multiplier owner by Ray. A prompt that kills the engines that sample it is set aside, for good. After max_skipped
+    steps in a row with a gradient that was not finite, everybody goes back, too, and on with other samples and
+    mini-batches.
     """
 
     def __init__(self, run: StageRun, state: RunState, checkpointing: Checkpointing) -> None:
@@ -63,7 +65,8 @@ class Recovery:
                 bring_back = True
 
     def _after(self, result: StepResult) -> None:
-        self.state.log.add(result, self.state.groups.roster.metrics())
+        aside = {"deadly_prompts": float(len(self.state.prompts.aside))}
+        self.state.log.add(result, self.state.groups.roster.metrics() | aside)
         self._skipped = self._skipped + 1 if _skipped_updates(result.metrics) else 0
         if self._skipped > self.config.learner.max_skipped:
             raise NotFinite(
@@ -83,10 +86,12 @@ class Recovery:
             self.run.terminal.line(f"{self.run.name}: {error}")
             self._to_start |= dict.fromkeys(groups.grown())
             return
-        if isinstance(error, Stalled):
-            groups.end_silent()
+        if isinstance(error, DeadlyPrompt) and len(self.state.prompts.aside) < self.config.rollout.max_quarantined:
+            self._set_aside(error)
+            return
+        ended = groups.end_silent() if isinstance(error, Stalled) else []
         self._to_start |= dict.fromkeys(groups.lost())
-        names, not_finite = " and ".join(self._to_start), isinstance(error, NotFinite)
+        names, not_finite = " and ".join(dict.fromkeys([*self._to_start, *ended])), isinstance(error, NotFinite)
         for_a_person = isinstance(error, CastorError) and not not_finite
         if for_a_person or not (names or not_finite) or self.restarts == self.config.max_restarts:
             if not not_finite:
@@ -100,13 +105,20 @@ class Recovery:
         self._skipped = 0
         what = str(error)
         if names:
-            what = (
-                f"{names} {'was stuck: its stacks are in the log' if isinstance(error, Stalled) else 'lost an actor'}"
-            )
+            what = f"{names} {'was stuck: its stacks are in the log' if ended else 'lost an actor'}"
         else:
             self._attempt += 1
         log.warning("%s: %s: %s", self.run.name, what, error)
         self.run.terminal.line(f"[yellow]{what}[/] after step {len(self.state.log.steps)}")
+
+    def _set_aside(self, error: DeadlyPrompt) -> None:
+        """Go on without a prompt."""
+        number = self.state.prompts.set_aside(error.prompt)
+        log.warning("%s: prompt %d is set aside: %s", self.run.name, number, error)
+        self.run.terminal.line(
+            f"[yellow]prompt {number} is set aside[/]: {error.deaths} engines died of it "
+            f"(see {self.run.files.deadly_prompts})"
+        )
 
     def _bring_back(self) -> None:
         """Start anew what has to be, and bring everybody to the same state."""

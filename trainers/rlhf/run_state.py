@@ -10,7 +10,7 @@ from typing import Any
 from actors.group import START_TIMEOUT_S, ActorGroup, get
 from castor.data.tokens.prompt_stream import PromptStream
 from castor.io.checkpoint import verify_folder
-from castor.io.files import read_jsonl
+from castor.io.files import read_jsonl, write_jsonl
 from castor.run.checkpoints import Checkpoint, Checkpoints
 from castor.run.claim import accepted_keys
 from castor.run.ledger import Entry
@@ -135,9 +135,11 @@ class RunState:
     def go_on(self, state: DriverState, steps: Sequence[dict[str, Any]], ledger: Sequence[Entry]) -> None:
         """Bring driver, owner and engines to the state that the groups hold; `steps` and `ledger` are those up to it.
 
-        What is being sampled is dropped. Raises CastorError when it is of other prompts.
+        What is being sampled is dropped; what was set aside meanwhile stays so. Raises CastorError when the state is of
+        other prompts.
         """
         self.prompts.load_state_dict(dict(state.prompts))
+        self._list_deadly_prompts()
         if self.groups.multipliers is not None and state.multipliers is not None:  # else they are new, as of their file
             restoring = self.groups.multipliers.restore.remote(state.multipliers)
             get(restoring, START_TIMEOUT_S, "the multiplier owner")
@@ -148,3 +150,9 @@ class RunState:
         )
         self.groups.turns.to("learner")
         self.producer.publish(state.step)
+
+    def _list_deadly_prompts(self) -> None:
+        path, aside = self.log.run.files.deadly_prompts, self.prompts.aside
+        path.unlink(missing_ok=True)
+        if aside:
+            write_jsonl(path, ({"reason": "kills its engine", "prompt": each.text} for each in aside.values()))

@@ -49,7 +49,8 @@ def run_rlhf(run: StageRun) -> str:
     left = find_left(run)
     if left is None:
         shutil.rmtree(run.files.checkpoints, ignore_errors=True)  # of the run that this one replaces
-    run.files.multipliers.unlink(missing_ok=True)
+    for path in (run.files.multipliers, run.files.deadly_prompts):
+        path.unlink(missing_ok=True)
     log = RunLog(run, config, limits)
     demonstrations: AbstractContextManager[Mixture[QARow] | None] = (
         run.rows.store([ptx.data], QARow, stream_demonstrations, use="ptx") if ptx else nullcontext()
@@ -92,12 +93,17 @@ def run_rlhf(run: StageRun) -> str:
         "limits": kept,
         "nodes": nodes,
         "restarts": recovery.restarts,
+        "set_aside": list(stream.aside),
         "ledger": asdict(terms),
         "steps": log.steps,
     }
     write_json(run.files.run_record, record)
     shutil.rmtree(run.files.training.folder)
-    return log.closing_line()
+    told = log.closing_line()
+    if stream.aside:
+        told += f"\n[yellow]{len(stream.aside)} prompts killed their engines and were set aside[/]: "
+        told += f"see {run.files.deadly_prompts}"
+    return told
 
 
 def _signal_models(run: StageRun, config: RLHF, name: str, policy: ModelReference) -> SignalModels:

@@ -95,6 +95,34 @@ def test_state_of_other_prompts_seed_or_batch_size_is_refused():
             other.load_state_dict(state)
 
 
+@given(shapes(), st.data())
+def test_what_is_set_aside_is_given_no_more_and_stays_so(shape, data):
+    count, batch_size, seed, batches = shape
+    stream = stream_of(count, batch_size, seed)
+    drawn = [stream.next_batch() for _ in range(batches)]
+    given = sorted({index for batch in drawn for index, _ in batch})
+    kept = st.lists(st.sampled_from(given), unique=True, max_size=count - batch_size) if given else st.just([])
+    aside = data.draw(kept)
+    prompts = {index: each for batch in drawn for index, each in batch}
+    assert [stream.set_aside(prompts[index]) for index in aside] == aside
+    restored = stream_of(count, batch_size, seed)
+    restored.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    later = [stream.next_batch() for _ in range(20)]
+    assert indices(restored.next_batch() for _ in range(20)) == indices(later)
+    assert all(len({index for index, _ in batch}) == batch_size for batch in later)
+    assert not set(indices(later)) & set(aside)
+
+
+def test_too_few_prompts_beside_those_set_aside_are_refused():
+    stream = stream_of(3, 2, 0)
+    (_, first), (_, second) = stream.next_batch()
+    stream.set_aside(first)
+    assert len(stream.next_batch()) == 2
+    stream.set_aside(second)
+    with pytest.raises(CastorError, match="a batch of 2 prompts cannot be drawn from 3, of which 2 are set aside"):
+        stream.next_batch()
+
+
 def test_impossible_batches_are_refused():
     with pytest.raises(CastorError, match="a batch of 3 prompts cannot be drawn from 2 prompts"):
         stream_of(2, 3, 0)
