@@ -13,6 +13,7 @@ from castor.io.errors import CastorError
 from castor.io.files import read_json, write_json
 from castor.run.files import TrainingFiles
 
+RECORD, LEDGER = "checkpoint.json", "ledger.jsonl"
 FORMAT = 2  # of a checkpoint; raised when this Castor cannot go on from what an earlier one left
 
 
@@ -35,7 +36,7 @@ class Checkpoint:
     @property
     def record(self) -> Path:
         """Whose it is, and what is held by nobody else: see `write_record`."""
-        return self.folder / "checkpoint.json"
+        return self.folder / RECORD
 
     @property
     def steps(self) -> Path:
@@ -45,7 +46,7 @@ class Checkpoint:
     @property
     def ledger(self) -> Path:
         """What they were trained on: `castor.run.ledger`."""
-        return self.folder / "ledger.jsonl"
+        return self.folder / LEDGER
 
     @property
     def key(self) -> str | None:

@@ -43,14 +43,14 @@ class RunFiles:
 
     def stage(self, name: str) -> StageFiles:
         """Those of a stage; in a run with rounds also `round-2/reward` and the like."""
-        return StageFiles(self.folder / name, self.folder.name)
+        return StageFiles(self.folder / name, self)
 
 
 class StageFiles:
     """The files of one stage: what it makes, in its folder, and what it is told or works with, beside it."""
 
-    def __init__(self, folder: Path, run: str = "") -> None:
-        self.run = run  # the name of the run's folder
+    def __init__(self, folder: Path, run: RunFiles | None = None) -> None:
+        self.run = run  # None: the stage is of no run
         self.folder = folder  # of the model, where the stage makes one that is no RLHF policy
         self.metrics = self._beside("metrics.json")  # supervised stages
         self.training = TrainingFiles(self._beside("training"))

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from castor.io.checkpoint import MANIFEST, mark_files, verify_folder
@@ -14,25 +15,35 @@ from castor.run.checkpoints import Checkpoint, Checkpoints
 
 log = logging.getLogger(__name__)
 NEWEST = "newest.json"
+STEP = "step-{:09d}"
+CONFIG = "config.yaml"  # of a run, beside its stages
+
+
+def open_url(url: str) -> tuple[Any, str]:
+    """The file system of a URL of any kind that fsspec opens, and the place in it.
+
+    Raises CastorError where the kind is unknown, or what it needs is not installed.
+    """
+    import fsspec
+
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise CastorError(f"{url} cannot be opened: {first_line(error)}") from None
+    return filesystem, str(root).rstrip("/")
 
 
 class RemoteCheckpoints:
     """Those of one stage. A copy is complete once its manifest, which comes last, is there."""
 
-    def __init__(self, url: str, run: str, stage: str) -> None:
-        """`url` is of any kind that fsspec opens; the copies are in RUN/STAGE below it.
+    def __init__(self, url: str, run: str, stage: str, config: Path | None = None) -> None:
+        """The copies are in RUN/STAGE below `url`; the run's `config` is copied beside them.
 
-        Raises CastorError where the kind is unknown, or what it needs is not installed.
+        Raises CastorError as `open_url`.
         """
-        import fsspec
-
         self.url = f"{url.rstrip('/')}/{run}/{stage}"
-        try:
-            filesystem, root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise CastorError(f"checkpoint.url {url} cannot be opened: {first_line(error)}") from None
-        self.filesystem: Any = filesystem
-        self.root = str(root)
+        self.filesystem, self.root = open_url(self.url)
+        self._config = None if config is None else (config, f"{self.root.removesuffix(f'/{stage}')}/{CONFIG}")
 
     def upload(self, checkpoint: Checkpoint, keep: int, every: int | None) -> None:
         """Copy a checkpoint, let `newest.json` name it, then drop the copies that are not to be kept.
@@ -49,6 +60,8 @@ class RemoteCheckpoints:
             self.filesystem.put_file(str(path), target)
         with self.filesystem.open(f"{self.root}/{NEWEST}", "w") as handle:
             handle.write(json.dumps({"step": checkpoint.step}))
+        if self._config is not None:
+            self.filesystem.put_file(str(self._config[0]), self._config[1])
         self._prune(checkpoint.step, keep, every)
 
     def newest(self) -> int | None:
@@ -92,7 +105,7 @@ class RemoteCheckpoints:
                 self.filesystem.rm(self._place(step), recursive=True)
 
     def _place(self, step: int) -> str:
-        return f"{self.root}/step-{step:09d}"
+        return f"{self.root}/{STEP.format(step)}"
 
 
 class Uploader:

@@ -58,8 +58,10 @@ def find_left(run: StageRun) -> Left | None:
 
 def remote_checkpoints(run: StageRun) -> RemoteCheckpoints | None:
     """Where the copies of a run's checkpoints are; None: it has none."""
-    url = run.section.checkpoint.url
-    return None if url is None else RemoteCheckpoints(url, run.files.run, run.name)
+    url, files = run.section.checkpoint.url, run.files.run
+    if url is None or files is None:
+        return None
+    return RemoteCheckpoints(url, files.folder.name, run.name, files.config)
 
 
 def _fetch(run: StageRun) -> Checkpoint | None:

@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from castor.cli.main import main
 from castor.config.load import load_config
 from castor.run.checkpoints import Checkpoints
 from castor.run.files import RUNS
@@ -20,31 +18,6 @@ from tests.run_folders import BEFORE_RLHF, STEPS, add_checkpoint, make_run
 
 DEMO = Path("runs/demo")
 FINISHED = (*BEFORE_RLHF, "ppo_lag", "ppo", "evaluate")
-
-
-@pytest.fixture(autouse=True)
-def _place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(RUNS, raising=False)
-
-
-@pytest.fixture
-def runs(monkeypatch, capfd):
-    """Runs a command of the group in this process; gives its exit code and what it says, each run of spaces as one."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def runs(*arguments):
-        monkeypatch.setattr(sys, "argv", ["castor", "runs", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capfd.readouterr()
-        told = (captured.out + captured.err).splitlines()
-        return ended.value.code or 0, [" ".join(line.split()) for line in told if line.strip()]
-
-    yield runs
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def row(lines, name):
@@ -186,26 +159,6 @@ def test_prune_waits_for_nobody(runs):
     assert len(plan.files.stage("ppo_lag").training.checkpoints()) == 2
 
 
-@pytest.fixture
-def resumed(monkeypatch):
-    """What resume would carry out: the config, and how the pipeline is called."""
-    from castor.cli import carry_out
-
-    told = []
-
-    class Pipeline:
-        def run(self, fresh=False, accept_changes=False):
-            told.append((fresh, accept_changes))
-
-    def carried_out(config, work, **options):
-        told.append(config)
-        assert not options
-        work(Pipeline())
-
-    monkeypatch.setattr(carry_out, "carry_out", carried_out)
-    return told
-
-
 def test_resume_goes_on_in_the_folder_it_is_given(runs, resumed):
     plan = make_run(DEMO)
     DEMO.rename("moved")
@@ -233,14 +186,14 @@ def test_resume_of_a_finished_run_says_so(runs):
     [
         (["list", "nowhere"], "nowhere cannot be listed (No such file or directory)"),
         (["list", DEMO], "runs/demo is a run itself"),
-        (["list", "s3://bucket/runs"], "s3://bucket/runs is a URL, and runs at URLs are not supported yet"),
+        (["list", "nowhere://bucket/runs"], "nowhere://bucket/runs cannot be opened: Protocol not known: nowhere"),
         *(
             ([name, place], message)
             for name in ("show", "verify", "resume", "prune")
             for place, message in {
                 "nowhere": "there is no run at nowhere",
                 "runs": "runs is no run, it has no config.yaml",
-                "s3://bucket/run": "s3://bucket/run is a URL",
+                "memory://bucket/run": "there is no copy of a run at memory://bucket/run",
                 "runs/damaged": "stages.json is damaged",
             }.items()
         ),

@@ -74,7 +74,7 @@ def test_a_copy_that_is_not_whole_is_refused(remote, checkpoints, damage):
 
 
 def test_an_unknown_kind_of_url_is_one_sentence():
-    with pytest.raises(CastorError, match=r"checkpoint\.url nowhere://x cannot be opened"):
+    with pytest.raises(CastorError, match="nowhere://x/demo/ppo cannot be opened"):
         RemoteCheckpoints("nowhere://x", "demo", "ppo")
 
 
