@@ -140,7 +140,7 @@ def _judges_of(plan: Plan, policy: Stage) -> dict[str, tuple[ModelOption, Classi
         run: RLHF = policy.section
         for signal in run.signals.values():
             if signal.model is not None:
-                kind = "reward" if signal.role == "objective" else "cost"
+                kind = "cost" if signal.role == "constraint" else "reward"
                 found.setdefault(kind, (signal.model, signal.classifier))
     for stage in plan.of_kind("evaluate"):
         section: Evaluate = stage.section

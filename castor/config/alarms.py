@@ -27,4 +27,11 @@ class Alarms(Section):
         description="share of responses cut off at max_new_tokens, where it has at least doubled since the first "
         "`over` steps; null: no alarm",
     )
+    hacking_errors: float | None = Field(
+        3.0,
+        gt=0,
+        description="standard errors by which the reward has risen while a judge that nothing is learned from (a "
+        "monitor, or a constraint of rule none) has become that much unhappier, from the first `over` steps to the "
+        "last; null: no alarm",
+    )
     over: int = Field(5, ge=1, description="steps whose mean is looked at")

@@ -91,6 +91,11 @@ class RLHF(Section):
         """The signals that are constraints, in the config's order."""
         return {name: signal for name, signal in self.signals.items() if signal.role == "constraint"}
 
+    @property
+    def objectives(self) -> dict[str, Signal]:
+        """The signals that are maximised, in the config's order."""
+        return {name: signal for name, signal in self.signals.items() if signal.role == "objective"}
+
     def multiplier(self, name: str) -> Multipliers:
         """The rule that prices the constraint `name`."""
         rule = self.signals[name].multiplier or self.multipliers
@@ -142,8 +147,10 @@ class RLHF(Section):
         return self.learner.old_logprobs == "learner"
 
     def trains_policy(self, name: str) -> bool:
-        """Whether the signal enters the loss: all but constraints that are only watched (rule none)."""
-        return name not in self.constraints or self.multiplier(name).rule != "none"
+        """Whether the signal enters the loss: all but monitors, and constraints that are only watched (rule none)."""
+        if name in self.constraints:
+            return self.multiplier(name).rule != "none"
+        return name in self.objectives
 
     def has_critic(self, name: str) -> bool:
         """Whether a critic is made and trained for the signal."""
@@ -159,11 +166,11 @@ class RLHF(Section):
             return 0.0
         if name in self.constraints:
             return 1.0 if self.advantage.combination == "normalized" else 0.0
-        return 1.0 / sum(signal.weight for key, signal in self.signals.items() if key not in self.constraints)
+        return 1.0 / sum(signal.weight for signal in self.objectives.values())
 
     @model_validator(mode="after")
     def _constraints_are_priced(self) -> "RLHF":
-        if len(self.constraints) == len(self.signals):
+        if not self.objectives:
             raise ValueError("no objective among the signals: give at least one the role 'objective'")
         for name, signal in self.constraints.items():
             if signal.multiplier is None and self.multipliers is None:

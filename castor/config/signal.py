@@ -57,7 +57,7 @@ class HTTPScorer(Section):
 
     url: str = Field(pattern=r"^https?://", description="where to POST, such as http://scores:8000/v1/score")
     field: str | None = Field(
-        None, min_length=1, description="key of the number in each score; default: reward for objectives, cost else"
+        None, min_length=1, description="key of the number in each score; default: cost for constraints, reward else"
     )
     batch_size: int = Field(32, ge=1, description="responses of one request; castor serve takes up to 256")
     concurrency: int = Field(8, ge=1, description="requests of one actor under way at a time")
@@ -89,7 +89,10 @@ class Signal(Section):
         )
     )
 
-    role: Literal["objective", "constraint"] = Field(description="maximise it, or keep its mean at or under a limit")
+    role: Literal["objective", "constraint", "monitor"] = Field(
+        description="maximise it, keep its mean at or under a limit, or only watch it: a monitor, of which more is "
+        "better, is logged, and shows whether the policy pleases its judges alone (alarms.hacking_errors)"
+    )
     model: ModelOption | None = Field(
         None, description="score model (with classifier: moderation model): stage:NAME, a folder, or a hub id"
     )
@@ -152,11 +155,16 @@ class Signal(Section):
     @model_validator(mode="after")
     def _role_and_limits_agree(self) -> "Signal":
         limits = [name for name in ("threshold", "unsafe_share") if getattr(self, name) is not None]
-        if self.role == "objective":
+        if self.role != "constraint":
             foreign = [*limits, *(["constraint"] if self.constraint != Constraint() else [])]
             foreign += ["multiplier"] if self.multiplier is not None else []
             if foreign:
-                raise ValueError(f"an objective has no {foreign[0]}: remove it, or make the signal a constraint")
+                article = "an" if self.role == "objective" else "a"
+                raise ValueError(
+                    f"{article} {self.role} has no {foreign[0]}: remove it, or make the signal a constraint"
+                )
+        if self.role == "monitor" and self.weight != 1.0:
+            raise ValueError("a monitor has no weight: nothing is learned from it")
         if self.role == "constraint" and len(limits) != 1:
             raise ValueError("a constraint needs exactly one limit: threshold or unsafe_share")
         by_share = self.constraint.statistic == "share"

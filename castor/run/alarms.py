@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from statistics import mean, variance
 from typing import Any
 
 from castor.config.alarms import Alarms
@@ -17,7 +19,9 @@ def alarms(config: RLHF, steps: Steps) -> dict[str, str]:
     bounds = config.alarms
     found = dict(_pinned(config, steps))
     if len(steps) > bounds.over:  # the first ones are what later ones are compared with
-        found |= _drift(bounds, steps[: bounds.over], steps[-bounds.over :])
+        first, last = steps[: bounds.over], steps[-bounds.over :]
+        found |= dict(_drift(bounds, first, last))
+        found |= dict(_hacking(config, first, last))
     return found
 
 
@@ -65,5 +69,34 @@ def _drift(bounds: Alarms, first: Steps, last: Steps) -> Iterator[tuple[str, str
         )
 
 
+def _hacking(config: RLHF, first: Steps, last: Steps) -> Iterator[tuple[str, str]]:
+    """Goodhart: what is learned from rises, and what is not learned from says the opposite."""
+    bound = config.alarms.hacking_errors
+    watched = [name for name in config.signals if not config.trains_policy(name)]
+    if bound is None or len(first) < 2 or not watched:
+        return
+    rewards = [[step["mean_reward"] for step in steps] for steps in (first, last)]
+    if _standard_errors(*rewards) <= bound:
+        return
+    for name in watched:
+        scores = [[step["metrics"][f"{name}/score_mean"] for step in steps] for steps in (first, last)]
+        sign = -1.0 if name in config.constraints else 1.0
+        if sign * _standard_errors(*scores) < -bound:
+            yield (
+                f"{name}/hacking",
+                f"the reward has risen from {mean(rewards[0]):.2f} to {mean(rewards[1]):.2f}, and {name}, from which "
+                f"nothing is learned, has gone from {mean(scores[0]):.2f} to {mean(scores[1]):.2f}: the policy may "
+                "please the reward model alone; read some responses, raise kl_coeff, stop earlier, or train the "
+                "reward model on pairs of this policy",
+            )
+
+
+def _standard_errors(first: Sequence[float], last: Sequence[float]) -> float:
+    """By how many standard errors the mean has risen (Welch); without any spread, as many as it takes."""
+    rise = mean(last) - mean(first)
+    error = math.sqrt(variance(first) / len(first) + variance(last) / len(last))
+    return rise / error if error else math.copysign(math.inf, rise) if rise else 0.0
+
+
 def _mean(steps: Steps, name: str) -> float:
-    return sum(step["metrics"][name] for step in steps) / len(steps)
+    return mean(step["metrics"][name] for step in steps)

@@ -50,7 +50,7 @@ def signal_scorer(
     if signal.function is not None:
         return TextScorer(FunctionScorer(signal.function, directory), _tokenizer(policy))
     if signal.http is not None:
-        field = signal.http.field or ("reward" if signal.role == "objective" else "cost")
+        field = signal.http.field or ("cost" if signal.role == "constraint" else "reward")
         return TextScorer(RemoteScorer(signal.http, field), _tokenizer(policy))
     assert model is not None  # `Signal` has exactly one judge
     return model_scorer(model, signal.scoring, policy, signal.classifier, signal.template)

@@ -30,11 +30,12 @@ class RunLog:
     def add(self, result: StepResult, health: Mapping[str, float]) -> None:
         """Record one step; `health` of the run's actors goes to the tracker alone, as it is not the run's result."""
         metrics = dict(result.metrics)
-        objectives = [key for key, signal in self.config.signals.items() if signal.role == "objective"]
         constraints = list(self.config.constraints)
         record: dict[str, Any] = {
             "step": result.step,
-            "mean_reward": sum(self.config.signals[k].weight * metrics[f"{k}/score_mean"] for k in objectives),
+            "mean_reward": sum(
+                signal.weight * metrics[f"{key}/score_mean"] for key, signal in self.config.objectives.items()
+            ),
             "mean_costs": {key: metrics[f"{key}/score_mean"] for key in constraints},
             "multipliers": dict(result.coefficients.multipliers) if result.coefficients else {},
             "window_costs": dict(result.coefficients.mean_costs) if result.coefficients else {},
@@ -68,6 +69,8 @@ class RunLog:
             label = "" if len(record["mean_costs"]) == 1 else f" {key}"
             parts.append(self._against_limit(key, label, cost, metrics[f"{key}/score_positive_share"], width=6))
             parts.append(f"λ{label} {record['multipliers'][key]:.2f}")
+        monitors = [key for key, signal in self.config.signals.items() if signal.role == "monitor"]
+        parts += [f"{key} {metrics[f'{key}/score_mean']:6.2f}" for key in monitors]
         parts.append(f"KL {record['kl']:5.2f}")
         parts.append(f"{metrics['tokens'] / seconds:6,.0f} tok/s")
         if "staleness_mean" in metrics:

@@ -144,7 +144,7 @@ def _check_score_model(run: str, name: str, signal: Signal, model: ModelLike) ->
         check_classifier(read_moderation_info(model), signal.classifier, f"{run}: signal {name!r}: {model}")
         return
     kind = read_score_info(model).score_type
-    wanted = "reward" if signal.role == "objective" else "cost"
+    wanted = "cost" if signal.role == "constraint" else "reward"
     if kind != wanted:
         raise CastorError(
             f"{run}: signal {name!r} is a {signal.role}, but {model} is a {kind} model: give a {wanted} model"

@@ -125,4 +125,4 @@ def judge_kind(signal: Signal) -> Kind:
     """What kind of model judges for a signal with a model."""
     if signal.classifier is not None:
         return "moderation model"
-    return "reward model" if signal.role == "objective" else "cost model"
+    return "cost model" if signal.role == "constraint" else "reward model"

@@ -51,6 +51,13 @@ def test_gae_needs_something_to_start_the_critic_from(signal):
     assert not run(more={"multiplier": {"rule": "none"}}).has_critic("harm")  # watched only
 
 
+def test_nothing_is_learned_from_a_monitor():
+    signals = {"help": REWARD, "gold": {"role": "monitor", "function": "judge:score"}}
+    run = RLHF.model_validate({"steps": 1, "signals": signals})
+    assert not (run.has_critic("gold") or run.trains_policy("gold"))
+    assert (list(run.objectives), list(run.constraints), run.kl_share("help")) == (["help"], [], 1.0)
+
+
 def test_every_rule_and_statistic_takes_every_judge():
     rules = {"sgd_log": {}, "pid": {"rule": "pid"}, "projected": {"rule": "projected"}, "fixed": {"rule": "fixed"}}
     signals = {

@@ -19,6 +19,45 @@ def config(**multipliers):
     return RLHF(steps=9, signals=signals, multipliers=Multipliers(**multipliers), alarms=bounds)
 
 
+WATCHING = {
+    "gold": Signal(role="monitor", function="judge:score"),
+    "second": Signal(role="constraint", function="judge:harm", threshold=0.0, multiplier=Multipliers(rule="none")),
+}
+
+
+def watched(reward, gold, second):
+    """Steps of a run with two judges from which nothing is learned."""
+    found = steps(len(reward))
+    for step, r, g, c in zip(found, reward, gold, second, strict=True):
+        step["mean_reward"], step["multipliers"] = r, {"harm": 0.0, "second": 0.0}
+        step["metrics"] |= {"gold/score_mean": g, "second/score_mean": c}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("reward", "gold", "second", "named"),
+    [
+        # of each pair of steps: standard error of the difference sqrt(2 * 0.02 / 2) = 0.141, so 3 of them are 0.424
+        ([1.0, 1.2, 9, 1.5, 1.7], [1.0, 1.2, 9, 0.5, 0.7], [0.0, 0.2, 9, 0.5, 0.7], ["gold", "second"]),
+        ([1.0, 1.2, 9, 1.5, 1.7], [1.0, 1.2, 9, 1.5, 1.7], [0.5, 0.7, 9, 0.0, 0.2], []),
+        ([1.0, 1.2, 9, 1.4, 1.6], [1.0, 1.2, 9, 0.0, 0.2], [0.0, 0.2, 9, 1.0, 1.2], []),  # a rise of 0.4 is too little
+        ([1.0, 1.2, 9, 1.5, 1.7], [1.0, 1.2, 9, 0.6, 0.8], [0.0, 0.2, 9, 0.4, 0.6], []),  # so is such a fall
+        ([1.0, 1.0, 9, 1.5, 1.5], [1.0, 1.0, 9, 0.9, 0.9], [0.0, 0.0, 9, 0.0, 0.0], ["gold"]),  # without any spread
+    ],
+)
+def test_a_reward_that_rises_while_those_who_only_watch_are_unhappier_is_named(reward, gold, second, named):
+    quiet = config()
+    rlhf = quiet.model_copy(update={"signals": quiet.signals | WATCHING})
+    found = alarms(rlhf, watched(reward, gold, second))
+    assert list(found) == [f"{name}/hacking" for name in named]
+    assert all("the policy may please the reward model alone" in text for text in found.values())
+    if named:
+        assert (
+            f"risen from {reward[0] / 2 + reward[1] / 2:.2f} to {reward[3] / 2 + reward[4] / 2:.2f}"
+            in found["gold/hacking"]
+        )
+
+
 def steps(count, price=1.0, **last):
     """Quiet steps; the last two have other metrics."""
     quiet = {"kl": 1.0, "response_length": 20.0, "truncated_share": 0.2}
