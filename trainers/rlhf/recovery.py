@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from actors.group import ActorFailure, Stalled
 from actors.suspects import DeadlyPrompt
@@ -44,8 +44,8 @@ class Recovery:
         self._attempt = state.producer.attempt
         self._to_start = dict[str, None]()  # groups, those first that were lost first; until everybody is brought back
 
-    def carry_out(self) -> None:
-        """All steps from where the state is to the last.
+    def carry_out(self, finish: Callable[[], None]) -> None:
+        """All steps from where the state is to the last, and what is to be done with the groups then.
 
         Raises ActorFailure or NotFinite when the run had to be carried on once too often, and whatever else stops a
         step, once the state before it is kept.
@@ -57,6 +57,7 @@ class Recovery:
                     self._bring_back()
                     bring_back = False
                 train(self.config, state.groups, state.producer, self._after, self.checkpointing.after_update)
+                finish()
                 return
             except Ended:
                 raise

@@ -81,9 +81,7 @@ def run_rlhf(run: StageRun) -> str:
         checkpointing = Checkpointing(run, state, terms, left.step if left else 0)
         with keeping_state(run.terminal.tell_of_ending):
             recovery = Recovery(run, state, checkpointing)
-            recovery.carry_out()
-        saving = groups.learner.call("export", run.files.policy)
-        get(saving, config.learner.timeout_s, "the learner (saving the policy)")
+            recovery.carry_out(lambda: _save(groups, run.files.policy))
         checkpointing.finish()
     kept = {
         name: {"statistic": config.signals[name].constraint.statistic, "limit": limit} for name, limit in limits.items()
@@ -104,6 +102,11 @@ def run_rlhf(run: StageRun) -> str:
         told += f"\n[yellow]{len(stream.aside)} prompts killed their engines and were set aside[/]: "
         told += f"see {run.files.deadly_prompts}"
     return told
+
+
+def _save(groups: Groups, folder: Path) -> None:
+    saving = groups.learner.call("export", folder)
+    get(saving, groups.config.learner.timeout_s, "the learner (saving the policy)")
 
 
 def _signal_models(run: StageRun, config: RLHF, name: str, policy: ModelReference) -> SignalModels:

@@ -54,7 +54,7 @@ def test_gae_needs_something_to_start_the_critic_from(signal):
 def test_nothing_is_learned_from_a_monitor():
     signals = {"help": REWARD, "gold": {"role": "monitor", "function": "judge:score"}}
     run = RLHF.model_validate({"steps": 1, "signals": signals})
-    assert not (run.has_critic("gold") or run.trains_policy("gold"))
+    assert (run.has_critic("gold"), run.trains_policy("gold")) == (False, False)
     assert (list(run.objectives), list(run.constraints), run.kl_share("help")) == (["help"], [], 1.0)
 
 
