@@ -48,10 +48,11 @@ demo: install ## Install, then make a language model safer: runs/demo/report.htm
 	@$(BIN)/castor pipeline configs/demo.yaml
 
 test: install ## Install, then run every test
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 tests/unit
+	@$(BIN)/pytest tests/chaos tests/integration
 
 test-unit: install ## Only the fast tests
-	@$(BIN)/pytest tests/unit
+	@$(BIN)/pytest -n 2 tests/unit
 
 lint: install ## Check style, formatting, types and the direction of imports
 	@$(BIN)/ruff check

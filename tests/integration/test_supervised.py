@@ -8,7 +8,6 @@ import torch
 
 from actors.progress import ProgressBoard
 from castor.config.data import DataSource, SyntheticOptions
-from castor.config.moderation import Moderation
 from castor.config.preference import Reward
 from castor.config.supervised import SFT, Best, Workers
 from castor.config.training import Engine, LoRA, Offload, Optimizer
@@ -19,15 +18,13 @@ from castor.io.errors import CastorError
 from castor.io.files import read_json
 from castor.models.policy import PolicyModel
 from castor.run.files import StageFiles
-from castor.synthetic.corpus import demonstrations, preference_rows, qa_rows
+from castor.synthetic.corpus import demonstrations, preference_rows
 from tests.faults import FaultyBoard
 from tests.numerics import TINY_MODELS, assert_close
 from tests.plans import claim_of
 
 ROWS = [QARow(row["prompt"], row["response"]) for row in demonstrations(SyntheticOptions(), "train", 160)]
 PAIRS = [parse_row(row) for row in preference_rows(SyntheticOptions(), "train", 160)]
-JUDGED = [parse_row(row) for row in qa_rows(SyntheticOptions(), "train", 240)]
-KINDS = {"reward": (Reward, PAIRS), "moderation": (Moderation, JUDGED)}  # what differs is before the loop they share
 
 
 def stage(section=SFT, **options):
@@ -54,29 +51,30 @@ def losses(told):
     return [(progress.done, progress.metrics["loss"]) for progress in told if "loss" in progress.metrics]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_lost_worker_a_stop_and_a_resume_on_fewer_workers(kind, ray_session, tiny_models, tmp_path, monkeypatch):
-    """Rank 0 dies as it reports step 12, and the stage goes on from its checkpoint; rank 1 at step 42 stops it."""
-    section, given = KINDS[kind]
+def test_a_lost_worker_a_stop_and_a_resume_on_fewer_workers(ray_session, tiny_models, tmp_path, monkeypatch):
+    """Rank 0 dies as it reports step 12, and the stage goes on from its checkpoint; rank 1 at step 42 stops it.
+
+    What differs from one kind of stage to another is before the loop that they share.
+    """
     options = {"max_steps": 60, "checkpoint_every": 10, "eval_every": 30, "workers": 2}
-    expected, told = run(stage(section, **options), tiny_models.policy, tmp_path / "whole", rows=given)
+    expected, told = run(stage(Reward, **options), tiny_models.policy, tmp_path / "whole", rows=PAIRS)
     undisturbed = dict(losses(told))
     assert list(undisturbed) == list(range(1, 61))
 
-    stored = RowStore.write(tmp_path / "rows.arrow", type(given[0]), iter(given))
+    stored = RowStore.write(tmp_path / "rows.arrow", type(PAIRS[0]), iter(PAIRS))
     rows = mix([DataSource()], [stored], 0)  # from the disk: the samples are those of the list
     board = FaultyBoard(ProgressBoard.remote(), {12: "itself", 42: "another"}, tmp_path / "witnesses")
     told = []
     with monkeypatch.context() as patch:
         patch.setattr("trainers.supervised.driver.ProgressBoard", SimpleNamespace(remote=lambda: board))
         with pytest.raises(Exception, match=r"(?i)worker|actor"):
-            run(stage(section, **options, max_failures=1), tiny_models.policy, tmp_path / kind, told.append, rows)
+            run(stage(Reward, **options, max_failures=1), tiny_models.policy, tmp_path / "reward", told.append, rows)
     assert board.struck() == ["step-12-itself", "step-42-another"]
     assert [step for step, _ in losses(told)] == [*range(1, 13), *range(11, 43)]
     assert all(loss == undisturbed[step] for step, loss in losses(told))  # bit for bit, before the fault and after it
-    assert not (tmp_path / kind).exists()
+    assert not (tmp_path / "reward").exists()
 
-    metrics, told = run(stage(section, **options | {"workers": 1}), tiny_models.policy, tmp_path / kind, rows=rows)
+    metrics, told = run(stage(Reward, **options | {"workers": 1}), tiny_models.policy, tmp_path / "reward", rows=rows)
     resumed = losses(told)
     assert [step for step, _ in resumed] == list(range(41, 61))
     assert [loss for _, loss in resumed] == pytest.approx([undisturbed[step] for step, _ in resumed], rel=1e-3)
@@ -86,7 +84,7 @@ def test_a_lost_worker_a_stop_and_a_resume_on_fewer_workers(kind, ray_session, t
         value = expected[name]
         assert metrics[name] == pytest.approx(value, rel=1e-3, abs=0.0 if name.endswith("loss") else 0.04), name
     assert [entry["step"] for entry in metrics["history"]] == [30, 60]
-    assert not (tmp_path / f"{kind}.training").exists()
+    assert not (tmp_path / "reward.training").exists()
 
 
 POISON = 60  # the row whose prompt is of words the tokenizer does not know
