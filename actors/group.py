@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from castor.config.training import Resources
-from castor.io.errors import CastorError
+from castor.io.errors import CastorError, Unreachable
 
 if TYPE_CHECKING:
     from actors.reservation import Reservation
@@ -69,7 +69,8 @@ def get(refs: Any, timeout_s: float, what: str) -> Any:
         raise ActorFailure(f"{what} died: {error}") from error
     except RayTaskError as error:
         if (cause := _castor_error(error)) is not None:
-            raise CastorError(str(cause)) from error
+            kind = Unreachable if isinstance(cause, Unreachable) else CastorError
+            raise kind(str(cause)) from error
         raise
 
 

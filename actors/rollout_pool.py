@@ -281,7 +281,7 @@ class RolloutPool:
         if requests and not self.workers:
             self._bring_in_replacements()
         alone = [request for request in requests if self._suspects.alone(request)]
-        together = [request for request in requests if request not in alone]
+        together = [request for request in requests if not self._suspects.alone(request)]
         for i, worker in enumerate(self.workers):
             self._stream(worker, together[i :: len(self.workers)], job)
         prompts = list(dict.fromkeys(request.prompt for request in alone))

@@ -55,7 +55,7 @@ class Policy(Section):
 class RLHF(Section):
     """One run of the RLHF loop."""
 
-    HOW = frozenset(("colocate", "checkpoint", "max_restarts", "alarms"))
+    HOW = frozenset(("colocate", "checkpoint", "max_restarts", "patience_minutes", "alarms"))
 
     steps: int = Field(ge=1, description="policy updates")
     prompts: DataSource = Field(default_factory=DataSource, description="prompts to sample from")
@@ -80,6 +80,9 @@ class RLHF(Section):
     )
 
     alarms: Alarms = Field(default_factory=Alarms, description="what the run says of its own numbers")
+    patience_minutes: float = Field(
+        10.0, ge=0, description="how long the run pauses for a remote scorer that cannot be reached, before it ends"
+    )
     max_restarts: int = Field(
         3,
         ge=0,

@@ -1,4 +1,4 @@
-"""The one exception a person is meant to read."""
+"""The exceptions a person is meant to read."""
 
 
 class CastorError(Exception):
@@ -8,6 +8,10 @@ class CastorError(Exception):
     The command line prints it without a traceback and exits with code 2. Every other exception is a defect or a failure
     of the machine: it propagates, its traceback goes to the run's log, and the exit code is 1.
     """
+
+
+class Unreachable(CastorError):
+    """A service does not answer, which may pass: worth another try later."""
 
 
 def first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from castor.config.signal import HTTPScorer
-from castor.io.errors import CastorError
+from castor.io.errors import CastorError, Unreachable
 
 log = logging.getLogger(__name__)
 LONGEST_WAIT_S = 30.0
@@ -106,7 +106,7 @@ class RemoteScorer:
                 advice = _ADVICE.get(reply.status_code, "correct http.url")
                 raise CastorError(f"the scorer at {config.url} refused with {told}: {advice}")
             problem = f"answered {told}"
-        raise CastorError(
+        raise Unreachable(
             f"the scorer at {config.url} {problem}, {config.retries + 1} times: look at the scorer; if it is only slow "
             "or busy, raise http.timeout_s or http.retries, or lower http.concurrency"
         )

@@ -75,6 +75,7 @@ class Run:
             "learner": {"ranks": 2, "engine": ENGINE, "ptx": {"data": {"limit": 20}, "batch_size": 4}},
             "checkpoint": {"every_steps": 1},
         }  # fmt: skip
+        changes["signals"] = section["signals"] | changes.get("signals", {})
         config = Config.model_validate({"run_dir": folder, "seed": 3, "rlhf": {"run": {**section, **changes}}})
         self.plan = make_plan(config)
         self.stage, self.files = self.plan.stage("run"), self.plan.files.stage("run")

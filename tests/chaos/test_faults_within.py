@@ -1,9 +1,13 @@
 """What goes wrong within a run that all processes survive: numbers, disks, prompts."""
 
+import json
 import os
 import signal
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import pytest
 import ray
 
 from actors.learner import LearnerWorker
@@ -89,9 +93,34 @@ def deadly_to(base, prompt, witnesses):
     return ray.remote(Deadly)
 
 
-def test_a_prompt_that_kills_its_engine_is_set_aside(undisturbed, tiny_models, tmp_path, monkeypatch):
-    """It is known once it kills an engine that samples nothing else; the step is dealt without it, and so are all later
-    ones, which every checkpoint says, too.
+@pytest.fixture
+def scorer():
+    """The judge of `Run` as a remote scorer: its URL, and an event while which it is out of order."""
+    down = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            items = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["items"]
+            reply = json.dumps({"scores": [{"reward": float(len(item["response"]) % 7)} for item in items]}).encode()
+            self.send_response(503 if down.is_set() else 200)
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *args):
+            """Nothing is printed."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", down
+        server.shutdown()
+
+
+def test_a_prompt_that_kills_its_engine_and_a_scorer_that_cannot_be_reached(
+    undisturbed, scorer, tiny_models, tmp_path, monkeypatch
+):
+    """The prompt is known once it kills an engine that samples nothing else; the step is dealt without it, and so are
+    all later ones, which every checkpoint says, too. While the scorer is down, the run pauses.
     """
     monkeypatch.chdir(tmp_path)
     text, witnesses = tmp_path / "text", tmp_path / "witnesses"
@@ -105,13 +134,29 @@ def test_a_prompt_that_kills_its_engine_is_set_aside(undisturbed, tiny_models, t
 
     monkeypatch.setattr("trainers.rlhf.stage.fitting_prompts", fitting)
     monkeypatch.setattr("actors.rollout_pool.FinishingWorker", deadly_to(RolloutWorker, text, witnesses))
-    run = Run(tmp_path / "run", tiny_models)
-    kept = []
+    url, down = scorer
+    own = {"role": "objective", "http": {"url": url, "retries": 1, "retry_wait_s": 0.1}, "critic": ENGINE}
+    run = Run(tmp_path / "run", tiny_models, signals={"own": own | {"critic_model": tiny_models.reward}})
+    monkeypatch.setattr("trainers.rlhf.recovery.FIRST_PAUSE_S", 1.0)
+    run.at(4, down.set)
+    kept, paused, tell = [], [], run.screen.line
+
+    def until_the_second_pause(text):
+        tell(text)
+        if "pauses for" in text:
+            paused.append(text)
+            if len(paused) == 2:
+                down.clear()
+
+    run.screen.line = until_the_second_pause
     run.at(STEPS, lambda: kept.append(read_json(Checkpoints(run.files.training).newest().record)))
     run.go()
     assert kept[0]["prompts"]["aside"] == [number]
     (told,) = [line for line in run.screen.lines if "is set aside" in line]
     assert told.startswith(f"[yellow]prompt {number} is set aside[/]: 3 engines died of it")
+    assert len(paused) == 2
+    assert all("run pauses for 1 s[/]: the scorer at" in text and "answered HTTP 503" in text for text in paused)
+    assert any("the same command goes on after step 4 of run" in line for line in run.screen.lines)
     assert len(list(witnesses.iterdir())) == 3
     assert [row["prompt"] for row in read_jsonl(run.files.deadly_prompts)] == [text.read_text()]
     record = read_json(run.files.run_record)

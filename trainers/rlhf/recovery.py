@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 
 from actors.group import ActorFailure, Stalled
 from actors.suspects import DeadlyPrompt
-from castor.io.ending import Ended
-from castor.io.errors import CastorError
+from castor.io.ending import Ended, asked_to_end
+from castor.io.errors import CastorError, Unreachable
 from trainers.rlhf.checkpointing import Checkpointing
 from trainers.rlhf.loop import StepResult, train
 from trainers.rlhf.run_state import RunState, find_left
 from trainers.stage_run import StageRun
 
 log = logging.getLogger(__name__)
+FIRST_PAUSE_S = 10.0
 
 
 class NotFinite(CastorError):
@@ -31,15 +33,16 @@ class Recovery:
     A group that loses an actor is started anew, alone. If it held no state, the step is taken again; if it did,
     everybody goes back to the newest checkpoint, and the steps since then are taken again, with the same prompts and
     seeds; where a node is gone, with fewer ranks, until it is back. Rollout workers are replaced by their pool, and the
-    multiplier owner by Ray. A prompt that kills the engines that sample it is set aside, for good. After max_skipped
-    steps in a row with a gradient that was not finite, everybody goes back, too, and on with other samples and
-    mini-batches.
+    multiplier owner by Ray. A prompt that kills the engines that sample it is set aside, for good. While a remote
+    scorer cannot be reached, the run pauses. After max_skipped steps in a row with a gradient that was not finite,
+    everybody goes back, too, and on with other samples and mini-batches.
     """
 
     def __init__(self, run: StageRun, state: RunState, checkpointing: Checkpointing) -> None:
         self.run, self.state, self.config, self.checkpointing = run, state, state.config, checkpointing
         self.restarts = 0  # at most max_restarts
         self._skipped = 0  # steps in a row
+        self._paused = 0.0  # seconds since the last step
         self._saved = checkpointing.saved
         self._attempt = state.producer.attempt
         self._to_start = dict[str, None]()  # groups, those first that were lost first; until everybody is brought back
@@ -67,6 +70,7 @@ class Recovery:
 
     def _after(self, result: StepResult) -> None:
         aside = {"deadly_prompts": float(len(self.state.prompts.aside))}
+        self._paused = 0.0
         self.state.log.add(result, self.state.groups.roster.metrics() | aside)
         self._skipped = self._skipped + 1 if _skipped_updates(result.metrics) else 0
         if self._skipped > self.config.learner.max_skipped:
@@ -87,9 +91,15 @@ class Recovery:
             self.run.terminal.line(f"{self.run.name}: {error}")
             self._to_start |= dict.fromkeys(groups.grown())
             return
-        if isinstance(error, DeadlyPrompt) and len(self.state.prompts.aside) < self.config.rollout.max_quarantined:
-            self._set_aside(error)
+        if isinstance(error, Unreachable) and self._paused < 60 * self.config.patience_minutes:
+            self._pause(error)
             return
+        if isinstance(error, DeadlyPrompt):
+            allowed = self.config.rollout.max_quarantined
+            if len(self.state.prompts.aside) < allowed:
+                self._set_aside(error)
+                return
+            error = CastorError(f"{error}. As many as rollout.max_quarantined allows, {allowed}, are set aside already")
         ended = groups.end_silent() if isinstance(error, Stalled) else []
         self._to_start |= dict.fromkeys(groups.lost())
         names, not_finite = " and ".join(dict.fromkeys([*self._to_start, *ended])), isinstance(error, NotFinite)
@@ -111,6 +121,19 @@ class Recovery:
             self._attempt += 1
         log.warning("%s: %s: %s", self.run.name, what, error)
         self.run.terminal.line(f"[yellow]{what}[/] after step {len(self.state.log.steps)}")
+
+    def _pause(self, error: Unreachable) -> None:
+        """Wait before the step is taken again, longer each time; the state before it is kept meanwhile."""
+        seconds = min(max(FIRST_PAUSE_S, self._paused), 60 * self.config.patience_minutes - self._paused)
+        log.warning("%s pauses for %.0f s: %s", self.run.name, seconds, error)
+        self.run.terminal.line(f"[yellow]{self.run.name} pauses for {seconds:.0f} s[/]: {error}")
+        self.checkpointing.rescue()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if asked_to_end():
+                raise Ended(self.checkpointing.resumes())
+            time.sleep(0.2)
+        self._paused += seconds
 
     def _set_aside(self, error: DeadlyPrompt) -> None:
         """Go on without a prompt."""
