@@ -50,14 +50,15 @@ def test_groups_that_die_one_after_the_other(undisturbed, tiny_models, tmp_path,
     finally:
         done.set()
         random.join()
-    kinds = {each.kind for each in kills}
-    assert (len(kills), kinds) == (3, {"reference", "judge and critic", "rollout worker"})
-    assert len(set(killed)) == 5
+    kinds = [each.kind for each in kills]
+    groups = sum(kind not in ("rollout worker", "multiplier owner") for kind in kinds)
+    assert (len(kinds), len(set(killed))) == (3, 5)
     assert not any(psutil.pid_exists(process) for process in killed)
     assert started[4:6] == ["learner", "reference"]
     assert started[-1] == "learner"
-    assert made[0].rollout.restarts == 2
-    assert read_json(run.files.run_record)["restarts"] in (4, 5)  # fewer where two had died when one was noticed
+    assert made[0].rollout.restarts == 1 + kinds.count("rollout worker")
+    restarts = read_json(run.files.run_record)["restarts"]
+    assert 3 + min(groups, 1) <= restarts <= 3 + groups  # fewer where two had died when one was noticed
     told = [line.rsplit(" ", 1)[-1] for line in run.screen.lines if "after step" in line]
     assert told[:4] == ["1", "0", "2", "2"]
     assert told[-2] == str(STEPS)
@@ -92,8 +93,8 @@ def test_actors_of_every_kind_that_are_stuck(undisturbed, tiny_models, tmp_path,
     mortal = ray.remote(mortal_while_loading(RolloutWorker, faults))
     monkeypatch.setattr("actors.rollout_pool.FinishingWorker", mortal)
     monkeypatch.setattr("trainers.rlhf.groups.ANSWER_S", 3.0)
-    learner = {"ranks": 2, "engine": ENGINE, "ptx": {"data": {"limit": 20}, "batch_size": 4}, "timeout_s": 20}
-    rollout = ROLLOUT | {"timeout_s": 10, "transfer": "gloo"}
+    learner = {"ranks": 2, "engine": ENGINE, "ptx": {"data": {"limit": 20}, "batch_size": 4}, "timeout_s": 30}
+    rollout = ROLLOUT | {"timeout_s": 15, "transfer": "gloo"}
     run = Run(tmp_path / "run", tiny_models, learner=learner, rollout=rollout)
     made, started = watched_groups(monkeypatch)
     calls = []
@@ -147,7 +148,7 @@ def test_a_node_that_is_lost_and_another_that_comes(undisturbed, tiny_models, tm
     """The learner goes on with one rank, and with two again: to rounding, the numbers are those of two."""
     monkeypatch.chdir(tmp_path)
     learner = {"ranks": 2, "engine": ENGINE | {"zero_stage": 3}, "ptx": {"data": {"limit": 20}, "batch_size": 4}}
-    learner |= {"rejoin_s": 10, "resources": {"cpus": 0.25, "custom": {"rank": 1}}}
+    learner |= {"rejoin_s": 25, "resources": {"cpus": 0.25, "custom": {"rank": 1}}}
     run = Run(tmp_path / "run", tiny_models, learner=learner)
     made, started = watched_groups(monkeypatch)
     nodes, killed, sizes = [Node("a"), Node("b")], [], []

@@ -24,7 +24,7 @@ from tests.faults import Faults, mortal, mortal_while_loading
 from tests.integration.test_rollout import collect, hf_logprobs, requests
 from tests.numerics import TINY_MODELS, assert_close
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 15.0
 MOVING = "model.layers.1."
 RANK = 64  # the tiny model's width: an adapter of this rank can be any change of a matrix
 
