@@ -23,7 +23,7 @@ class Rollout(Section):
             "gpu_memory_utilization",
             "tensor_parallel_size",
             "max_worker_restarts",
-            "max_quarantined",
+            "max_deadly_prompts",
             "timeout_s",
             "transfer",
             "transfer_timeout_s",
@@ -61,7 +61,7 @@ class Rollout(Section):
         "old ones, or continue on the new",
     )
     max_worker_restarts: int = Field(3, ge=0, description="dead workers replaced before the run fails")
-    max_quarantined: int = Field(
+    max_deadly_prompts: int = Field(
         8,
         ge=0,
         description="prompts set aside, as they kill the engines that sample them, before an RLHF run fails",

@@ -1,4 +1,4 @@
-"""Scores from a remote scorer. An error never becomes a number: after the last retry it ends the run."""
+"""Scores from a remote scorer. An error never becomes a number: after the last retry it is an exception."""
 
 from __future__ import annotations
 

@@ -160,6 +160,6 @@ def test_a_prompt_that_kills_its_engine_and_a_scorer_that_cannot_be_reached(
     assert len(list(witnesses.iterdir())) == 3
     assert [row["prompt"] for row in read_jsonl(run.files.deadly_prompts)] == [text.read_text()]
     record = read_json(run.files.run_record)
-    assert (record["set_aside"], record["restarts"]) == ([number], 0)
+    assert (record["deadly_prompts"], record["restarts"]) == ([number], 0)
     assert [entry.aside for entry in run.ledger()] == [(), (number,), *[()] * (STEPS - 2)]
     assert run.numbers()[0] == undisturbed[0][0]

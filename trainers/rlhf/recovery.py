@@ -95,11 +95,13 @@ class Recovery:
             self._pause(error)
             return
         if isinstance(error, DeadlyPrompt):
-            allowed = self.config.rollout.max_quarantined
+            allowed = self.config.rollout.max_deadly_prompts
             if len(self.state.prompts.aside) < allowed:
                 self._set_aside(error)
                 return
-            error = CastorError(f"{error}. As many as rollout.max_quarantined allows, {allowed}, are set aside already")
+            error = CastorError(
+                f"{error}. As many as rollout.max_deadly_prompts allows, {allowed}, are set aside already"
+            )
         ended = groups.end_silent() if isinstance(error, Stalled) else []
         self._to_start |= dict.fromkeys(groups.lost())
         names, not_finite = " and ".join(dict.fromkeys([*self._to_start, *ended])), isinstance(error, NotFinite)

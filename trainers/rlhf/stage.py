@@ -91,7 +91,7 @@ def run_rlhf(run: StageRun) -> str:
         "limits": kept,
         "nodes": nodes,
         "restarts": recovery.restarts,
-        "set_aside": list(stream.aside),
+        "deadly_prompts": list(stream.aside),
         "ledger": asdict(terms),
         "steps": log.steps,
     }
