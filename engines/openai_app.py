@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engines.weights.base import WeightUpdate
 
 
 async def start_openai_app(engine_arguments: dict[str, Any], chat_template: str | None) -> tuple[Any, Any]:
@@ -17,6 +20,7 @@ async def start_openai_app(engine_arguments: dict[str, Any], chat_template: str 
         chat_template: Jinja of `/v1/chat/completions`; None: the tokenizer's own.
 
     """
+    from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
@@ -24,12 +28,17 @@ async def start_openai_app(engine_arguments: dict[str, Any], chat_template: str 
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from engines.request_bodies import JSONBodies
+    from engines.weights.vllm_transfer import BACKEND, WorkerExtension
 
-    options = AsyncEngineArgs(**engine_arguments)
+    options = AsyncEngineArgs(
+        **engine_arguments,
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        worker_extension_cls=f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
+    )
     frontend = FrontendArgs(chat_template=chat_template, middleware=[f"{JSONBodies.__module__}.{JSONBodies.__name__}"])
     args = argparse.Namespace(**(vars(frontend) | vars(options)))
     engine = AsyncLLM.from_engine_args(options)
-    await _warm_up(engine)
+    await sample_one(engine, "warm-up")
     tasks = await engine.get_supported_tasks()
     app = build_app(args, supported_tasks=tasks, model_config=engine.model_config)
     await init_app_state(engine, app.state, args, supported_tasks=tasks)
@@ -38,9 +47,25 @@ async def start_openai_app(engine_arguments: dict[str, Any], chat_template: str 
     return engine, app
 
 
-async def _warm_up(engine: Any) -> None:
-    """Sample one token: what the kernels cannot run shows only then, and must not look ready."""
+async def sample_one(engine: Any, request_id: str) -> None:
+    """Sample one token: what the kernels cannot run, or an engine that hangs, shows only so."""
     from vllm import SamplingParams
 
-    async for _ in engine.generate({"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), "warm-up"):
+    async for _ in engine.generate({"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), request_id):
         pass
+
+
+async def load_folder(engine: Any, update: WeightUpdate) -> None:
+    """Load an update that lies in files. Responses under way are finished before; those that come meanwhile wait.
+
+    Raises RuntimeError unless every worker proves that it holds these very weights; the engine then samples no more.
+    """
+    await engine.pause_generation(mode="wait", clear_cache=True)
+    await engine.collective_rpc("start_weight_update")
+    for path in update.pieces:
+        info = {"transport": update.transport, "piece": path}
+        await engine.collective_rpc("update_weights", kwargs={"update_info": info})
+    await engine.collective_rpc("finish_weight_update")
+    for digest in await engine.collective_rpc("loaded_digest"):
+        update.check((update.version, digest))
+    await engine.resume_generation()

@@ -16,20 +16,25 @@ from types import FrameType
 import psutil
 import ray
 from ray import serve
+from ray.serve import Application
 from ray.serve.api import RunTarget
 
 from actors.cluster import cluster
+from castor.config.guard import GuardMode
 from castor.config.serve import Serve
 from castor.io.errors import CastorError
+from serve.gateway.server import gateway_app
+from serve.judges import judges_app
 from serve.policy import policy_app
-from serve.scores import scores_app
-from serve.targets import Targets, require_free_port, resolve
+from serve.targets import Targets, guard_mode, require_free_port, require_keys_for_strangers, resolve
+from serve.versions import Versions
 
 SERVE_ENV = {  # a proxy that a loaded machine keeps from answering in time would be killed over and over
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "180",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "180",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "5",
 }
+APPLICATION = "castor"
 SHUTDOWN_S = 6.0  # for Serve; what is left after that is killed
 POLL_S = 0.5
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -40,10 +45,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Endpoints:
     """What is being served."""
 
-    base_url: str  # of OpenAI clients: http://host:port/v1
-    model: str  # the policy's model name
-    score_url: str | None  # None where the run has no cost model
-    health_url: str
+    root: str  # http://host:port
+    models: dict[str, GuardMode]  # policies and what guards them
+    judges: tuple[str, ...]  # kinds of judges that there are
+    keys: bool  # whether a key is asked for
 
 
 def serve_forever(config: Serve, announce: Callable[[Endpoints], None]) -> None:
@@ -57,7 +62,10 @@ def serve_forever(config: Serve, announce: Callable[[Endpoints], None]) -> None:
 
     """
     targets = resolve(config)
-    require_free_port(config.host, config.port)
+    require_keys_for_strangers(config.gateway)
+    require_free_port(config.gateway.host, config.gateway.port)
+    for target in targets.policies:
+        Versions(target.versions).forget()  # of a server that has ended
     for key, value in SERVE_ENV.items():
         os.environ.setdefault(key, value)
     started: list[psutil.Process] = []
@@ -75,23 +83,28 @@ def serve_forever(config: Serve, announce: Callable[[Endpoints], None]) -> None:
 def deploy(config: Serve, targets: Targets) -> Endpoints:
     """Deploy on the connected cluster; returns when every route answers. Raises as `serve_forever`."""
     _require_gpus(config)
+    gateway = config.gateway
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
-        http_options={"host": config.host, "port": config.port},
+        http_options={"host": gateway.host, "port": gateway.port},
         proxy_location="HeadOnly",
         logging_config=QUIET,
         controller_options={"runtime_env": {"env_vars": {key: os.environ[key] for key in SERVE_ENV}}},
     )
-    apps = [RunTarget(policy_app(targets, config), "policy", "/", QUIET)]
-    if targets.judges:
-        name = f"{config.run_dir.absolute().name}/{targets.judges['cost'].name}"
-        apps.append(RunTarget(scores_app(name, targets, config), "scores", "/v1/score", QUIET))
-    serve.run_many(apps, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    _wait_until_running([app.name for app in apps], config.start_timeout_s)
-    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-    root = f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
-    scores = f"{root}/v1/score" if targets.judges else None
-    return Endpoints(f"{root}/v1", targets.name, scores, f"{root}/-/healthz")
+    target = RunTarget(application(targets, config), APPLICATION, "/", QUIET)
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    _wait_until_running([target.name], config.start_timeout_s)
+    host = "127.0.0.1" if gateway.host in ("0.0.0.0", "::") else gateway.host
+    root = f"http://{f'[{host}]' if ':' in host else host}:{gateway.port}"
+    models = {each.name: guard_mode(targets, config.guard_of(each.name)) for each in targets.policies}
+    return Endpoints(root, models, tuple(targets.judges), bool(gateway.keys or gateway.keys_env))
+
+
+def application(targets: Targets, config: Serve) -> Application:
+    """Gateway, policies and judges, as Serve deploys them: side by side."""
+    policies = {target.name: policy_app(target, config) for target in targets.policies}
+    judges = judges_app(targets, config) if targets.judges else None
+    return gateway_app(targets, config, policies, judges)
 
 
 def _require_no_serve() -> None:
@@ -102,7 +115,7 @@ def _require_no_serve() -> None:
 
 
 def _require_gpus(config: Serve) -> None:
-    wanted = max(config.resources.gpus, config.score_resources.gpus)
+    wanted = max([config.judges.resources.gpus, *(config.policy(name).resources.gpus for name in config.policies)])
     started_here = not (config.ray.address or os.environ.get("RAY_ADDRESS"))
     if started_here and wanted > ray.cluster_resources().get("GPU", 0):
         raise CastorError(f"a replica asks for {wanted:g} GPUs, which this machine has not: set its gpus to 0")

@@ -1,56 +1,117 @@
-"""The policy on Ray Serve: vLLM's own OpenAI app around an engine that this replica holds."""
+"""A policy on Ray Serve: vLLM's own OpenAI app around an engine that this replica holds, called by the gateway."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
-from typing import Any
+from collections.abc import AsyncGenerator
 
 from ray import serve
 from ray.serve import Application
 
 from castor.config.serve import Serve
+from serve.asgi import Head, call
 from serve.replicas import deployment_options
-from serve.targets import Targets
+from serve.targets import Target
+from serve.versions import Version, Versions
 
+log = logging.getLogger("ray.serve")
 ENGINE_STOP_S = 1.0  # no request is in flight any more when the engine's process is asked to end
+WATCH_S = 0.5
+HEALTH_S = 60.0  # an engine with nothing to do that samples no token in this time is taken for dead
 
 
 class PolicyServer:
-    """One replica. `/v1/models`, `/v1/completions`, `/v1/chat/completions` and the other routes are vLLM's."""
+    """One replica."""
 
-    def __init__(self, targets: Targets, config: Serve) -> None:
+    async def __init__(self, target: Target, config: Serve) -> None:  # type: ignore[misc]  # Serve awaits it
+        """Start the engine; with the weights of an update of this policy, if there was one."""
         import torch
 
         from engines.vllm_arguments import VLLM_ENV
 
         os.environ.update(VLLM_ENV)  # before vLLM and transformers are imported; the engine's process inherits it
-        torch.set_num_threads(config.resources.threads)  # vLLM turns later calls into no-ops
-        self.targets, self.config = targets, config
-
-    async def __serve_build_asgi_app__(self) -> Any:
-        """Start the engine and return vLLM's FastAPI app around it. Called by Serve once, in the replica's loop."""
+        options = config.policy(target.name)
+        torch.set_num_threads(options.resources.threads)  # vLLM turns later calls into no-ops
         from castor.data.tokens.chat_template import chat_template
         from castor.data.tokens.template import PromptTemplate, load_tokenizer
         from engines.openai_app import start_openai_app
         from engines.vllm_arguments import engine_arguments
 
-        targets, policy = self.targets, self.targets.policy
-        arguments = engine_arguments(str(policy.local()), self.config, targets.max_model_len, policy.trust_remote_code)
-        template = chat_template(PromptTemplate(load_tokenizer(policy), targets.template))
-        self.engine, app = await start_openai_app(arguments | {"served_model_name": [targets.name]}, template)
-        return app
+        self.target, self.answered = target, 0
+        self.updating = asyncio.Lock()
+        model = target.model
+        arguments = engine_arguments(str(model.local()), options, target.max_model_len, model.trust_remote_code)
+        template = chat_template(PromptTemplate(load_tokenizer(model), target.template))
+        self.engine, self.app = await start_openai_app(arguments | {"served_model_name": [target.name]}, template)
+        self.version = Version(0, str(model), None)
+        await self.refresh()
+        self.watch = asyncio.create_task(self._end_with_the_engine())
+
+    async def stream(self, path: str, body: bytes) -> AsyncGenerator[tuple[Head, str] | bytes, None]:
+        """POST a body to vLLM's app. First come the head and the version that answers, then the bytes."""
+        async for item in call(self.app, path, body):
+            self.answered += 1
+            yield (item, self.version.name(self.target.name)) if isinstance(item, Head) else item
+
+    async def answer(self, path: str, body: bytes) -> tuple[Head, str, bytes]:
+        """The same, in one piece."""
+        version, parts = self.version.name(self.target.name), []
+        head: Head | None = None
+        async for item in call(self.app, path, body):
+            if isinstance(item, Head):
+                head = item
+            else:
+                parts.append(item)
+        self.answered += 1
+        assert head is not None
+        return head, version, b"".join(parts)
+
+    async def ready(self) -> None:
+        """Sample a token. Raises when the engine cannot."""
+        from engines.openai_app import sample_one
+
+        await sample_one(self.engine, f"ready-{os.urandom(8).hex()}")
+
+    async def refresh(self) -> Version:
+        """Take over the newest version of this policy, proven; requests wait meanwhile. Returns what is loaded."""
+        async with self.updating:
+            wanted = Versions(self.target.versions).of(self.target.name)
+            if wanted is not None and wanted.number != self.version.number:
+                from engines.openai_app import load_folder
+
+                await load_folder(self.engine, wanted.update())
+                self.version = wanted
+            return self.version
+
+    async def _end_with_the_engine(self) -> None:
+        """A replica whose engine has died is of no use. Serve notices the death of a process at once."""
+        while not self.engine.errored:
+            await asyncio.sleep(WATCH_S)
+        log.error("the engine of policy %s has died: this replica ends, and is replaced", self.target.name)
+        os._exit(1)
 
     async def check_health(self) -> None:
-        """Raises when the engine has died: Serve then replaces the replica."""
+        """Raises when the engine has died, or samples nothing any more: Serve then replaces the replica."""
         await self.engine.check_health()
+        before, self.answered = self.answered, 0
+        if not before:  # what was answered since the last check shows as much
+            await asyncio.wait_for(self.ready(), HEALTH_S)
 
     def __del__(self) -> None:
+        if hasattr(self, "watch"):
+            self.watch.cancel()
         if hasattr(self, "engine"):  # absent when the engine could not be started
             self.engine.shutdown(timeout=ENGINE_STOP_S)
 
 
-def policy_app(targets: Targets, config: Serve) -> Application:
-    """The Serve application that answers for the policy under the name of its stage."""
-    options = deployment_options("policy", config.replicas, config.resources)
-    deployment = serve.deployment(max_ongoing_requests=config.max_ongoing_requests, **options)
-    return deployment(serve.ingress()(PolicyServer)).bind(targets, config)
+def deployment_of(name: str) -> str:
+    """Name of the deployment of a policy."""
+    return "policy-" + name.replace("/", "-")
+
+
+def policy_app(target: Target, config: Serve) -> Application:
+    """The deployment of a policy."""
+    options = deployment_options(deployment_of(target.name), config.policy(target.name))
+    return serve.deployment(**options)(PolicyServer).bind(target, config)

@@ -3,17 +3,19 @@
 from typing import Any
 
 from actors.group import actor_env
-from castor.config.training import Resources
+from castor.config.serve import Replicas
 
 STOP_S = 3.0  # granted to requests in flight when the endpoint is stopped
 CONSTRUCTOR_RETRIES = 2
+UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 10.0, 300.0  # starting an engine costs more than keeping one
 
 
-def deployment_options(name: str, replicas: int, resources: Resources) -> dict[str, Any]:
-    """Arguments of a deployment's `.options()`: what to reserve, the environment, and patience."""
-    return {
+def deployment_options(name: str, replicas: Replicas) -> dict[str, Any]:
+    """Arguments of a deployment: how many replicas, what each reserves, its environment, and patience."""
+    resources = replicas.resources
+    options: dict[str, Any] = {
         "name": name,
-        "num_replicas": replicas,
+        "max_ongoing_requests": replicas.max_ongoing_requests,
         "ray_actor_options": {
             "num_cpus": resources.cpus,
             "num_gpus": resources.gpus,
@@ -22,7 +24,19 @@ def deployment_options(name: str, replicas: int, resources: Resources) -> dict[s
         },
         "graceful_shutdown_timeout_s": STOP_S,
         "graceful_shutdown_wait_loop_s": 0.2,
-        "health_check_period_s": 30,
+        "health_check_period_s": 10,
         "health_check_timeout_s": 120,  # a loaded machine answers late
         "max_constructor_retry_count": CONSTRUCTOR_RETRIES,
+    }
+    if replicas.max_replicas is None:
+        return options | {"num_replicas": replicas.replicas}
+    return options | {
+        "autoscaling_config": {
+            "min_replicas": replicas.replicas,
+            "initial_replicas": replicas.replicas,
+            "max_replicas": replicas.max_replicas,
+            "target_ongoing_requests": replicas.target_ongoing_requests,
+            "upscale_delay_s": UPSCALE_DELAY_S,
+            "downscale_delay_s": DOWNSCALE_DELAY_S,
+        }
     }

@@ -1,7 +1,8 @@
-"""What of a run is served, and where: everything that can be refused before a process is started."""
+"""What is served, and by which models: everything that can be refused before a process is started."""
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import socket
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from castor.config.evaluate import Evaluate
-from castor.config.model import ModelOption, source_of, stage_of
+from castor.config.gateway import Gateway
+from castor.config.guard import Guard, GuardMode
+from castor.config.model import Model, ModelOption, source_of, stage_of
 from castor.config.rlhf import RLHF
 from castor.config.serve import Serve
 from castor.config.signal import Classifier
@@ -19,11 +22,12 @@ from castor.model_reference import ModelReference
 from castor.run.plan import Plan
 from castor.run.stages.stage import Stage
 from castor.run.survey import plan_of_run
+from serve.judgement import JUDGES, JudgeName
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A model that scores: the reward or the cost model, or with `classifier` a moderation model as the latter."""
+    """A model that judges; with `classifier`, a moderation model as a cost."""
 
     name: str  # of its stage, or the model's own
     model: ModelReference
@@ -31,23 +35,75 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Targets:
-    """What is served."""
+class Target:
+    """A served policy."""
 
-    name: str  # of the policy: that of its stage
-    policy: ModelReference
+    name: str  # clients ask for it by this
+    model: ModelReference
     max_model_len: int
-    template: str  # prompt format the run was trained with
-    judges: dict[str, Judge]  # cost and reward, as far as the run has them; without a cost there is no /v1/score
+    template: str  # prompt format it was trained with
+    versions: Path  # file of `serve.versions.Versions`
+
+
+@dataclass(frozen=True)
+class Targets:
+    """All that is served."""
+
+    policies: tuple[Target, ...]
+    judges: dict[JudgeName, Judge]  # those there are
+    template: str  # that the judges read their texts in
+    name: str  # of the judges together, as /v1/score gives it
 
 
 def resolve(config: Serve) -> Targets:
-    """The policy and its score models, by the run's own config. Raises CastorError for a run that cannot be served."""
-    plan = plan_of_run(config.run_dir)
-    stage = _policy(plan, config.policy)
-    policy = plan.model(f"stage:{stage.name}")
-    longest = _max_model_len(config, stage.name, Path(policy.name))
-    return Targets(stage.name, policy, longest, plan.config.template, _judges(plan, stage, config))
+    """The policies and their judges. Raises CastorError for what cannot be served."""
+    plan = None if config.run_dir is None else plan_of_run(config.run_dir)
+    template = config.template or (plan.config.template if plan else "auto")
+    names = list(config.policies) or [_policy(plan, None).name if plan else ""]
+    stages = {name: _stage_of(plan, config, name) for name in names}
+    policies = tuple(_target(plan, config, name, stage, template) for name, stage in stages.items())
+    trained = next((stage for stage in stages.values() if stage is not None), None)
+    judges = _judges(plan, trained, config)
+    run = plan.files.folder.absolute().name if plan else "models"
+    last = judges.get("cost") or judges.get("moderation") or judges.get("reward")
+    targets = Targets(policies, judges, template, f"{run}/{last.name}" if last else run)
+    for name in names:
+        guard_mode(targets, config.guard_of(name))
+    _check_categories(targets, config)
+    return targets
+
+
+def guard_mode(targets: Targets, guard: Guard) -> GuardMode:
+    """The mode of a guard, `auto` resolved. Raises CastorError for one that has nobody to ask."""
+    judged = "cost" in targets.judges or "moderation" in targets.judges
+    if guard.mode == "auto":
+        return "withhold" if judged else "off"
+    if guard.mode != "off" and not judged:
+        raise CastorError(
+            f"guard.mode {guard.mode} needs a cost or a moderation model, and there is none: set judges.cost or "
+            "judges.moderation, or guard.mode: off"
+        )
+    return guard.mode
+
+
+def _check_categories(targets: Targets, config: Serve) -> None:
+    """Raise CastorError for a threshold of a category that the moderation model does not have."""
+    named = {name for policy in targets.policies for name in config.guard_of(policy.name).categories}
+    if not named:
+        return
+    if "moderation" not in targets.judges:
+        raise CastorError("guard.categories are of a moderation model, and there is none: set judges.moderation")
+    known = read_head_categories(targets.judges["moderation"].model)
+    for name in sorted(named - set(known)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise CastorError(f"guard.categories: the moderation model has no {name!r}; the nearest one is {near!r}")
+
+
+def read_head_categories(model: ModelReference) -> tuple[str, ...]:
+    """The categories of a moderation model."""
+    from castor.models.moderation import read_moderation_info
+
+    return read_moderation_info(model).categories
 
 
 def require_free_port(host: str, port: int) -> None:
@@ -65,6 +121,38 @@ def require_free_port(host: str, port: int) -> None:
             ) from None
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise CastorError(f"cannot listen on {host} port {port} ({reason}): choose another host or port") from None
+
+
+def require_keys_for_strangers(config: Gateway) -> None:
+    """Raise CastorError when anybody in the network could ask. Only this machine's own users may without a key."""
+    if config.host not in ("127.0.0.1", "::1", "localhost") and not (config.keys or config.keys_env):
+        raise CastorError(
+            f"on {config.host} anybody could ask: set gateway.keys to a file of API keys (`castor serve keys create "
+            "NAME` makes one), or keep to gateway.host 127.0.0.1"
+        )
+
+
+def _stage_of(plan: Plan | None, config: Serve, name: str) -> Stage | None:
+    """The stage that makes a policy; None for a model of no stage."""
+    option = config.policy(name).model
+    stage = name if option is None else stage_of(source_of(option))
+    if stage is None:
+        return None
+    if plan is None:
+        raise CastorError(f"policy {name} is of a stage, and there is no run: set run_dir, or policies.{name}.model")
+    return _policy(plan, stage)
+
+
+def _target(plan: Plan | None, config: Serve, name: str, stage: Stage | None, template: str) -> Target:
+    option = config.policy(name).model
+    if stage is not None:
+        assert plan is not None
+        model = plan.model(f"stage:{stage.name}")
+    else:
+        assert option is not None
+        model = plan.model(option) if plan else _reference(option)
+    state = plan.files.folder.absolute() if plan else Path.home() / ".castor"
+    return Target(name, model, _max_model_len(config, name, model), template, state / "serve_versions.json")
 
 
 def _policy(plan: Plan, wanted: str | None) -> Stage:
@@ -95,53 +183,55 @@ def _default(finished: dict[str, Stage], run: Path, choices: str) -> Stage:
         if len(candidates) == 1:
             return candidates[0]
     if runs:
-        raise CastorError(f"{run} holds several policies: choose one with policy=NAME; {choices}")
+        raise CastorError(f"{run} holds several policies: choose with policies=[NAME]; {choices}")
     if "sft" not in finished:
         raise CastorError(f"{run} holds no finished policy: run the pipeline to its end; {choices}")
     return finished["sft"]
 
 
-def _judges(plan: Plan, policy: Stage, config: Serve) -> dict[str, Judge]:
-    """The score models that belong to a policy, those that are finished; `config.cost` may name another stage's."""
-    options = _judges_of(plan, policy)
-    if config.cost is not None:
-        if config.cost not in plan.stages:
-            raise CastorError(f"{plan.files.folder} has no stage {config.cost!r}, whose cost model was to be served")
-        options["cost"] = f"stage:{config.cost}", config.cost_classifier
-    elif config.cost_classifier is not None:
-        raise CastorError("cost_classifier makes a cost of a moderation model: set cost to the name of its stage")
-    judges = {}
+def _judges(plan: Plan | None, policy: Stage | None, config: Serve) -> dict[JudgeName, Judge]:
+    """The judges that the config names, else those that belong to a policy, as far as they are finished."""
+    options, wanted = _judges_of(plan, policy), config.judges
+    for kind in JUDGES:
+        option = getattr(wanted, kind)
+        if option is not None:
+            options[kind] = option, wanted.cost_classifier if kind == "cost" else None
+    if wanted.cost is None and wanted.cost_classifier is not None:
+        raise CastorError("judges.cost_classifier makes a cost of a moderation model: set judges.cost to that model")
+    judges: dict[JudgeName, Judge] = {}
     for kind, (option, classifier) in options.items():
         name = stage_of(source_of(option))
-        if name is not None and not _is_model(plan.model_folder(name)):
-            if not (kind == "cost" and config.cost) and not plan.model_folder(name).is_dir():
-                continue
-            raise CastorError(f"{plan.model_folder(name)} holds no finished {kind} model: run the pipeline to its end")
         if name is not None:
+            if plan is None or name not in plan.stages:
+                where = plan.files.folder if plan else "no run, which"
+                raise CastorError(f"{where} has no stage {name!r}, whose {kind} model was to be served")
             _check_kind(plan.stages[name], kind, classifier)
-        model = plan.model(option)
+            if not _is_model(plan.model_folder(name)):
+                if getattr(wanted, kind) is None and not plan.model_folder(name).is_dir():
+                    continue
+                raise CastorError(
+                    f"{plan.model_folder(name)} holds no finished {kind} model: run the pipeline to its end"
+                )
+        model = plan.model(option) if plan else _reference(option)
         judges[kind] = Judge(name or str(model), model, classifier)
-    if "cost" not in judges:
-        return {}
-    classifier = judges["cost"].classifier
-    if classifier is not None:
-        from castor.models.classifier_cost import check_classifier
-        from castor.models.moderation import read_moderation_info
+        if classifier is not None:
+            from castor.models.classifier_cost import check_classifier
+            from castor.models.moderation import read_moderation_info
 
-        model = judges["cost"].model
-        check_classifier(read_moderation_info(model), classifier, str(model))
+            check_classifier(read_moderation_info(model), classifier, str(model))
     return judges
 
 
-def _judges_of(plan: Plan, policy: Stage) -> dict[str, tuple[ModelOption, Classifier | None]]:
+def _judges_of(plan: Plan | None, policy: Stage | None) -> dict[JudgeName, tuple[ModelOption, Classifier | None]]:
     """By kind: those a policy was trained against, else those of the comparison, else the stages of that name."""
-    found: dict[str, tuple[ModelOption, Classifier | None]] = {}
-    if policy.field == "rlhf":
+    found: dict[JudgeName, tuple[ModelOption, Classifier | None]] = {}
+    if plan is None:
+        return found
+    if policy is not None and policy.field == "rlhf":
         run: RLHF = policy.section
         for signal in run.signals.values():
-            if signal.model is not None:
-                kind = "cost" if signal.role == "constraint" else "reward"
-                found.setdefault(kind, (signal.model, signal.classifier))
+            if signal.model is not None and signal.role != "monitor":
+                found.setdefault("cost" if signal.role == "constraint" else "reward", (signal.model, signal.classifier))
     for stage in plan.of_kind("evaluate"):
         section: Evaluate = stage.section
         found.setdefault("reward", (section.reward, None))
@@ -149,39 +239,54 @@ def _judges_of(plan: Plan, policy: Stage) -> dict[str, tuple[ModelOption, Classi
     for kind in ("reward", "cost"):
         if kind in plan.stages:
             found.setdefault(kind, (f"stage:{kind}", None))
-    return {kind: found[kind] for kind in ("cost", "reward") if kind in found}
+    moderators = [stage.name for stage in plan.stages.values() if stage.makes == "moderation model"]
+    if len(moderators) == 1:
+        found["moderation"] = f"stage:{moderators[0]}", None
+    return {kind: found[kind] for kind in JUDGES if kind in found}
 
 
 def _check_kind(stage: Stage, kind: str, classifier: Classifier | None) -> None:
     """Raise CastorError when a stage does not make the score model that is asked for."""
-    wanted = "moderation model" if classifier is not None else f"{kind} model"
+    wanted = "moderation model" if classifier is not None or kind == "moderation" else f"{kind} model"
     if stage.makes == wanted:
         return
     if stage.makes == "moderation model":
         raise CastorError(
-            f"{stage.name} makes a moderation model: set cost_classifier.reduce to make its output a cost"
+            f"{stage.name} makes a moderation model: set judges.cost_classifier.reduce to make its output a cost"
         )
     if classifier is not None:
         raise CastorError(
-            f"{stage.name} makes no moderation model for cost_classifier: set cost to the name of such a stage"
+            f"{stage.name} makes no moderation model for judges.cost_classifier: set judges.cost to one that does"
         )
-    raise CastorError(f"{stage.name} makes no {wanted}, but {stage.makes}: set cost to the name of such a stage")
+    raise CastorError(f"{stage.name} makes no {wanted}, but {stage.makes}: set judges.{kind} to one that does")
 
 
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
-def _max_model_len(config: Serve, name: str, policy: Path) -> int:
+def _reference(option: ModelOption) -> ModelReference:
+    """A model of no run."""
+    source, path = source_of(option), Path(source_of(option))
+    name = str(path.absolute()) if path.is_dir() else source
+    return (
+        ModelReference(name, option.revision, option.trust_remote_code)
+        if isinstance(option, Model)
+        else (ModelReference(name))
+    )
+
+
+def _max_model_len(config: Serve, name: str, model: ModelReference) -> int:
+    policy, wanted = model.local(weights=False), config.policy(name).max_model_len
     try:
         context = read_json(policy / "config.json").get("max_position_embeddings")
     except ValueError:
         raise CastorError(f"{policy / 'config.json'} is not JSON: make the model again") from None
-    if context is not None and (config.max_model_len or 0) > context:
-        raise CastorError(
-            f"max_model_len {config.max_model_len} is longer than the context of {name}, {context} tokens: lower it"
-        )
-    longest = config.max_model_len or context
+    except FileNotFoundError:
+        raise CastorError(f"{model} holds no model (config.json is missing): give the folder of a policy") from None
+    if context is not None and (wanted or 0) > context:
+        raise CastorError(f"max_model_len {wanted} is longer than the context of {name}, {context} tokens: lower it")
+    longest = wanted or context
     if longest is None:
         raise CastorError(f"the config of {policy} does not say how long its context is: set max_model_len")
-    return longest
+    return int(longest)

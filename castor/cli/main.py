@@ -13,13 +13,12 @@ from castor.cli.assess import assess
 from castor.cli.carry_out import carry_out
 from castor.cli.data import app as data_app
 from castor.cli.export import export
-from castor.cli.failures import Interrupted, failures_told
+from castor.cli.failures import Interrupted
 from castor.cli.runs import app as runs_app
+from castor.cli.serve import app as serve_app
 from castor.io.encoding import encode_readably
 from castor.io.ending import listen
 from castor.io.errors import CastorError
-from castor.io.files import local_path
-from castor.run.files import RunFiles
 from castor.run.stages import kinds
 from castor.run.stages.stage import Stage
 
@@ -114,37 +113,7 @@ for _kind in kinds().values():
 app.command()(assess)
 
 
-@app.command()
-def serve(
-    run: Annotated[
-        Path, typer.Argument(parser=local_path, metavar="RUN", help="folder of a finished run, e.g. runs/demo")
-    ],
-    options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. port=8080 policy=sft")
-    ] = None,
-) -> None:
-    """Serve the policy of RUN behind the OpenAI routes, and its score models behind /v1/score."""
-    from castor.config.load import load_section
-    from castor.config.serve import Serve
-    from castor.io.terminal import captured
-
-    config, files = load_section(Serve, {"run_dir": run}, options or []), RunFiles(run)
-    if not files.folder.is_dir():
-        raise CastorError(f"there is no run at {run}: give the folder of a finished run, e.g. runs/demo")
-    log = files.serve_log
-    with captured(log) as terminal, failures_told(terminal, log):
-        terminal.line(f"[bold]castor serve[/]  {run}  [dim]log: {log}[/]")
-        from serve.app import Endpoints, serve_forever
-
-        def announce(endpoints: Endpoints) -> None:
-            terminal.line(f"[bold]{endpoints.model}[/]  {endpoints.base_url}  models, completions, chat/completions")
-            if endpoints.score_url:
-                terminal.line(f"scores   {endpoints.score_url}")
-            terminal.line(f"health   {endpoints.health_url}\nCtrl-C ends it")
-
-        serve_forever(config, announce)
-
-
+app.add_typer(serve_app, name="serve")
 app.command()(export)
 
 

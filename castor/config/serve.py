@@ -1,52 +1,121 @@
-"""Serving a finished run."""
+"""Serving trained models: policies, their judges, the guard and the gateway in front of them."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from castor.config.base import LocalPath, Section
 from castor.config.cluster import RayCluster
+from castor.config.gateway import Gateway
+from castor.config.guard import Guard
+from castor.config.model import ModelOption
 from castor.config.signal import Classifier
+from castor.config.template import PromptFormat
 from castor.config.training import Resources
 
 
+class Replicas(Section):
+    """How many replicas of a deployment there are, and what one of them reserves."""
+
+    replicas: int = Field(1, ge=1, description="replicas, or the fewest of them where max_replicas says more")
+    max_replicas: int | None = Field(
+        None, ge=1, description="grow to as many while there is more to do than target_ongoing_requests each"
+    )
+    target_ongoing_requests: float = Field(32, gt=0, description="requests of one replica that more are started beyond")
+    max_ongoing_requests: int = Field(
+        256, ge=1, description="requests one replica holds at a time; further ones wait in front of it"
+    )
+    resources: Resources = Field(default_factory=Resources, description="of one replica")
+
+    @model_validator(mode="after")
+    def _grows(self) -> "Replicas":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than replicas {self.replicas}")
+        return self
+
+
+class Policy(Replicas):
+    """One served policy and its vLLM engine."""
+
+    model: ModelOption | None = Field(
+        None, description="stage:NAME of the run, a folder, or a hub id; default: the stage of this policy's name"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")
+    max_model_len: int | None = Field(
+        None, ge=2, description="longest prompt + response in tokens; default: the model's context"
+    )
+    max_num_seqs: int = Field(64, ge=1, description="responses decoded at a time by one replica")
+    kv_cache_mib: int = Field(128, ge=1, description="key-value cache of one replica on a CPU, MiB")
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory one replica may use")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one replica")
+    guard: Guard | None = Field(None, description="of this policy; default: the common one")
+
+
+class Judges(Replicas):
+    """What judges answers: a cost and a reward model, a moderation model. A replica holds all of them."""
+
+    cost: ModelOption | None = Field(
+        None, description="cost model (with cost_classifier: moderation model): stage:NAME, a folder, or a hub id; "
+        "default: the one the policy was trained against, or else the comparison's"
+    )  # fmt: skip
+    cost_classifier: Classifier | None = Field(
+        None, description="take the cost from a moderation model; e.g. cost=stage:qa cost_classifier.reduce=max"
+    )
+    reward: ModelOption | None = Field(None, description="reward model; default: as for cost")
+    moderation: ModelOption | None = Field(
+        None, description="moderation model of question-answer pairs; default: the run's only one, if it has one"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")
+    batch_tokens: int = Field(8192, ge=1, description="token budget of one forward pass")
+
+
 class Serve(Section):
-    """The policy of a run behind an OpenAI-compatible endpoint, and its score models behind `/v1/score`.
+    """Policies behind an OpenAI-compatible, guarded endpoint, and their judges as services.
 
     Prompt format, models and trust in their code are those of the run's own config.
     """
 
-    run_dir: LocalPath = Field(description="folder of the run")
-    policy: str | None = Field(
-        None,
-        description="name of the stage whose policy is served; default: the last round's, else the only RLHF run, else "
-        "the only one with constraints, else sft",
+    run_dir: LocalPath | None = Field(None, description="folder of a finished run, which stage:NAME refers to")
+    template: PromptFormat | None = Field(
+        None, description="prompt format of models that are of no run; default: the run's, else auto"
     )
-    cost: str | None = Field(
-        None,
-        description="stage of the run whose cost model (with cost_classifier: moderation model) is served; default: "
-        "the one the policy was trained against, or else the comparison's",
+    policies: dict[str, Policy] = Field(
+        default_factory=dict, description="by the name clients ask for; default: the last round's policy, else that of "
+        "the only RLHF run, else of the only one with constraints, else sft. A list of stage names will do, too"
+    )  # fmt: skip
+    engine: Policy = Field(
+        default_factory=Policy, description="what holds for every policy that does not say otherwise"
     )
-    cost_classifier: Classifier | None = Field(
-        None, description="take the cost of /v1/score from a moderation model; e.g. cost=qa cost_classifier.reduce=max"
-    )
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
-    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")
-    max_model_len: int | None = Field(
-        None, ge=2, description="longest prompt + response of the policy in tokens; default: its context"
-    )
-    max_num_seqs: int = Field(64, ge=1, description="responses decoded at a time by one replica of the policy")
-    max_ongoing_requests: int = Field(
-        256, ge=1, description="requests one replica holds at a time; further ones wait in front of it"
-    )
-    kv_cache_mib: int = Field(128, ge=1, description="key-value cache of one replica on a CPU, MiB")
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory one replica may use")
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one replica")
-    replicas: int = Field(1, ge=1, description="replicas of the policy")
-    resources: Resources = Field(default_factory=Resources, description="of one replica of the policy")
-    score_replicas: int = Field(1, ge=1, description="replicas of the score models; each holds reward and cost model")
-    score_batch_tokens: int = Field(8192, ge=1, description="token budget of one forward pass of a score model")
-    score_resources: Resources = Field(default_factory=Resources, description="of one replica of the score models")
+    judges: Judges = Field(default_factory=Judges, description="reward, cost and moderation model")
+    guard: Guard = Field(default_factory=Guard, description="what of an answer reaches the client")
+    gateway: Gateway = Field(default_factory=Gateway, description="where it listens, and who may ask")
     start_timeout_s: float = Field(900.0, gt=0, description="longest wait until every replica is up")
     ray: RayCluster = Field(default_factory=RayCluster, description="where Ray runs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_alone(cls, values: Any) -> Any:
+        """A list of policies is one of stages; what `engine` says holds for all that do not say otherwise."""
+        if not isinstance(values, dict):
+            return values
+        policies = values.get("policies")
+        if isinstance(policies, list) and all(isinstance(name, str) for name in policies):
+            values = values | {"policies": {name: {} for name in policies}}
+        return values
+
+    @model_validator(mode="after")
+    def _has_policies(self) -> "Serve":
+        if self.run_dir is None and not self.policies:
+            raise ValueError("give run_dir, or policies with a model each")
+        if self.engine.model is not None:
+            raise ValueError("engine.model would be the model of every policy: give policies.NAME.model")
+        return self
+
+    def policy(self, name: str) -> Policy:
+        """The options of a policy: its own, and of those it does not set the common ones."""
+        own = self.policies.get(name, Policy())
+        return self.engine.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
+
+    def guard_of(self, name: str) -> Guard:
+        """The guard of a policy."""
+        return self.policy(name).guard or self.guard

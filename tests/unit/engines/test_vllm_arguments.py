@@ -3,7 +3,7 @@
 import pytest
 
 from castor.config.rollout import Rollout
-from castor.config.serve import Serve
+from castor.config.serve import Policy
 from engines.vllm_arguments import VLLM_ENV, engine_arguments
 
 
@@ -22,7 +22,7 @@ def test_every_prompt_fits_into_a_step_beside_running_responses(max_num_seqs, ma
 def test_rollouts_and_serving_differ_only_where_their_options_do():
     options = {"max_num_seqs": 16, "kv_cache_mib": 32, "dtype": "float32"}
     rollout = engine_arguments("model", Rollout(**options), 128, True)
-    assert rollout == engine_arguments("model", Serve(run_dir="run", **options), 128, True)
+    assert rollout == engine_arguments("model", Policy(**options), 128, True)
     assert rollout["kv_cache_memory_bytes"] == 32 << 20
     assert rollout["trust_remote_code"] is True
 

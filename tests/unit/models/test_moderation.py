@@ -53,7 +53,7 @@ from castor.run.check import check
 from castor.scoring.moderator import Moderator, predict, verdicts
 from castor.synthetic.corpus import qa_rows
 from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
-from serve.scorer import load_scorer
+from serve.judges import load_scores
 from serve.targets import Judge
 from tests.numerics import TINY_MODELS, assert_close
 from tests.plans import plan_of
@@ -503,7 +503,7 @@ def test_a_served_cost_is_the_same(backbone, tmp_path):
     for classifier in (Classifier(), Classifier(reduce="expected_severity", margin="logit")):
         expected, _ = costs(folder, **classifier.model_dump())
         judge = Judge("m", ModelReference(str(folder)), classifier)
-        served = load_scorer("cost", judge, "auto", Serve(run_dir=tmp_path))
+        served = load_scores("cost", judge, "auto", Serve(run_dir=tmp_path))
         found = served.outputs([Exchange(*pair) for pair in PAIRS])
         assert_close(found, expected, TINY_MODELS)
 

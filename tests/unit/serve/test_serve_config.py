@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from castor.config.gateway import Gateway
+from castor.config.guard import Guard
 from castor.config.load import dump_config, load_config
 from castor.config.pipeline import Config
-from castor.config.serve import Serve
+from castor.config.serve import Judges, Serve
 from castor.config.signal import Classifier
 from castor.data.rows.schemas import Exchange
 from castor.io.errors import CastorError
 from castor.models.moderation import ModerationInfo
-from serve.scores import ScoreRequest
-from serve.targets import require_free_port, resolve
+from serve.gateway.services import ScoreRequest
+from serve.targets import Target, Targets, guard_mode, require_free_port, require_keys_for_strangers, resolve
 from tests.conftest import ROOT
 
 
@@ -48,6 +50,15 @@ def _run(run: Path, **sections: object) -> Serve:
     return Serve(run_dir=run)
 
 
+def _only(targets: Targets) -> Target:
+    (policy,) = targets.policies
+    return policy
+
+
+def _named(run: Path, name: str) -> Target:
+    return _only(resolve(Serve.model_validate({"run_dir": run, "policies": [name]})))
+
+
 def test_default_is_the_constrained_run_with_the_models_it_was_trained_against(tmp_path: Path) -> None:
     config = _run(tmp_path, **JUDGES, rlhf={"lag": LAG, "ppo": PPO}, template="pku")
     _model(tmp_path / "sft")
@@ -55,23 +66,26 @@ def test_default_is_the_constrained_run_with_the_models_it_was_trained_against(t
     policy = _model(tmp_path / "lag/policy")
     cost, reward = _model(tmp_path / "cost", kind="score"), _model(tmp_path / "reward", kind="score")
     targets = resolve(config)
-    assert (targets.name, targets.policy.name, targets.max_model_len) == ("lag", str(policy), 64)
+    served = _only(targets)
+    assert (served.name, served.model.name, served.max_model_len) == ("lag", str(policy), 64)
     assert {kind: judge.model.name for kind, judge in targets.judges.items()} == {
         "cost": str(cost), "reward": str(reward),
     }  # fmt: skip
-    assert targets.template == "pku"  # that of training, without being told
-    assert not targets.policy.trust_remote_code
+    assert targets.template == served.template == "pku"  # that of training, without being told
+    assert not served.model.trust_remote_code
+    assert guard_mode(targets, config.guard) == "withhold"
 
 
 def test_default_is_the_only_rlhf_run_else_sft(tmp_path: Path) -> None:
     config = _run(tmp_path, **JUDGES, rlhf={"one": PPO, "other": PPO})
     sft = _model(tmp_path / "sft")
-    assert resolve(config).policy.name == str(sft)
+    assert _only(resolve(config)).model.name == str(sft)
     policy = _model(tmp_path / "one/policy")
     targets = resolve(config)
-    assert (targets.name, targets.policy.name, targets.judges) == ("one", str(policy), {})
+    assert (_only(targets).name, _only(targets).model.name, targets.judges) == ("one", str(policy), {})
+    assert guard_mode(targets, config.guard) == "off"
     _model(tmp_path / "other/policy")
-    with pytest.raises(CastorError, match="several policies: choose one with policy=NAME; there is sft, one, other"):
+    with pytest.raises(CastorError, match=r"several policies: choose with policies=\[NAME\]; there is sft, one, other"):
         resolve(config)
 
 
@@ -86,35 +100,79 @@ def test_the_last_round_is_served_with_its_score_models(tmp_path: Path) -> None:
             _model(run / f"round-{number}/{kind}", kind="score")
     _model(run / "round-3/reward", kind="score")
     targets = resolve(Serve(run_dir=run))
-    assert targets.name == "round-2/ppo_lag"
+    assert _only(targets).name == "round-2/ppo_lag"
     assert {kind: judge.model.name for kind, judge in targets.judges.items()} == {
         "cost": str(run / "round-2/cost"), "reward": str(run / "round-2/reward"),
     }  # fmt: skip
-    assert resolve(Serve(run_dir=run, policy="round-1/ppo_lag")).judges["cost"].name == "round-1/cost"
+    first = resolve(Serve.model_validate({"run_dir": run, "policies": ["round-1/ppo_lag"]}))
+    assert first.judges["cost"].name == "round-1/cost"
 
 
 def test_trust_is_that_of_the_run(tmp_path: Path) -> None:
     trusted = {"source": "org/own-code", "trust_remote_code": True}
     config = _run(tmp_path, sft=DATA | {"model": trusted}, rlhf={"one": PPO}, **JUDGES)
     _model(tmp_path / "one/policy")
-    assert resolve(config).policy.trust_remote_code
+    assert _only(resolve(config)).model.trust_remote_code
 
 
 def test_a_policy_can_be_named(tmp_path: Path) -> None:
-    config = _run(tmp_path, **JUDGES, rlhf={"lag": LAG})
+    _run(tmp_path, **JUDGES, rlhf={"lag": LAG})
     sft = _model(tmp_path / "sft")
     _model(tmp_path / "lag/policy")
-    targets = resolve(config.model_copy(update={"policy": "sft", "max_model_len": 32}))
-    assert (targets.name, targets.policy.name, targets.max_model_len) == ("sft", str(sft), 32)
+    served = _named(tmp_path, "sft")
+    assert (served.name, served.model.name, served.max_model_len) == ("sft", str(sft), 64)
+
+
+def test_several_policies_under_names_of_their_own_share_what_engine_says(tmp_path: Path) -> None:
+    _run(tmp_path, **JUDGES, rlhf={"lag": LAG})
+    sft, lag, other = _model(tmp_path / "sft"), _model(tmp_path / "lag/policy"), _model(tmp_path / "other", context=32)
+    policies = {"lag": {}, "start": {"model": "stage:sft", "max_model_len": 16}, "theirs": {"model": str(other)}}
+    values = {"run_dir": tmp_path, "policies": policies, "engine": {"max_num_seqs": 3, "max_model_len": 24}}
+    config = Serve.model_validate(values)
+    found = {each.name: (each.model.name, each.max_model_len) for each in resolve(config).policies}
+    assert found == {"lag": (str(lag), 24), "start": (str(sft), 16), "theirs": (str(other), 24)}
+    assert {config.policy(name).max_num_seqs for name in policies} == {3}
+
+
+def test_models_of_no_run(tmp_path: Path) -> None:
+    policy, cost = _model(tmp_path / "policy"), _model(tmp_path / "cost", kind="score")
+    values = {"policies": {"mine": {"model": str(policy)}}, "judges": {"cost": str(cost)}, "template": "pku"}
+    targets = resolve(Serve.model_validate(values))
+    assert (_only(targets).model.name, targets.judges["cost"].model.name) == (str(policy), str(cost))
+    assert _only(targets).template == targets.template == "pku"
+    with pytest.raises(CastorError, match="policy mine is of a stage, and there is no run: set run_dir"):
+        resolve(Serve.model_validate({"policies": {"mine": {}}}))
+    with pytest.raises(ValueError, match="give run_dir, or policies with a model each"):
+        Serve.model_validate({})
+
+
+def test_a_guard_needs_a_judge_and_categories_that_it_knows(tmp_path: Path) -> None:
+    config = _run(tmp_path, moderation={"qa": DATA})
+    _model(tmp_path / "sft")
+    for mode in ("annotate", "withhold", "best_of", "regenerate"):
+        with pytest.raises(CastorError, match=f"guard.mode {mode} needs a cost or a moderation model"):
+            resolve(config.model_copy(update={"guard": Guard(mode=mode)}))
+    _model(tmp_path / "qa", kind="moderation")
+    resolve(config.model_copy(update={"guard": Guard(mode="withhold", categories={"animal_abuse": 0.2})}))
+    with pytest.raises(CastorError, match="no 'animal_abus'; the nearest one is 'animal_abuse'"):
+        resolve(config.model_copy(update={"guard": Guard(categories={"animal_abus": 0.2})}))
+
+
+def test_strangers_need_keys(tmp_path: Path) -> None:
+    require_keys_for_strangers(Gateway())
+    require_keys_for_strangers(Gateway(host="0.0.0.0", keys=tmp_path / "keys.json"))
+    with pytest.raises(CastorError, match=r"on 0\.0\.0\.0 anybody could ask: set gateway\.keys"):
+        require_keys_for_strangers(Gateway(host="0.0.0.0"))
 
 
 def test_the_cost_can_be_a_moderation_models(tmp_path: Path) -> None:
     config = _run(tmp_path, moderation={"qa": DATA})
     _model(tmp_path / "sft")
     qa = _model(tmp_path / "qa", kind="moderation")
-    assert resolve(config).judges == {}
+    assert list(resolve(config).judges) == ["moderation"]
     classifier = Classifier(reduce=["privacy_violation"])
-    (judge,) = resolve(config.model_copy(update={"cost": "qa", "cost_classifier": classifier})).judges.values()
+    judges = Judges(cost="stage:qa", cost_classifier=classifier)
+    judge = resolve(config.model_copy(update={"judges": judges})).judges["cost"]
     assert (judge.name, judge.model.name, judge.classifier) == ("qa", str(qa), classifier)
 
 
@@ -131,7 +189,7 @@ def test_paths_do_not_depend_on_the_working_folder(tmp_path: Path, monkeypatch: 
     _run(tmp_path / "demo")
     _model(tmp_path / "demo/sft")
     monkeypatch.chdir(tmp_path)
-    assert Path(resolve(Serve(run_dir=Path("demo"))).policy.name).is_absolute()
+    assert Path(_only(resolve(Serve(run_dir=Path("demo")))).model.name).is_absolute()
 
 
 @pytest.mark.parametrize(
@@ -139,21 +197,25 @@ def test_paths_do_not_depend_on_the_working_folder(tmp_path: Path, monkeypatch: 
     [
         ([], {"run_dir": "nowhere"}, "there is no run at nowhere"),
         ([], {}, "holds no finished policy: run the pipeline to its end; there is none yet"),
-        (["sft"], {"policy": "lag"}, "holds no finished policy 'lag': run the pipeline to its end; there is sft"),
-        (["sft", "ppo/policy"], {"policy": "ppp"}, "has no policy 'ppp': there is sft, ppo"),
-        (["sft"], {"policy": ".."}, "has no policy '..'"),
-        (["sft", "cost:score"], {"policy": "cost"}, "stage cost makes cost model, not a policy: there is sft"),
+        (["sft"], {"policies": ["lag"]}, "holds no finished policy 'lag': run the pipeline to its end; there is sft"),
+        (["sft", "ppo/policy"], {"policies": ["ppp"]}, "has no policy 'ppp': there is sft, ppo"),
+        (["sft"], {"policies": [".."]}, "has no policy '..'"),
+        (["sft", "cost:score"], {"policies": ["cost"]}, "stage cost makes cost model, not a policy: there is sft"),
         (["lag/policy", "cost/"], {}, "holds no finished cost model: run the pipeline to its end"),
         (["lag/policy", "cost:score", "reward/"], {}, "holds no finished reward model"),
-        (["sft"], {"max_model_len": 65}, "longer than the context of sft, 64 tokens"),
-        (["sft", "qa:moderation"], {"cost": "harm"}, "has no stage 'harm', whose cost model"),
-        (["sft", "qa:moderation"], {"cost": "qa"}, "qa makes a moderation model: set cost_classifier.reduce"),
-        (["sft", "cost:score"], {"cost": "cost", "cost_classifier": {}}, "cost makes no moderation model"),
-        (["sft", "cost:score"], {"cost_classifier": {}}, "set cost to the name of its stage"),
-        (["sft", "reward:score"], {"cost": "reward"}, "reward makes no cost model, but reward model"),
+        (["sft"], {"engine": {"max_model_len": 65}}, "longer than the context of sft, 64 tokens"),
+        (["sft", "qa:moderation"], {"judges": {"cost": "stage:harm"}}, "has no stage 'harm', whose cost model"),
+        (["sft", "qa:moderation"], {"judges": {"cost": "stage:qa"}}, "set judges.cost_classifier.reduce"),
+        (
+            ["sft", "cost:score"],
+            {"judges": {"cost": "stage:cost", "cost_classifier": {}}},
+            "cost makes no moderation model",
+        ),
+        (["sft", "cost:score"], {"judges": {"cost_classifier": {}}}, "set judges.cost to that model"),
+        (["sft", "reward:score"], {"judges": {"cost": "stage:reward"}}, "reward makes no cost model, but reward model"),
         (
             ["sft", "qa:moderation"],
-            {"cost": "qa", "cost_classifier": {"reduce": "expected_severity"}},
+            {"judges": {"cost": "stage:qa", "cost_classifier": {"reduce": "expected_severity"}}},
             "has no severity head",
         ),
     ],
@@ -167,7 +229,7 @@ def test_what_cannot_be_served(tmp_path: Path, folders: list[str], options: dict
             folder, _, kind = name.partition(":")
             _model(tmp_path / folder, kind=kind or "policy")
     with pytest.raises(CastorError) as error:
-        resolve(Serve(**({"run_dir": tmp_path} | options)))
+        resolve(Serve.model_validate({"run_dir": tmp_path} | options))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

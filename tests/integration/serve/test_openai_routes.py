@@ -1,136 +1,29 @@
-"""`castor serve` from start to end: real Ray Serve, real vLLM, the official client, and what is left afterwards."""
+"""The OpenAI routes of `castor serve` without a guard: vLLM's answers, and everybody's mistakes."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
-import psutil
 import pytest
 import torch
 from openai import BadRequestError, NotFoundError, OpenAI
 
-from castor.config.demo_model import DemoModel
-from castor.config.load import dump_config
-from castor.config.pipeline import Config
 from castor.config.signal import HTTPScorer
 from castor.data.rows.schemas import Exchange
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
-from castor.models.score import ScoreInfo, ScoreModel, save_score_model
-from castor.models.tiny import make_demo_model
-from castor.packing import pack_rows
 from castor.scoring.http import RemoteScorer
+from tests.integration.serve.conftest import CONTEXT, TEXT, Server
 from tests.numerics import TINY_MODELS, assert_close, tolerance
 
-ROOT = Path(__file__).parents[2]
-START_S, STOP_S = 300, 20
-TEXT = ["how do i bake a cake ?", "first mix flour and sugar , then bake it .", "i cannot help with that ."]
-PROMPT, RESPONSE = "how do i bake a cake ?", "first mix flour and sugar ."
-CONTEXT = 128
-DRIVER = """
-import sys
-from castor.config.serve import Serve
-from serve.app import serve_forever
-serve_forever(Serve(run_dir=sys.argv[1], port=int(sys.argv[2]), max_num_seqs=8, kv_cache_mib=32,
-                    score_batch_tokens=64), lambda endpoints: print('health:', endpoints.health_url, flush=True))
-"""
-
-
-@dataclass(frozen=True)
-class Server:
-    process: subprocess.Popen
-    url: str
-    run: Path
-    log: Path
-
-    def score(self, body: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/score", json=body, timeout=60)
-
-
-def _make_run(run: Path) -> None:
-    """As a run with template pku leaves it: the served models read their texts in that format without being told."""
-    data = {"data": {"source": "synthetic"}}
-    signals = {
-        "help": {"role": "objective", "model": "stage:reward"},
-        "harm": {"role": "constraint", "model": "stage:cost", "threshold": 0.0},
-    }
-    lag = {"steps": 1, "signals": signals, "multipliers": {}}
-    values = {"template": "pku", "model": {}, "sft": data, "reward": data, "cost": data, "rlhf": {"ppo_lag": lag}}
-    run.mkdir()
-    (run / "config.yaml").write_text(dump_config(Config.model_validate(values)))
-    config = DemoModel(
-        tokenizer="bpe", vocab_size=512, hidden_size=64, layers=2, heads=2, intermediate_size=64,
-        max_position_embeddings=CONTEXT,
-    )  # fmt: skip
-    make_demo_model(config, TEXT, seed=0, folder=run / "sft")
-    make_demo_model(config, TEXT, seed=1, folder=run / "ppo_lag" / "policy")
-    for info in (ScoreInfo("cost", std=0.5), ScoreInfo("reward", mean=0.3, std=2.0)):
-        model = ScoreModel.from_backbone(str(run / "sft"), info, torch.float32)
-        save_score_model(run / info.score_type, model.backbone, dict(model.state_dict()), info, str(run / "sft"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("serve")
-    run, log = folder / "demo", folder / "log"
-    _make_run(run)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {"PYTHONUNBUFFERED": "1"}
-    env.pop("RAY_ADDRESS", None)
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(run), str(port)], cwd=ROOT, env=env, stdout=out, stderr=out
-        )
-    try:
-        deadline = time.monotonic() + START_S
-        while "health: " not in log.read_text(errors="replace"):
-            assert process.poll() is None, log.read_text(errors="replace")[-5000:]
-            assert time.monotonic() < deadline, log.read_text(errors="replace")[-5000:]
-            time.sleep(0.5)
-        yield Server(process, f"http://127.0.0.1:{port}", run, log)
-    finally:
-        if process.poll() is None:  # a test before the last one failed
-            _stop(process)
-
-
-def _stop(process: subprocess.Popen) -> tuple[float, list[psutil.Process]]:
-    """Interrupt the server; returns the seconds until it ended and the processes it left behind."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(60)
-    finally:
-        seconds = time.monotonic() - begin
-        left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-        for child in left:
-            child.kill()
-        process.kill()
-    return seconds, left
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+PROMPT, RESPONSE = TEXT[0], "first mix flour and sugar ."
 
 
 def test_models_and_health(server: Server, client: OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == "ppo_lag"
-    assert httpx.get(f"{server.url}/-/healthz", timeout=60).status_code == 200
-    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
+    assert server.get("/healthz").json() == {"status": "ok"}
+    assert server.get("/readyz").json() == {"ready": {"ppo_lag": True, "judges": True}}
 
 
 def test_completion_with_logprobs_of_the_policy_itself(server: Server, client: OpenAI) -> None:
@@ -216,7 +109,7 @@ def test_malformed_requests_are_the_senders_fault(server: Server, path: str, wro
     _expect_refusal(server, path, body)
 
 
-@pytest.mark.parametrize("path", [*ROUTES, "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", [*ROUTES, "/v1/score", "/v1/moderations", "/v1/votes", "/tokenize", "/detokenize"])
 @pytest.mark.parametrize(
     "body",
     [
@@ -231,25 +124,12 @@ def test_bodies_that_no_route_can_read(server: Server, path: str, body: bytes) -
 
 def _expect_refusal(server: Server, path: str, body: bytes) -> None:
     """400 in OpenAI's error shape, and a policy that still answers."""
-    headers = {"content-type": "application/json"}
+    headers = server.headers | {"content-type": "application/json"}
     answer = httpx.post(f"{server.url}{path}", content=body, headers=headers, timeout=60)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["message"]
-    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
-
-
-def _direct(server: Server, kind: str, items: Sequence[tuple[str, str] | Exchange]) -> list[float]:
-    model = ScoreModel.load(server.run / kind, torch.float32).eval()
-    template = PromptTemplate(load_tokenizer(str(server.run / kind)), "pku")
-    scores = []
-    for text in (Exchange(*item) for item in items):
-        head = template.encode_prompt(text.prompt, text.history)
-        tokens = np.array([*head, *template.encode_response(text.response)])
-        with torch.inference_mode():
-            rows = pack_rows(tokens, np.array([len(tokens)]), len(tokens))
-            scores.append(float(model(rows, torch.tensor([len(tokens) - 1]))))
-    return scores
+    assert server.get("/readyz").status_code == 200
 
 
 def test_scores_equal_the_score_models(server: Server) -> None:
@@ -259,7 +139,7 @@ def test_scores_equal_the_score_models(server: Server) -> None:
     assert answer.status_code == 200, answer.text
     assert answer.json()["model"] == "demo/cost"
     scores = answer.json()["scores"]
-    costs, rewards = _direct(server, "cost", items), _direct(server, "reward", items)
+    costs, rewards = server.judges.scores("cost", items), server.judges.scores("reward", items)
     assert_close([score["cost"] for score in scores], costs, TINY_MODELS)
     assert_close([score["reward"] for score in scores], rewards, TINY_MODELS)
     assert [score["unsafe"] for score in scores] == [cost > 0 for cost in costs]
@@ -272,17 +152,19 @@ def test_a_conversation_is_scored_with_its_earlier_turns(server: Server) -> None
     answer = server.score({"messages": [{"role": role, "content": text} for role, text in turns]})
     assert answer.status_code == 200, answer.text
     (score,) = answer.json()["scores"]
-    (expected,) = _direct(server, "cost", [Exchange(PROMPT, RESPONSE, (("bake ?", "no"),))])
+    (expected,) = server.judges.scores("cost", [Exchange(PROMPT, RESPONSE, (("bake ?", "no"),))])
     assert score["cost"] == pytest.approx(expected, abs=1e-5)
-    assert score["cost"] != pytest.approx(_direct(server, "cost", [(PROMPT, RESPONSE)])[0], abs=1e-5)
+    assert score["cost"] != pytest.approx(server.judges.scores("cost", [(PROMPT, RESPONSE)])[0], abs=1e-5)
 
 
-def test_it_is_a_remote_scorer_of_a_run(server: Server) -> None:
+def test_it_is_a_remote_scorer_of_a_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCORER_TOKEN", f"Bearer {server.key}")
+    headers = {"Authorization": "SCORER_TOKEN"}
     items = [(PROMPT, RESPONSE), (PROMPT, ""), ("bake", "no")]
     for field in ("cost", "reward"):
-        remote = RemoteScorer(HTTPScorer(url=f"{server.url}/v1/score", batch_size=2), field)
+        remote = RemoteScorer(HTTPScorer(url=f"{server.url}/v1/score", batch_size=2, headers_env=headers), field)
         scores = remote([prompt for prompt, _ in items], [response for _, response in items])
-        assert_close(scores, _direct(server, field, items), TINY_MODELS)
+        assert_close(scores, server.judges.scores(field, items), TINY_MODELS)
 
 
 def test_requests_at_the_same_time_keep_their_own_scores(server: Server) -> None:
@@ -290,19 +172,19 @@ def test_requests_at_the_same_time_keep_their_own_scores(server: Server) -> None
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(server.score, bodies))
     costs = [answer.json()["scores"][0]["cost"] for answer in answers]
-    expected = _direct(server, "cost", [(body["prompt"], body["response"]) for body in bodies])
+    expected = server.judges.scores("cost", [(body["prompt"], body["response"]) for body in bodies])
     assert_close(costs, expected, TINY_MODELS)
 
 
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({"prompt": PROMPT}, 422, "give either prompt and response, or items"),
-        ({"prompt": " ", "response": PROMPT}, 422, "must not be blank"),
-        ({"prompt": PROMPT, "response": 7}, 422, "valid string"),
-        ({"items": []}, 422, "at least 1 item"),
-        ([], 422, "valid dictionary"),
-        ({"prompt": PROMPT, "response": "mix flour " * CONTEXT}, 400, f"the cost model's context of {CONTEXT}"),
+        ({"prompt": PROMPT}, 400, "give either prompt and response, or items"),
+        ({"prompt": " ", "response": PROMPT}, 400, "must not be blank"),
+        ({"prompt": PROMPT, "response": 7}, 400, "valid string"),
+        ({"items": []}, 400, "at least 1 item"),
+        ([], 400, "valid dictionary"),
+        ({"prompt": PROMPT, "response": "mix flour " * CONTEXT}, 400, "longer than the judges read"),
     ],
 )
 def test_bad_requests_to_the_scores(server: Server, body: Any, status: int, message: str) -> None:
@@ -317,14 +199,9 @@ def test_bad_requests_to_the_scores(server: Server, body: Any, status: int, mess
 )
 def test_bodies_that_are_no_text(server: Server, content: bytes) -> None:
     answer = httpx.post(
-        f"{server.url}/v1/score", content=content, headers={"content-type": "application/json"}, timeout=60
+        f"{server.url}/v1/score",
+        content=content,
+        headers=server.headers | {"content-type": "application/json"},
+        timeout=60,
     )
     assert 400 <= answer.status_code < 500, answer.text
-
-
-def test_interrupt_ends_everything(server: Server) -> None:
-    """Last: the server is gone afterwards."""
-    seconds, left = _stop(server.process)
-    assert left == []
-    assert seconds < STOP_S
-    assert server.process.returncode == 0, server.log.read_text(errors="replace")[-5000:]
