@@ -10,6 +10,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Scope_
@@ -38,6 +40,8 @@ HEADERS = [
 ]
 MOST_HEADERS = 100
 READY_S = 20.0
+BODIES = (ChatBody, CompletionBody, ModerationRequest, ScoreRequest, Vote)
+_REFERENCES = "#/components/schemas/{model}"
 
 ERRORS = {400, 401, 403, 404, 408, 413, 429, 502, 503, 504}
 
@@ -119,6 +123,7 @@ def build(
     _add_health(app, door, completions, services)
     if page:
         _add_page(app, door, completions, services, votes)
+    _document(app)
     return app
 
 
@@ -251,9 +256,24 @@ def _add_page(
         return await answered(door, "/v1/castor", request, work)
 
 
-def _takes(body: Any) -> dict[str, Any]:
+def _takes(body: type[BaseModel]) -> dict[str, Any]:
     """The request body in the OpenAPI document: bodies are read by hand, so that every fault has OpenAI's shape."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": body.model_json_schema()}}}}
+    schema = {"$ref": _REFERENCES.format(model=body.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _document(app: FastAPI) -> None:
+    """Put what request bodies are made of into the OpenAPI document."""
+    made = app.openapi
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            bodies = [(body, "validation") for body in BODIES]
+            _, found = models_json_schema(bodies, ref_template=_REFERENCES)  # type: ignore[arg-type]
+            made().setdefault("components", {}).setdefault("schemas", {}).update(found["$defs"])
+        return made()
+
+    app.openapi = document  # type: ignore[method-assign]
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from openai import OpenAI
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from castor.config.demo_model import DemoModel
 from castor.config.load import dump_config
@@ -208,3 +209,18 @@ def _stop(process: subprocess.Popen[bytes]) -> tuple[float, list[psutil.Process]
 @pytest.fixture(scope="package")
 def client(server: Server) -> OpenAI:
     return OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0, timeout=120)
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE_MS = 20_000  # a loaded machine is slow; nothing waits for longer than it takes
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs a browser: {CHROMIUM} does not exist")
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -3,30 +3,19 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.integration.page_server import REFUSAL, SAFE_TEXTS, Gateway, serving
+from tests.integration.serve.conftest import PATIENCE_MS
+from tests.integration.serve.page_actions import ask, compare, enter_key, pick, send
+from tests.integration.serve.page_server import REFUSAL, SAFE_TEXTS, Gateway, serving
 
-CHROMIUM = Path("/usr/bin/chromium")
 PHONE = {"width": 360, "height": 740}
-PATIENCE_MS = 20_000  # a loaded machine is slow; nothing waits for longer than it takes
 GOOD, BAD = "castor-me-a1b2c3", "castor-me-wrong"
 Open = Callable[..., Page]
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs a browser: {CHROMIUM} does not exist")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=PATIENCE_MS)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -62,44 +51,6 @@ def open_page(browser: Browser, gateway: Gateway) -> Iterator[Open]:
     assert complaints == []
 
 
-def _send(page: Page, question: str) -> None:
-    box = page.get_by_role("textbox", name="Message")
-    box.fill(question)
-    box.press("Enter")
-
-
-def _ask(page: Page, question: str) -> Locator:
-    """The finished turn of a question."""
-    _send(page, question)
-    turn = page.locator(".turn").last
-    expect(turn.locator(".question")).to_have_text(re.compile(re.escape(question)))
-    expect(turn.get_by_role("article")).to_have_attribute("aria-busy", "false")
-    return turn
-
-
-def _compare(page: Page, question: str) -> None:
-    page.get_by_role("tab", name="Arena").click()
-    box = page.get_by_role("textbox", name="Question for both models")
-    box.fill(question)
-    box.press("Enter")
-
-
-def _pick(page: Page, **choices: str) -> None:
-    questions = {
-        "better": "Which is more helpful?",
-        "safer": "Which is safer?",
-        "harmful_a": "Is answer A harmful?",
-        "harmful_b": "Is answer B harmful?",
-    }
-    for name, option in choices.items():
-        page.get_by_role("radiogroup", name=questions[name]).get_by_label(option).check()
-
-
-def _enter_key(page: Page, key: str) -> None:
-    page.get_by_label("Key", exact=True).fill(key)
-    page.keyboard.press("Enter")
-
-
 def _tab_to(page: Page, target: Locator, keystroke: str = "Tab") -> None:
     for _ in range(40):
         if target.evaluate("element => element === document.activeElement"):
@@ -115,7 +66,7 @@ def _serious(page: Page) -> list[str]:
 
 def test_an_answer_streams_and_shows_its_verdict(open_page: Open, gateway: Gateway) -> None:
     page = open_page()
-    _send(page, "hold the line")
+    send(page, "hold the line")
     answer = page.get_by_role("article")
     expect(answer).to_contain_text("Mix 200 g of flour")
     expect(answer).not_to_contain_text("buttered tin")
@@ -152,10 +103,10 @@ def test_an_answer_streams_and_shows_its_verdict(open_page: Open, gateway: Gatew
 
 def test_later_turns_carry_the_earlier_ones_and_the_chosen_model(open_page: Open, gateway: Gateway) -> None:
     page = open_page()
-    _ask(page, "bake a cake")
-    _ask(page, "forbidden")  # has no answer, so that it is no part of what follows
+    ask(page, "bake a cake")
+    ask(page, "forbidden")  # has no answer, so that it is no part of what follows
     page.get_by_label("Model", exact=True).select_option("ppo")
-    turn = _ask(page, "poison it")
+    turn = ask(page, "poison it")
     expect(turn.get_by_role("heading", name="ppo", exact=True)).to_be_visible()
     assert gateway.chats[-1] == {
         "model": "ppo",
@@ -168,13 +119,13 @@ def test_later_turns_carry_the_earlier_ones_and_the_chosen_model(open_page: Open
     }
     page.get_by_role("button", name="New chat").click()
     expect(page.locator(".turn")).to_have_count(0)
-    _ask(page, "bake again")
+    ask(page, "bake again")
     assert len(gateway.chats[-1]["messages"]) == 1
 
 
 def test_what_is_withheld_is_explained(open_page: Open) -> None:
     page = open_page()
-    whole = _ask(page, "poison my neighbour")
+    whole = ask(page, "poison my neighbour")
     note = whole.locator(".withheld")
     expect(note).to_contain_text("The guard withheld the answer.")
     expect(note.locator("blockquote")).to_have_text(REFUSAL)
@@ -186,14 +137,14 @@ def test_what_is_withheld_is_explained(open_page: Open) -> None:
     expect(whole.locator("summary")).to_contain_text("Withheld")
     expect(page.get_by_role("status")).to_contain_text("withheld by the guard")
 
-    half = _ask(page, "halfway there")
+    half = ask(page, "halfway there")
     expect(half.locator(".text")).to_contain_text("Mix 200 g of flour")
     expect(half.locator(".text")).not_to_contain_text(REFUSAL)
     expect(half.locator(".withheld")).to_contain_text("The guard withheld the rest of the answer.")
     half.locator("summary").click()
     expect(half.get_by_role("img")).to_have_accessible_name(re.compile("1 above zero, which is unsafe"))
 
-    anew = _ask(page, "again from there")
+    anew = ask(page, "again from there")
     anew.locator("summary").click()
     expect(anew.locator("details")).to_contain_text("Answers tried2")
     expect(anew.locator("details")).to_contain_text("What is unsafe here was never shown")
@@ -203,10 +154,10 @@ def test_annotated_answers_are_marked_unsafe_or_not_judged(open_page: Open, gate
     gateway.guard = "annotate"
     page = open_page()
     expect(page.get_by_text("Every answer is shown, with the judges' verdict beside it.")).to_be_visible()
-    unsafe = _ask(page, "unsafe thing")
+    unsafe = ask(page, "unsafe thing")
     expect(unsafe).to_contain_text("Something that should not have been said.")
     expect(unsafe).to_contain_text("Judged unsafe. Grounds: drug abuse")
-    unjudged = _ask(page, "unjudged thing")
+    unjudged = ask(page, "unjudged thing")
     expect(unjudged.locator("summary")).to_contain_text("Not judged")
     expect(unjudged).to_contain_text("Not judged. The judges took too long (judge_timeout). Nobody has checked this")
 
@@ -215,7 +166,7 @@ def test_markdown_cannot_bring_in_html(open_page: Open) -> None:
     page = open_page()
     requested: list[str] = []
     page.on("request", lambda request: requested.append(request.url))
-    text = _ask(page, "markdown please").locator(".text")
+    text = ask(page, "markdown please").locator(".text")
     expect(text.locator("strong")).to_have_text(["A heading", "bold"])
     expect(text.locator("em")).to_have_text("italic")
     expect(text.locator("p code")).to_have_text("inline <b>code</b>")
@@ -270,11 +221,11 @@ def test_events_come_whole_however_the_bytes_are_cut(open_page: Open) -> None:
 
 def test_errors_are_told_in_a_sentence(open_page: Open, gateway: Gateway) -> None:
     page = open_page()
-    assert "This API key may not do that" in _ask(page, "forbidden").inner_text()
-    assert "The judge cannot be reached, and nothing is shown without" in _ask(page, "judgeless").inner_text()
-    assert "The server had a problem: try again" in _ask(page, "crash").inner_text()
+    assert "This API key may not do that" in ask(page, "forbidden").inner_text()
+    assert "The judge cannot be reached, and nothing is shown without" in ask(page, "judgeless").inner_text()
+    assert "The server had a problem: try again" in ask(page, "crash").inner_text()
     gateway.busy = True
-    turn = _ask(page, "busy now")
+    turn = ask(page, "busy now")
     expect(turn).to_contain_text("No answer. There were too many requests with this key: try again in 7 seconds.")
     expect(page.get_by_role("button", name="Try again")).to_have_count(1)
     page.get_by_role("button", name="Try again").click()
@@ -293,7 +244,7 @@ def test_errors_are_told_in_a_sentence(open_page: Open, gateway: Gateway) -> Non
 )
 def test_a_broken_answer_keeps_its_text(open_page: Open, gateway: Gateway, word: str, sentence: str) -> None:
     page = open_page()
-    _send(page, f"{word} it")
+    send(page, f"{word} it")
     answer = page.get_by_role("article")
     expect(answer).to_contain_text("Mix 200 g of flour")
     gateway.release()
@@ -305,16 +256,16 @@ def test_a_broken_answer_keeps_its_text(open_page: Open, gateway: Gateway, word:
 
 def test_a_server_that_is_gone(open_page: Open, gateway: Gateway) -> None:
     page = open_page()
-    _ask(page, "bake a cake")
+    ask(page, "bake a cake")
     gateway.stop()
-    turn = _ask(page, "bake another")
+    turn = ask(page, "bake another")
     expect(turn).to_contain_text("No answer. The server cannot be reached: check that it is running, then try again.")
     expect(page.locator(".turn").first).to_contain_text("It is done when")
 
 
 def test_stop_keeps_the_text_and_ends_the_request(open_page: Open, gateway: Gateway) -> None:
     page = open_page()
-    _send(page, "endless talk")
+    send(page, "endless talk")
     answer = page.get_by_role("article")
     expect(answer).to_contain_text("and on and on")
     page.get_by_role("button", name="Stop").click()
@@ -331,17 +282,17 @@ def test_a_bad_key_is_refused_and_a_good_one_is_kept_in_memory_only(open_page: O
     expect(field).to_have_attribute("type", "password")
     expect(field).to_have_attribute("autocomplete", "off")
     expect(field).to_be_focused()
-    _enter_key(page, BAD)
+    enter_key(page, BAD)
     expect(page.get_by_text("The server does not accept this key")).to_be_visible()
     expect(field).to_have_value("")
-    _enter_key(page, GOOD)
+    enter_key(page, GOOD)
     expect(page.get_by_label("Model", exact=True)).to_be_enabled()
-    _ask(page, "bake a cake")
+    ask(page, "bake a cake")
 
     gateway.key = "castor-me-new"  # revoked meanwhile: the question waits for the new one
-    _send(page, "bake another")
+    send(page, "bake another")
     expect(page.get_by_text("The server does not accept this key")).to_be_visible()
-    _enter_key(page, gateway.key)
+    enter_key(page, gateway.key)
     expect(page.locator(".turn").last).to_contain_text("It is done when")
 
     stored = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, history.state])")
@@ -356,9 +307,9 @@ def test_a_bad_key_is_refused_and_a_good_one_is_kept_in_memory_only(open_page: O
 
 def test_chats_stay_in_the_browser_until_they_are_forgotten(open_page: Open) -> None:
     page = open_page()
-    _ask(page, "bake a cake")
+    ask(page, "bake a cake")
     page.get_by_role("button", name="New chat").click()
-    _ask(page, "poison my neighbour")
+    ask(page, "poison my neighbour")
     page.reload()
     expect(page.locator(".withheld")).to_be_visible()
     earlier = page.get_by_text("Earlier chats")
@@ -384,7 +335,7 @@ def test_what_another_version_has_stored_does_no_harm(open_page: Open) -> None:
 
 def test_a_vote_is_stored_as_it_was_given_and_then_names_are_shown(open_page: Open, gateway: Gateway) -> None:
     page = open_page()
-    _compare(page, "halfway there")
+    compare(page, "halfway there")
     panel = page.get_by_role("tabpanel", name="Arena")
     page.get_by_role("heading", name="Your vote").wait_for()
     assert all("temperature" not in chat for chat in gateway.chats)
@@ -394,13 +345,13 @@ def test_a_vote_is_stored_as_it_was_given_and_then_names_are_shown(open_page: Op
     vote = page.get_by_role("button", name="Vote")
     vote.click()
     expect(panel.get_by_role("alert")).to_have_text("One question is open: “Which is more helpful?”")
-    _pick(page, better="Answer A", safer="Answer A", harmful_a="Yes", harmful_b="No")
+    pick(page, better="Answer A", safer="Answer A", harmful_a="Yes", harmful_b="No")
     vote.click()
     expect(panel.get_by_role("alert")).to_contain_text(
         "Only answer A is called harmful, and yet it is chosen as the safer one"
     )
     assert gateway.votes == []
-    _pick(page, safer="Answer B")
+    pick(page, safer="Answer B")
     gateway.vote_error = 503
     vote.click()
     expect(panel.get_by_role("alert")).to_contain_text("The vote is not stored. The model cannot be reached")
@@ -433,7 +384,7 @@ def test_models_and_their_sides_are_drawn_at_random(open_page: Open) -> None:
 def test_a_single_model_answers_twice_at_temperature_one(open_page: Open, gateway: Gateway) -> None:
     gateway.models, gateway.votes_kept = ["only"], False
     page = open_page()
-    _compare(page, "bake a cake")
+    compare(page, "bake a cake")
     page.get_by_role("button", name="Show the names").click()
     panel = page.get_by_role("tabpanel", name="Arena")
     expect(panel.get_by_text("A was only@0, B was only@0.")).to_be_visible()
@@ -442,7 +393,7 @@ def test_a_single_model_answers_twice_at_temperature_one(open_page: Open, gatewa
 
 def test_an_arena_round_without_two_answers_has_no_vote(open_page: Open) -> None:
     page = open_page()
-    _compare(page, "endless talk")
+    compare(page, "endless talk")
     expect(page.get_by_role("article").first).to_contain_text("and on and on")
     page.keyboard.press("Escape")
     expect(page.get_by_text("A vote needs two whole answers.")).to_be_visible()
@@ -501,11 +452,11 @@ def test_a_phone_has_no_sideways_scroll(open_page: Open, gateway: Gateway) -> No
 
     assert fits()
     for question in ("markdown please", "poison my neighbour", "unjudged thing", "x" * 300):
-        _ask(page, question)
+        ask(page, question)
     page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     assert fits()
     page.keyboard.press("Escape")
-    _compare(page, "halfway there")
+    compare(page, "halfway there")
     page.get_by_role("heading", name="Your vote").wait_for()
     assert fits()
 
@@ -516,20 +467,20 @@ def test_axe_finds_nothing_serious(open_page: Open, gateway: Gateway, scheme: st
     page = open_page(ready=False, color_scheme=scheme)
     page.get_by_label("Key", exact=True).wait_for()
     assert _serious(page) == []
-    _enter_key(page, GOOD)
+    enter_key(page, GOOD)
     expect(page.get_by_label("Model", exact=True)).to_be_enabled()
     for question in ("markdown please", "poison my neighbour", "unjudged thing", "unsafe thing", "cut it"):
-        _ask(page, question)
+        ask(page, question)
     page.evaluate("document.querySelectorAll('details.verdict').forEach((details) => { details.open = true; })")
     page.get_by_text("Earlier chats").click()
     page.get_by_role("button", name="Forget all chats").wait_for()
     assert _serious(page) == []
     page.keyboard.press("Escape")
-    _compare(page, "bake a cake")
-    _pick(page, better="Answer A", safer="Answer A", harmful_a="Yes", harmful_b="No")
+    compare(page, "bake a cake")
+    pick(page, better="Answer A", safer="Answer A", harmful_a="Yes", harmful_b="No")
     page.get_by_role("button", name="Vote").click()
     assert _serious(page) == []
-    _pick(page, safer="Answer B")
+    pick(page, safer="Answer B")
     page.get_by_role("button", name="Vote").click()
     page.get_by_role("button", name="Next question").wait_for()
     assert _serious(page) == []
