@@ -1,13 +1,14 @@
 """What the way through `castor serve` costs: against bare `vllm serve`, and what each mode of the guard adds.
 
 `python -m benchmarks.serve_load` makes a run with a Llama of random weights (about 30M parameters, its judges of the
-same size), or takes a finished one with --run. In each turn bare vLLM and `castor serve` are started one after the
-other, with the same engine arguments, environment and threads, and get the same streamed chats: closed loop at several
-concurrencies, then open loop with Poisson arrivals, at shares of what bare vLLM carried. Ratios are of one turn. Then
-come the modes of the guard and the sizes of its windows, each against guard off on the same server. The judges find
-nothing unsafe there, so nothing is withheld and `regenerate` samples no second time: it is the price of judging.
+same size), or takes a finished one with --run. Bare vLLM and `castor serve` run side by side, with the same engine
+arguments, environment and threads, and take turns with the same streamed chats, while the other one rests, so that a
+drifting machine hurts both alike: closed loop at several concurrencies, and open loop with Poisson arrivals, at shares
+of what bare vLLM carried. Ratios are of one turn. Then come the modes of the guard and the sizes of its windows, each
+beside guard off. The judges find nothing unsafe there, so nothing is withheld and `regenerate` samples no second time:
+it is the price of judging.
 
-`--variant NAME=KEY=VALUE[,KEY=VALUE]` adds `castor serve` with these environment variables to each turn. Beside the
+`--variant NAME=KEY=VALUE[,KEY=VALUE]` pairs `castor serve` with these environment variables with bare, too. Beside the
 times stands the CPU time per token of every process, of the client too, and of all else that ran on the machine: a
 client near one core, or a busy neighbour, spoils the measurement.
 """
@@ -96,6 +97,10 @@ def make_run(run: Path, size: DemoModel) -> None:
     save_moderation_model(run / "qa", moderation.backbone, dict(moderation.state_dict()), about, str(policy))
 
 
+class NotStarted(RuntimeError):
+    """A server that does not answer in time, or has ended."""
+
+
 @dataclass(frozen=True)
 class Server:
     """One that answers."""
@@ -130,7 +135,7 @@ def started(
         deadline = time.monotonic() + START_S
         while not _answers(url, model):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{command[0]} did not start:\n{log.read_text(errors='replace')[-3000:]}")
+                raise NotStarted(f"{' '.join(command[:4])} did not start:\n{log.read_text(errors='replace')[-3000:]}")
             time.sleep(0.5)
         yield Server(url, model, family, health)
     finally:
@@ -337,67 +342,75 @@ def mean_since(before: dict[str, float], after: dict[str, float], name: str) -> 
     return 1000 * (after[f"{name}_sum"] - before.get(f"{name}_sum", 0)) / count if count else float("nan")
 
 
-def drive(server: Server, client: Client, args: argparse.Namespace, longest: int, rates: list[float]) -> dict[str, Any]:
-    """All loads on one server; without rates they are shares of the most that it carries."""
-    client.closed(server, 8, 16)  # warm-up
-    castor = server.health == "/healthz"
-    before = scraped(server) if castor else {}
-    loads = [client.closed(server, args.concurrency[0], _count(args, args.concurrency[0]))]
-    inside = mean_since(before, scraped(server), "castor_first_text_seconds") if castor else None
-    loads += [client.closed(server, c, _count(args, c)) for c in args.concurrency[1:]]
-    most = max(load["requests_per_s"] for load in loads)
-    rates = rates or [share * most for share in args.shares]
-    opened = [client.open(server, rate, args.requests) for rate in rates]
-    for share, load in zip(args.shares, opened, strict=True):
-        load["load"] = f"{share:.0%} of bare"
-    return {"loads": loads + opened, "rates": rates, "path": client.path(server, longest), "gateway_first_ms": inside}
+def pair(bare: Server, castor: Server, client: Client, args: argparse.Namespace, longest: int) -> dict[str, Any]:
+    """Every load on both servers, by turns: of each turn what bare vLLM did, and Castor, seconds apart."""
+    for server in (bare, castor):
+        client.closed(server, 8, 16)  # warm-up
+    loads = {f"{c} at a time": (lambda s, c=c: client.closed(s, c, _count(args, c))) for c in args.concurrency}
+    if args.shares:
+        most = client.closed(bare, args.concurrency[-1], _count(args, args.concurrency[-1]))["requests_per_s"]
+        rates = {f"{share:.0%} of bare": share * most for share in args.shares}
+        loads |= {name: (lambda s, r=r: client.open(s, r, args.requests // 2)) for name, r in rates.items()}
+    found: dict[str, Any] = {"loads": {name: [] for name in loads}, "path": []}
+    for number in range(args.turns):
+        order = (bare, castor) if number % 2 else (castor, bare)
+        for name, load in loads.items():
+            before = scraped(castor)
+            turn = {"bare" if server is bare else "castor": load(server) for server in order}
+            turn["castor"]["gateway_first_ms"] = mean_since(before, scraped(castor), "castor_first_text_seconds")
+            found["loads"][name].append(turn)
+        paths = {"bare" if server is bare else "castor": client.path(server, longest) for server in order}
+        found["path"].append(paths)
+    return found
 
 
 def _count(args: argparse.Namespace, concurrency: int) -> int:
-    return int(min(args.requests, 8 * concurrency + 8))
+    return int(min(args.requests, 3 * concurrency + 5))
 
 
 def guard_prices(server: Server, client: Client, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every mode at the middle window, and every window with `withhold`: of one server, at the middle concurrency."""
+    """Every mode at the middle window, and `withhold` at every window, each beside guard off, at middle concurrency."""
     concurrency = args.concurrency[len(args.concurrency) // 2]
     cases = [(mode, WINDOWS[1]) for mode in MODES] + [("withhold", w) for w in WINDOWS if w != WINDOWS[1]]
     found = []
     for mode, window in cases:
         at = Server(server.url, f"window-{window}", server.process, server.health)
+        count = _count(args, concurrency)
         client.closed(at, concurrency, concurrency, mode)  # warm-up
+        off = client.closed(at, concurrency, count, "off")
         before = scraped(server)
-        load = client.closed(at, concurrency, _count(args, concurrency), mode)
+        load = client.closed(at, concurrency, count, mode)
         after = scraped(server)
         questions = after.get("castor_judge_seconds_count", 0) - before.get("castor_judge_seconds_count", 0)
         found.append(
-            load | {"mode": mode, "window": window, "judge_ms": mean_since(before, after, "castor_judge_seconds"),
-                    "first_ms": mean_since(before, after, "castor_first_text_seconds"),
-                    "judgements_per_request": questions / load["requests"]}
+            load | {"mode": mode, "window": window, "off": off, "judgements_per_request": questions / count,
+                    "judge_ms": mean_since(before, after, "castor_judge_seconds")}
         )  # fmt: skip
     return found
 
 
-def show_loads(turns: list[dict[str, Any]]) -> None:
-    """Medians over the turns, and of the turns' ratios to bare."""
-    print(f"\n{'':14} {'load':>14} {'req/s':>7} {'tok/s':>7} {'ratio':>6} {'TTFT p50':>9} {'p95':>6} {'p99':>6} "
-          f"{'+TTFT':>6} {'ITL':>6} {'gap p95':>8} {'total p50':>9}  client others")  # fmt: skip
-    for name in turns[0]:
-        for index in range(len(turns[0][name]["loads"])):
-            mine = [turn[name]["loads"][index] for turn in turns]
-            bare = [turn["bare"]["loads"][index] for turn in turns]
-            key = "tokens_per_s"
-            ratio = statistics.median(a[key] / b[key] for a, b in zip(mine, bare, strict=True))
-            later = statistics.median(
-                a["ttft_ms"]["p50"] - b["ttft_ms"]["p50"] for a, b in zip(mine, bare, strict=True)
-            )
+def show_loads(pairs: dict[str, dict[str, Any]]) -> None:
+    """Medians over the turns, and of the ratios and differences within a turn."""
+    print(f"\n{'':23} {'load':>14} {'req/s':>6} {'tok/s':>6} {'ratio':>11} {'TTFT p50':>8} {'p95':>5} {'p99':>5}"
+          f" {'+TTFT':>6} {'ITL':>5} {'gap p95':>7} {'total':>6} {'tok/event':>9} client others")  # fmt: skip
+    for variant, found in pairs.items():
+        for load, turns in found["loads"].items():
+            for who in ("bare", "castor"):
 
-            def of(*keys: str, mine: list[dict[str, Any]] = mine) -> float:
-                return statistics.median(_at(each, keys) for each in mine)
+                def of(*keys: str, who: str = who, turns: list[dict[str, Any]] = turns) -> float:
+                    return statistics.median(_at(turn[who], keys) for turn in turns)
 
-            print(f"{name:14} {mine[0]['load']:>14} {of('requests_per_s'):7.2f} {of(key):7.0f} {ratio:6.2f} "
-                  f"{of('ttft_ms', 'p50'):9.0f} {of('ttft_ms', 'p95'):6.0f} {of('ttft_ms', 'p99'):6.0f} {later:+6.0f} "
-                  f"{of('inter_token_ms', 'p50'):6.1f} {of('gap_ms', 'p95'):8.0f} {of('total_ms', 'p50'):9.0f}  "
-                  f"{of('client_cores'):6.2f} {of('other_cores'):6.2f}")  # fmt: skip
+                ratios = [turn["castor"]["tokens_per_s"] / turn["bare"]["tokens_per_s"] for turn in turns]
+                later = [turn["castor"]["ttft_ms"]["p50"] - turn["bare"]["ttft_ms"]["p50"] for turn in turns]
+                ratio = (
+                    f"{statistics.median(ratios):.2f} {min(ratios):.2f}-{max(ratios):.2f}" if who == "castor" else ""
+                )
+                plus = f"{statistics.median(later):+.0f}" if who == "castor" else ""
+                print(f"{variant if who == 'castor' else '  bare beside it':23} {load:>14} {of('requests_per_s'):6.2f} "
+                      f"{of('tokens_per_s'):6.0f} {ratio:>14} {of('ttft_ms', 'p50'):8.0f} {of('ttft_ms', 'p95'):5.0f} "
+                      f"{of('ttft_ms', 'p99'):5.0f} {plus:>6} {of('inter_token_ms', 'p50'):5.1f} "
+                      f"{of('gap_ms', 'p95'):7.0f} {of('total_ms', 'p50'):6.0f} {of('tokens_per_event'):9.2f} "
+                      f"{of('client_cores'):6.2f} {of('other_cores'):6.2f}")  # fmt: skip
 
 
 def _at(value: Any, keys: tuple[str, ...]) -> float:
@@ -406,38 +419,47 @@ def _at(value: Any, keys: tuple[str, ...]) -> float:
     return float(value)
 
 
-def show_path(turns: list[dict[str, Any]]) -> None:
-    """Where a first token waits, and what a token costs in each process at the highest concurrency."""
-    print("\nms, median of the turns (one request at a time)")
-    for name in turns[0]:
-        of = {key: statistics.median(turn[name]["path"][key] for turn in turns) for key in turns[0][name]["path"]}
-        line = f"{name:14} first app {of['health_ms']:6.1f}   refused by vLLM's app {of['refused_ms']:6.1f}"
-        line += f"   client's first text {statistics.median(t[name]['loads'][0]['ttft_ms']['p50'] for t in turns):6.1f}"
-        if turns[0][name]["gateway_first_ms"] is not None:
-            line += f"   gateway's {statistics.median(turn[name]['gateway_first_ms'] for turn in turns):6.1f}"
-            hop = statistics.median(
-                (t[name]["path"]["refused_ms"] - t[name]["path"]["health_ms"])
-                - (t["bare"]["path"]["refused_ms"] - t["bare"]["path"]["health_ms"]) for t in turns
-            )  # fmt: skip
-            line += f"   gateway's work and call of the policy {hop:5.1f}"
-        print(line)
-    print("\nCPU ms per token, by process, at each closed load (last turn)")
-    for name, found in turns[-1].items():
-        for load in found["loads"]:
-            if "rate" not in load:
-                costs = sorted(load["cpu_ms_per_token"].items(), key=lambda item: -item[1])
-                print(f"{name:14} {load['load']:>14}  " + "  ".join(f"{role} {ms:.2f}" for role, ms in costs))
+def show_path(pairs: dict[str, dict[str, Any]]) -> None:
+    """Where a first token waits; and what a token costs in each process."""
+    print("\nms of a request alone, medians of the turns")
+    for variant, found in pairs.items():
+        paths = {
+            who: {key: statistics.median(turn[who][key] for turn in found["path"]) for key in found["path"][0][who]}
+            for who in ("bare", "castor")
+        }
+        first = next(iter(found["loads"].values()))
+        for who, path in paths.items():
+            line = f"{variant if who == 'castor' else '  bare beside it':23} first app {path['health_ms']:5.1f}   "
+            line += f"refused by vLLM's app {path['refused_ms']:5.1f}   first text "
+            line += f"{statistics.median(turn[who]['ttft_ms']['p50'] for turn in first):5.1f}"
+            if who == "castor":
+                inside = statistics.median(turn[who]["gateway_first_ms"] for turn in first)
+                hop = (
+                    path["refused_ms"] - path["health_ms"] - (paths["bare"]["refused_ms"] - paths["bare"]["health_ms"])
+                )
+                line += f", in the gateway (mean) {inside:5.1f}   gateway's work and call of the policy {hop:5.1f}"
+            print(line)
+    print("\nCPU ms per token, by process: median of the turns")
+    for variant, found in pairs.items():
+        for load, turns in found["loads"].items():
+            for who in ("bare", "castor"):
+                spent = [turn[who]["cpu_ms_per_token"] for turn in turns]
+                costs = {role: statistics.median(each.get(role, 0.0) for each in spent) for role in spent[0]}
+                text = "  ".join(f"{role} {ms:.2f}" for role, ms in sorted(costs.items(), key=lambda item: -item[1]))
+                name = variant if who == "castor" else "  bare beside it"
+                print(f"{name:23} {load:>14}  {sum(costs.values()):6.2f} = {text}")
 
 
 def show_guard(prices: list[dict[str, Any]]) -> None:
-    """Against guard off."""
-    off = prices[0]
-    print(f"\n{'guard':11} {'window':>6} {'tok/s':>7} {'ratio':>6} {'first p50':>9} {'p95':>6} {'total p50':>9} "
-          f"{'judge ms':>8} {'judgements':>10}  ({off['load']}, nothing unsafe)")  # fmt: skip
+    """Each case, and its ratio to guard off beside it."""
+    print(f"\n{'guard':11} {'window':>6} {'tok/s':>6} {'ratio':>6} {'first p50':>9} {'p95':>6} {'+first':>7} "
+          f"{'total p50':>9} {'judge ms':>8} {'judgements':>10}  ({prices[0]['load']}, nothing unsafe)")  # fmt: skip
     for each in prices:
-        print(f"{each['mode']:11} {each['window']:>6} {each['tokens_per_s']:7.0f} "
+        off = each["off"]
+        print(f"{each['mode']:11} {each['window']:>6} {each['tokens_per_s']:6.0f} "
               f"{each['requests_per_s'] / off['requests_per_s']:6.2f} {each['ttft_ms']['p50']:9.0f} "
-              f"{each['ttft_ms']['p95']:6.0f} {each['total_ms']['p50']:9.0f} {each['judge_ms']:8.0f} "
+              f"{each['ttft_ms']['p95']:6.0f} {each['ttft_ms']['p50'] - off['ttft_ms']['p50']:+7.0f} "
+              f"{each['total_ms']['p50']:9.0f} {each['judge_ms']:8.0f} "
               f"{each['judgements_per_request']:10.1f}")  # fmt: skip
 
 
@@ -454,7 +476,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.5], help="of bare's most requests/s")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3, help="pairs of a load")
     parser.add_argument("--variant", type=_variant, action="append", default=[], metavar="NAME=KEY=VALUE[,...]")
     parser.add_argument("--size", type=int, nargs=2, default=[384, 12], metavar=("WIDTH", "LAYERS"))
     parser.add_argument("--no-guard", action="store_true", help="leave the modes of the guard out")
@@ -481,21 +503,21 @@ def main() -> None:
         tokenizer, rng = load_tokenizer(target.model), np.random.default_rng(0)
         ids = rng.integers(8, len(tokenizer), (args.requests, PROMPT_TOKENS))
         client = Client([tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in ids], args.max_tokens)
-        report: dict[str, Any] = {
-            "cores": os.cpu_count(), "load_before": os.getloadavg(), "max_tokens": args.max_tokens, "turns": []
-        }  # fmt: skip
+        report: dict[str, Any] = {"cores": os.cpu_count(), "load_before": os.getloadavg(), "pairs": {}}
         print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; {args.max_tokens} tokens a request")
-        for number in range(args.turns):
-            with bare_server(config, target, folder) as server:
-                turn = {"bare": drive(server, client, args, target.max_model_len, [])}
+        with bare_server(config, target, folder) as bare:
             for name, env in [("castor", {}), *args.variant]:
-                with castor_server(values, target.name, env, folder, name) as server:
-                    turn[name] = drive(server, client, args, target.max_model_len, turn["bare"]["rates"])
-            report["turns"].append(turn)
-            args.output.write_text(json.dumps(report, indent=1))
-            print(f"turn {number + 1} of {args.turns}, load average {os.getloadavg()[0]:.1f}", flush=True)
-        show_loads(report["turns"])
-        show_path(report["turns"])
+                try:
+                    with castor_server(values, target.name, env, folder, name) as server:
+                        report["pairs"][name] = pair(bare, server, client, args, target.max_model_len)
+                except NotStarted as error:  # a setting under which nothing starts is a finding as well
+                    if name == "castor":
+                        raise
+                    print(f"{name}: {error}", flush=True)
+                args.output.write_text(json.dumps(report, indent=1))
+                print(f"{name} done, load average {os.getloadavg()[0]:.1f}", flush=True)
+        show_loads(report["pairs"])
+        show_path(report["pairs"])
         if not args.no_guard and targets.judges:
             model = f"stage:{target.name}"
             judge = targets.judges.get("moderation")

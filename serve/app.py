@@ -26,7 +26,7 @@ from castor.io.errors import CastorError
 from serve.gateway.server import gateway_app
 from serve.judges import judges_app
 from serve.policy import policy_app
-from serve.targets import Targets, guard_mode, require_free_port, require_keys_for_strangers, resolve
+from serve.targets import APPLICATION, Targets, guard_mode, require_free_port, require_keys_for_strangers, resolve
 from serve.versions import Versions
 
 SERVE_ENV = {  # a proxy that a loaded machine keeps from answering in time would be killed over and over
@@ -34,7 +34,6 @@ SERVE_ENV = {  # a proxy that a loaded machine keeps from answering in time woul
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "180",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "5",
 }
-APPLICATION = "castor"
 SHUTDOWN_S = 6.0  # for Serve; what is left after that is killed
 POLL_S = 0.5
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -91,7 +90,7 @@ def deploy(config: Serve, targets: Targets) -> Endpoints:
         logging_config=QUIET,
         controller_options={"runtime_env": {"env_vars": {key: os.environ[key] for key in SERVE_ENV}}},
     )
-    target = RunTarget(application(targets, config), APPLICATION, "/", QUIET)
+    target = RunTarget(build(targets, config), APPLICATION, "/", QUIET)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running([target.name], config.start_timeout_s)
     host = "127.0.0.1" if gateway.host in ("0.0.0.0", "::") else gateway.host
@@ -100,7 +99,7 @@ def deploy(config: Serve, targets: Targets) -> Endpoints:
     return Endpoints(root, models, tuple(targets.judges), bool(gateway.keys or gateway.keys_env))
 
 
-def application(targets: Targets, config: Serve) -> Application:
+def build(targets: Targets, config: Serve) -> Application:
     """Gateway, policies and judges, as Serve deploys them: side by side."""
     policies = {target.name: policy_app(target, config) for target in targets.policies}
     judges = judges_app(targets, config) if targets.judges else None

@@ -18,6 +18,20 @@ class Moderation:
     flagged: tuple[str, ...]  # categories of its calibrated decision; empty for what it calls safe
     severity: int | None  # 1 to 3: how bad it is if it is unsafe; None without a severity head
 
+    def problem(self) -> str | None:
+        """Why it is no view of a moderation model; None: it is one."""
+        if not isinstance(self.probabilities, dict) or not self.probabilities:
+            return "the moderation model gave no number"
+        if not all(_is_number(number) for number in self.probabilities.values()):
+            return "the moderation model gave a number that is not finite"
+        if not all(0 <= number <= 1 for number in self.probabilities.values()):
+            return "the moderation model gave a probability that is none"
+        if not isinstance(self.flagged, tuple) or any(name not in list(self.probabilities) for name in self.flagged):
+            return "the moderation model named a category that it does not have"
+        if self.severity is not None and (type(self.severity) is not int or not 1 <= self.severity <= 3):
+            return "the moderation model gave a severity that is none"
+        return None
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -29,17 +43,22 @@ class Judgement:
 
     def problem(self, asked: tuple[JudgeName, ...]) -> str | None:
         """Why it is no judgement by the judges that were asked; None: it is one."""
-        for name in asked:
+        for name in JUDGES:  # a number that nobody asked for counts in a verdict, too
             value = getattr(self, name)
-            if value is None:
+            if value is None and name in asked:
                 return f"the {name} model gave no number"
-            numbers = value.probabilities.values() if isinstance(value, Moderation) else [value]
-            if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
+            if value is None:
+                continue
+            if name == "moderation":
+                problem = (
+                    value.problem() if isinstance(value, Moderation) else "the moderation model gave no moderation"
+                )
+                if problem is not None:
+                    return problem
+            elif not _is_number(value):
                 return f"the {name} model gave a number that is not finite"
-        if self.moderation is None:
-            return None
-        if not all(0 <= number <= 1 for number in self.moderation.probabilities.values()):
-            return "the moderation model gave a probability that is none"
-        if not set(self.moderation.flagged) <= set(self.moderation.probabilities):
-            return "the moderation model named a category that it does not have"
         return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)

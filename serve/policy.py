@@ -74,14 +74,20 @@ class PolicyServer:
 
         await sample_one(self.engine, f"ready-{os.urandom(8).hex()}")
 
+    async def describe(self) -> tuple[Target, Version]:
+        """What this policy is, and which weights it has."""
+        return self.target, self.version
+
     async def refresh(self) -> Version:
         """Take over the newest version of this policy, proven; requests wait meanwhile. Returns what is loaded."""
         async with self.updating:
-            wanted = Versions(self.target.versions).of(self.target.name)
+            versions = Versions(self.target.versions)
+            wanted = versions.of(self.target.name)
             if wanted is not None and wanted.number != self.version.number:
                 from engines.openai_app import load_folder
 
-                await load_folder(self.engine, wanted.update())
+                async with versions.turn():  # while one replica loads, the others answer
+                    await load_folder(self.engine, wanted.update())
                 self.version = wanted
             return self.version
 

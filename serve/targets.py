@@ -24,6 +24,8 @@ from castor.run.stages.stage import Stage
 from castor.run.survey import plan_of_run
 from serve.judgement import JUDGES, JudgeName
 
+APPLICATION = "castor"  # name of the Serve application
+
 
 @dataclass(frozen=True)
 class Judge:

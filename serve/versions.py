@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +53,13 @@ class Versions:
         """From now on."""
         all_of_them = read_json(self.path) if self.path.is_file() else {}
         write_json(self.path, all_of_them | {policy: asdict(version)})
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One replica at a time, of all that see this file."""
+        with self.path.with_suffix(".lock").open("a") as lock:
+            await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+            yield
 
     def forget(self) -> None:
         """Every policy has what it is started with."""

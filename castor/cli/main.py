@@ -11,6 +11,7 @@ import typer
 
 from castor.cli.assess import assess
 from castor.cli.carry_out import carry_out
+from castor.cli.chat import chat
 from castor.cli.data import app as data_app
 from castor.cli.export import export
 from castor.cli.failures import Interrupted
@@ -114,6 +115,7 @@ app.command()(assess)
 
 
 app.add_typer(serve_app, name="serve")
+app.command()(chat)
 app.command()(export)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,6 +71,28 @@ def run(
             terminal.line(f"health   {endpoints.root}/healthz  /readyz  /metrics\n{who}; Ctrl-C ends it")
 
         serve_forever(config, announce)
+
+
+@app.command()
+def update(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of a policy that is being served, e.g. ppo_lag")],
+    folder: Annotated[
+        Path, typer.Argument(parser=local_path, metavar="FOLDER", help="its new weights, e.g. runs/b/ppo_lag/policy")
+    ],
+    address: Annotated[
+        str, typer.Option("--address", help="of the Ray cluster; default: RAY_ADDRESS, else the one on this machine")
+    ] = "auto",
+) -> None:
+    """New weights for a policy that is being served, proven by every replica, without a failed request."""
+    from castor.config.cluster import RayCluster
+
+    where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if Path("~/.ray/auth_token").expanduser().is_file():  # Ray's own, which a cluster on this machine asks for
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from serve.update import update_policy
+
+    done = update_policy(name, folder, RayCluster(address=where))
+    print(f"{done.name} is served by {done.replicas} replica{'s' * (done.replicas != 1)}; digest {done.digest[:16]}")
 
 
 def serve_config(what: Path, options: list[str]) -> Serve:

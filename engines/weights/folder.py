@@ -43,6 +43,15 @@ def folder_update(folder: Path, version: int) -> WeightUpdate:
     return WeightUpdate(version, digest.over(None), TRANSPORT, [str(file) for file in files])
 
 
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in a folder's safetensors."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            found.update({name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()})  # noqa: SIM118
+    return found
+
+
 def _tensors(file: Path) -> Iterator[tuple[str, Any]]:
     with safe_open(file, framework="pt") as opened:
         for name in sorted(opened.keys()):

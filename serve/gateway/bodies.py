@@ -242,11 +242,14 @@ def read(route: Route, values: dict[str, Any], mode: GuardMode, longest_answer: 
 
 
 def _unguarded(route: Route, values: dict[str, Any], most: int) -> Ask:
+    model, _ = head_of(values)
     options = CastorOptions.model_validate(values.pop("castor", None) or {})
     n = values.get("n")
-    if isinstance(n, int) and n > most:
+    if n is not None and type(n) is not int:  # vLLM's app would read "100" and 100.0 as well
+        raise BadRequest("n must be an integer", param="n")
+    if n is not None and n > most:
         raise BadRequest(f"n is at most {most}", param="n")
-    return Ask(route, values["model"], "off", values.get("stream") is True, options.priority, values)
+    return Ask(route, model, "off", values.get("stream") is True, options.priority, values)
 
 
 def encoded(body: dict[str, Any]) -> bytes:

@@ -58,8 +58,11 @@ class Completions:
             raise UnknownModel(f"there is no model {name[:100]!r} for you: there is {offered}", param="model")
         limits = self.door.config.limits
         mode = chosen_mode(model.mode, wanted)
-        if mode != "off" and self.judging is None:
-            raise UnknownModel(f"no judge is served here, so {name} has no guard but off", param="castor.guard")
+        judges = () if self.judging is None else self.judging.present
+        if mode != "off" and "cost" not in judges and "moderation" not in judges:
+            raise UnknownModel(
+                f"no cost and no moderation model is served here, so {name} has no guard but off", param="castor.guard"
+            )
         ask = read(route, values, mode, min(model.context, limits.max_tokens or model.context), limits.n)
         stack = AsyncExitStack()
         try:

@@ -85,7 +85,7 @@ class Answer:
         """Judged at its end. `regenerate` asks again, with an instruction, as often as the guard allows."""
         guard, ask = self.rule.guard, self.ask
         while True:
-            answer = await self._sample(ask, self.number + self.attempts)
+            answer = await self._sample(ask, self._next_seed)
             self.attempts += 1
             verdict = await self.judge(answer.text)
             if not verdict.unsafe:
@@ -123,8 +123,8 @@ class Answer:
             unsafe: Verdict | None = None
             changes = ask.continued(sent)
             if budget is not None:
-                changes["max_tokens"] = max(budget - self.sent_tokens, 1)
-            body = ask.sample(self.number + self.attempts, **changes)
+                changes["max_tokens"] = budget - self.sent_tokens
+            body = ask.sample(self._next_seed, **changes)
             self.attempts += 1
             window = _Window(sent, guard.windows.tokens, guard.windows.overlap)
             async with aclosing(self._deltas(body)) as deltas:
@@ -146,12 +146,19 @@ class Answer:
                         yield Piece(clear, delta.finish_reason, self._castor(verdict, withheld=False))
                         return
             assert unsafe is not None  # the stream ends with a finish reason, or with an error
-            if ask.mode != "regenerate" or self.attempts > guard.attempts:
+            self.sent_tokens += window.sent_tokens
+            used_up = budget is not None and self.sent_tokens >= budget
+            if ask.mode != "regenerate" or self.attempts > guard.attempts or used_up:
                 yield await self._refusal(window.said, unsafe, sent)
                 return
             await self.told("regenerated", window.said, unsafe)
-            self.sent_tokens += window.sent_tokens
             ask = self.ask.instructed(guard.instruction)
+
+    @property
+    def _next_seed(self) -> int:
+        """What is added to the seed: further attempts of one answer do not meet those of another."""
+        each = self.rule.guard.attempts + 1 if self.ask.mode == "regenerate" else 1
+        return self.number * each + self.attempts
 
     async def _sample(self, ask: Ask, number: int) -> Delta:
         return await self.sampling.whole(ask.route, ask.sample(number))

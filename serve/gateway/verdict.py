@@ -47,15 +47,15 @@ class Rule:
         return "moderation" in self.every and "moderation" not in self.first
 
     def verdict(self, judgement: Judgement) -> Verdict:
-        """By all that the judgement holds."""
-        guard, says = self.guard, []
+        """By all that the judgement holds. A text of which no judge says whether it is safe is unsafe."""
+        guard, says = self.guard, list[bool]()
         if judgement.cost is not None:
             says.append(judgement.cost > guard.cost_limit)
         flagged: tuple[str, ...] = ()
         if judgement.moderation is not None:
             flagged = self._flagged(judgement.moderation)
             says.append(bool(flagged))
-        return Verdict(any(says) if guard.combine == "any" else all(says), judgement, flagged)
+        return Verdict(any(says) or not says if guard.combine == "any" else all(says), judgement, flagged)
 
     def suspicious(self, verdict: Verdict) -> bool:
         """Whether the first judge is not sure that a window is safe, so that the others are asked, too."""

@@ -39,6 +39,10 @@ ROOT = Path(__file__).parents[3]
 START_S, STOP_S = 300, 20
 TEXT = ["how do i bake a cake ?", "first mix flour and sugar , then bake it .", "i cannot help with that ."]
 CONTEXT = 256
+MODEL = DemoModel(
+    tokenizer="bpe", vocab_size=512, hidden_size=64, layers=2, heads=2, intermediate_size=64,
+    max_position_embeddings=CONTEXT,
+)  # fmt: skip
 WINDOW = 4
 GARBAGE = "<garbage>"  # a token of the cost model alone, which gives no finite number for a text with it
 HARMFUL = 0.9  # of the policy's answers, by the judges of record
@@ -98,12 +102,8 @@ def make_run(run: Path) -> None:
     }  # fmt: skip
     run.mkdir()
     (run / "config.yaml").write_text(dump_config(Config.model_validate(values)))
-    config = DemoModel(
-        tokenizer="bpe", vocab_size=512, hidden_size=64, layers=2, heads=2, intermediate_size=64,
-        max_position_embeddings=CONTEXT,
-    )  # fmt: skip
-    make_demo_model(config, TEXT, seed=0, folder=run / "sft")
-    make_demo_model(config, TEXT, seed=1, folder=run / "ppo_lag" / "policy")
+    make_demo_model(MODEL, TEXT, seed=0, folder=run / "sft")
+    make_demo_model(MODEL, TEXT, seed=1, folder=run / "ppo_lag" / "policy")
     torch.manual_seed(2)
     tokenizer = load_tokenizer(str(run / "sft"))
     for info in (ScoreInfo("cost", std=0.5), ScoreInfo("reward", mean=0.3, std=2.0)):

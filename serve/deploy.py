@@ -1,0 +1,23 @@
+"""For `serve deploy` on a cluster: the same application as `castor serve` starts, from the same config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ray.serve import Application
+
+from castor.config.load import load_file
+from castor.config.serve import Serve
+from serve.app import build
+from serve.targets import require_keys_for_strangers, resolve
+
+
+def application(args: dict[str, str]) -> Application:
+    """The application of the config file that `args` names as `config`.
+
+    Serve's own config says where it listens (http_options), so gateway.host and gateway.port are not read; keys are
+    asked for as if it listened everywhere. Raises CastorError for what cannot be served.
+    """
+    config = load_file(Serve, Path(args["config"]))
+    require_keys_for_strangers(config.gateway.model_copy(update={"host": "0.0.0.0"}))
+    return build(resolve(config), config)
