@@ -58,6 +58,7 @@ START_S, STOP_S, REQUEST_S = 400, 30, 600
 PROMPT_TOKENS = 32
 WINDOWS = (20, 40, 100)
 MODES = ("off", "annotate", "withhold", "best_of", "regenerate")
+DEADLINE_S = 120.0  # for a verdict: on a busy machine one that comes late is still to be timed
 SAFE = 1e9  # a limit of the cost that nothing is above
 PROBES = 40
 ROLES = {  # what the command line of a process has in it
@@ -368,11 +369,10 @@ def _count(args: argparse.Namespace, concurrency: int) -> int:
     return int(min(args.requests, 3 * concurrency + 5))
 
 
-def guard_prices(server: Server, client: Client, args: argparse.Namespace) -> list[dict[str, Any]]:
+def guard_prices(server: Server, client: Client, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every mode at the middle window, and `withhold` at every window, each beside guard off, at middle concurrency."""
     concurrency = args.concurrency[len(args.concurrency) // 2]
     cases = [(mode, WINDOWS[1]) for mode in MODES] + [("withhold", w) for w in WINDOWS if w != WINDOWS[1]]
-    found = []
     for mode, window in cases:
         at = Server(server.url, f"window-{window}", server.process, server.health)
         count = _count(args, concurrency)
@@ -382,11 +382,10 @@ def guard_prices(server: Server, client: Client, args: argparse.Namespace) -> li
         load = client.closed(at, concurrency, count, mode)
         after = scraped(server)
         questions = after.get("castor_judge_seconds_count", 0) - before.get("castor_judge_seconds_count", 0)
-        found.append(
-            load | {"mode": mode, "window": window, "off": off, "judgements_per_request": questions / count,
-                    "judge_ms": mean_since(before, after, "castor_judge_seconds")}
-        )  # fmt: skip
-    return found
+        yield load | {
+            "mode": mode, "window": window, "off": off, "judgements_per_request": questions / count,
+            "judge_ms": mean_since(before, after, "castor_judge_seconds"),
+        }  # fmt: skip
 
 
 def show_loads(pairs: dict[str, dict[str, Any]]) -> None:
@@ -421,7 +420,7 @@ def _at(value: Any, keys: tuple[str, ...]) -> float:
 
 def show_path(pairs: dict[str, dict[str, Any]]) -> None:
     """Where a first token waits; and what a token costs in each process."""
-    print("\nms of a request alone, medians of the turns")
+    print("\nms, medians of the turns: of a request alone, and until the first text at the first load")
     for variant, found in pairs.items():
         paths = {
             who: {key: statistics.median(turn[who][key] for turn in found["path"]) for key in found["path"][0][who]}
@@ -502,7 +501,7 @@ def main() -> None:
         target = targets.policies[0]
         tokenizer, rng = load_tokenizer(target.model), np.random.default_rng(0)
         ids = rng.integers(8, len(tokenizer), (args.requests, PROMPT_TOKENS))
-        client = Client([tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in ids], args.max_tokens)
+        client = Client([str(tokenizer.decode(row.tolist(), skip_special_tokens=True)) for row in ids], args.max_tokens)
         report: dict[str, Any] = {"cores": os.cpu_count(), "load_before": os.getloadavg(), "pairs": {}}
         print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; {args.max_tokens} tokens a request")
         with bare_server(config, target, folder) as bare:
@@ -525,12 +524,21 @@ def main() -> None:
             guards = {
                 f"window-{w}": {
                     "model": model,
-                    "guard": {"mode": "off", "cost_limit": SAFE, "categories": never, "windows": {"tokens": w}},
+                    "guard": {
+                        "mode": "off",
+                        "deadline_s": DEADLINE_S,
+                        "cost_limit": SAFE,
+                        "categories": never,
+                        "windows": {"tokens": w},
+                    },
                 }
                 for w in WINDOWS
             }
             with castor_server(values | {"policies": guards}, "window-40", {}, folder, "guard") as server:
-                report["guard"] = guard_prices(server, client, args)
+                report["guard"] = []
+                for price in guard_prices(server, client, args):
+                    report["guard"].append(price)
+                    args.output.write_text(json.dumps(report, indent=1))
             show_guard(report["guard"])
         args.output.write_text(json.dumps(report | {"load_after": os.getloadavg()}, indent=1))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 Scope = dict[str, Any]
+AT_ONCE = 2  # parts of a body that do not wait: the opening of a chat, and its first text
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,19 @@ class Head:
     media_type: str
 
 
-async def call(app: Any, path: str, body: bytes) -> AsyncGenerator[Head | bytes, None]:
+async def call(
+    app: Any, path: str, body: bytes, pause: Callable[[], float] = lambda: 0.0
+) -> AsyncGenerator[Head | bytes, None]:
     """POST a JSON body. The first item is the head, each further one all that the app has sent since.
+
+    After the first parts of the body, which are handed on at once, there are `pause` seconds from each to the next,
+    unless the app is done: what it sends meanwhile goes together.
 
     A caller that stops listening disconnects: the app is told, and then cancelled.
     """
     sent: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
     unread = [{"type": "http.request", "body": body, "more_body": False}]
-    gone = asyncio.Event()
+    gone, done = asyncio.Event(), asyncio.Event()
 
     async def receive() -> dict[str, Any]:
         if unread:
@@ -38,11 +44,12 @@ async def call(app: Any, path: str, body: bytes) -> AsyncGenerator[Head | bytes,
         try:
             await app(_scope(path, body), receive, sent.put)
         finally:
+            done.set()
             sent.put_nowait(None)
 
     task = asyncio.create_task(run())
     try:
-        async with aclosing(_bodies(sent)) as items:
+        async with aclosing(_bodies(sent, done, pause)) as items:
             async for item in items:
                 yield item
         await task  # an error of the app is the caller's
@@ -51,8 +58,11 @@ async def call(app: Any, path: str, body: bytes) -> AsyncGenerator[Head | bytes,
         task.cancel()
 
 
-async def _bodies(sent: asyncio.Queue[dict[str, Any] | None]) -> AsyncGenerator[Head | bytes, None]:
+async def _bodies(
+    sent: asyncio.Queue[dict[str, Any] | None], done: asyncio.Event, pause: Callable[[], float]
+) -> AsyncGenerator[Head | bytes, None]:
     waiting: list[bytes] = []
+    parts = 0
     while True:
         message = await sent.get()
         while message is not None:
@@ -67,8 +77,12 @@ async def _bodies(sent: asyncio.Queue[dict[str, Any] | None]) -> AsyncGenerator[
         if waiting:
             yield b"".join(waiting)
             waiting = []
+            parts += 1
         if message is None:
             return
+        if parts >= AT_ONCE and (seconds := pause()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), seconds)
 
 
 def _scope(path: str, body: bytes) -> Scope:

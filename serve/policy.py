@@ -19,6 +19,7 @@ from serve.versions import Version, Versions
 log = logging.getLogger("ray.serve")
 ENGINE_STOP_S = 1.0  # no request is in flight any more when the engine's process is asked to end
 WATCH_S = 0.5
+PAUSE_S = 0.015  # between two parts of a stream, for each other stream
 HEALTH_S = 60.0  # an engine with nothing to do that samples no token in this time is taken for dead
 
 
@@ -39,7 +40,8 @@ class PolicyServer:
         from engines.openai_app import start_openai_app
         from engines.vllm_arguments import engine_arguments
 
-        self.target, self.answered = target, 0
+        self.target, self.answered, self.streams = target, 0, 0
+        self.longest_pause = options.longest_pause_s
         self.updating = asyncio.Lock()
         model = target.model
         arguments = engine_arguments(str(model.local()), options, target.max_model_len, model.trust_remote_code)
@@ -51,9 +53,18 @@ class PolicyServer:
 
     async def stream(self, path: str, body: bytes) -> AsyncGenerator[tuple[Head, str] | bytes, None]:
         """POST a body to vLLM's app. First come the head and the version that answers, then the bytes."""
-        async for item in call(self.app, path, body):
-            self.answered += 1
-            yield (item, self.version.name(self.target.name)) if isinstance(item, Head) else item
+        self.streams += 1
+        try:
+            async for item in call(self.app, path, body, self._pause):
+                self.answered += 1
+                yield (item, self.version.name(self.target.name)) if isinstance(item, Head) else item
+        finally:
+            self.streams -= 1
+
+    def _pause(self) -> float:
+        """Seconds between parts of a stream: every part costs processor time on its way to the client, and the more
+        streams there are, the later a reader would notice."""
+        return min(PAUSE_S * (self.streams - 1), self.longest_pause)
 
     async def answer(self, path: str, body: bytes) -> tuple[Head, str, bytes]:
         """The same, in one piece."""

@@ -153,8 +153,9 @@ def _target(plan: Plan | None, config: Serve, name: str, stage: Stage | None, te
     else:
         assert option is not None
         model = plan.model(option) if plan else _reference(option)
-    state = plan.files.folder.absolute() if plan else Path.home() / ".castor"
-    return Target(name, model, _max_model_len(config, name, model), template, state / "serve_versions.json")
+    # without a run: one file for all that this user serves, of policies whose names differ
+    versions = plan.files.served_versions.absolute() if plan else Path.home() / ".castor" / "serve_versions.json"
+    return Target(name, model, _max_model_len(config, name, model), template, versions)
 
 
 def _policy(plan: Plan, wanted: str | None) -> Stage:

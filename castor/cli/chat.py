@@ -63,7 +63,7 @@ def _answer(client: OpenAI, model: str, turns: list[dict[str, str]], guard: str 
     options: Any = {"castor": {"guard": guard}} if guard else {}
     messages: Any = turns
     stream = client.chat.completions.create(model=model, messages=messages, stream=True, extra_body=options)
-    said, castor, reason = "", {}, None
+    said, castor, reason = "", dict[str, Any](), None
     for chunk in stream:
         for choice in chunk.choices:
             text = choice.delta.content or ""

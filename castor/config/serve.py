@@ -48,6 +48,9 @@ class Policy(Replicas):
     kv_cache_mib: int = Field(128, ge=1, description="key-value cache of one replica on a CPU, MiB")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory one replica may use")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one replica")
+    longest_pause_s: float = Field(
+        0.4, ge=0, description="between two parts of a stream while many are under way; a single one has no pauses"
+    )
     guard: Guard | None = Field(None, description="of this policy; default: the common one")
 
 

@@ -28,6 +28,9 @@ class RunFiles:
         self.lock = self.folder / ".lock"
         self.log = self.folder / "logs" / "castor.log"
         self.serve_log = self.folder / "logs" / "serve.log"
+        self.audit_log = self.folder / "logs" / "audit.jsonl"  # of what a guard withheld
+        self.votes = self.folder / "votes.jsonl"  # of the served page's arena, rows as PKU-SafeRLHF writes them
+        self.served_versions = self.folder / "serve_versions.json"  # weights of policies that are being served
         self.summary = self.folder / "summary.json"
         self.report = self.folder / "report.html"
         self.wandb = self.folder / "wandb"

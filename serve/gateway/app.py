@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Scope_
 
 from castor.data.rows.schemas import Exchange
-from serve.gateway.bodies import CHAT, COMPLETIONS, ChatBody, CompletionBody, Route, head_of
+from serve.gateway.bodies import CHAT, COMPLETIONS, ChatBody, CompletionBody, Route, encoded, head_of
 from serve.gateway.completions import Completions
 from serve.gateway.door import Caller, Door, answered, refusal
 from serve.gateway.errors import RequestError
@@ -179,7 +179,7 @@ def _hand_on(app: FastAPI, door: Door, completions: Completions, path: str) -> N
             if model.mode != "off":
                 raise BadRequest(f"{path} is not offered for a model with a guard")
             async with door.place(caller, "interactive"):
-                head, content = await Sampling(model.handle, model.name).raw(path, await request.body())
+                head, content = await Sampling(model.handle, model.name).raw(path, encoded(values))
             return Response(content, head.status, media_type=head.media_type)
 
         return await answered(door, path, request, work)

@@ -205,15 +205,15 @@ def chosen_mode(configured: GuardMode, wanted: GuardMode | None) -> GuardMode:
     return wanted
 
 
-def read(route: Route, values: dict[str, Any], mode: GuardMode, longest_answer: int, most: int) -> Ask:
-    """A request for at most `most` answers of at most `longest_answer` tokens each.
+def read(route: Route, values: dict[str, Any], mode: GuardMode, longest: int | None, most: int) -> Ask:
+    """A request for at most `most` answers of at most `longest` tokens each (None: as many as the model can).
 
     Without a guard the rest of the body is for vLLM's app to judge. With one, every field that could carry text past
     the judges is refused. Raises BadRequest.
     """
     values = dict(values)
     if mode == "off":
-        return _unguarded(route, values, most)
+        return _unguarded(route, values, longest, most)
     for name, harmless in HARMLESS.items():
         if name in values and any(_same(values[name], value) for value in harmless):
             del values[name]
@@ -232,23 +232,31 @@ def read(route: Route, values: dict[str, Any], mode: GuardMode, longest_answer: 
             {"role": "system" if each.role == "developer" else each.role, "content": each.text}
             for each in body.messages
         ]
-        longest = sent.pop("max_completion_tokens", None) or sent.pop("max_tokens", None)
+        wanted = sent.pop("max_completion_tokens", None) or sent.pop("max_tokens", None)
     else:
-        longest = sent.pop("max_tokens", None)
-    if longest is not None:
-        sent["max_tokens"] = min(longest, longest_answer)
+        wanted = sent.pop("max_tokens", None)
+    bounds = [each for each in (wanted, longest) if each is not None]
+    if bounds:
+        sent["max_tokens"] = min(bounds)
     usage = bool(body.stream_options and body.stream_options.include_usage)
     return Ask(route, body.model, mode, bool(body.stream), body.castor.priority, sent, usage, n, body.exchange())
 
 
-def _unguarded(route: Route, values: dict[str, Any], most: int) -> Ask:
+def _unguarded(route: Route, values: dict[str, Any], longest: int | None, most: int) -> Ask:
+    """What vLLM's app is sent as it stands, but for how much it may ask: there, "100" and 100.0 are numbers, too."""
     model, _ = head_of(values)
     options = CastorOptions.model_validate(values.pop("castor", None) or {})
-    n = values.get("n")
-    if n is not None and type(n) is not int:  # vLLM's app would read "100" and 100.0 as well
-        raise BadRequest("n must be an integer", param="n")
-    if n is not None and n > most:
-        raise BadRequest(f"n is at most {most}", param="n")
+    counts = {name: values.get(name) for name in ("n", "max_tokens", "max_completion_tokens")}
+    for name, count in counts.items():
+        if count is not None and type(count) is not int:
+            raise BadRequest(f"{name} must be an integer", param=name)
+    prompt = values.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and any(isinstance(each, str | list) for each in prompt) else 1
+    if (counts["n"] or 1) * prompts > most:
+        raise BadRequest(f"n is at most {most}, over all prompts", param="n")
+    if longest is not None:
+        name = "max_completion_tokens" if counts["max_completion_tokens"] is not None else "max_tokens"
+        values[name] = min(counts[name] or longest, longest)
     return Ask(route, model, "off", values.get("stream") is True, options.priority, values)
 
 

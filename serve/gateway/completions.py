@@ -63,7 +63,7 @@ class Completions:
             raise UnknownModel(
                 f"no cost and no moderation model is served here, so {name} has no guard but off", param="castor.guard"
             )
-        ask = read(route, values, mode, min(model.context, limits.max_tokens or model.context), limits.n)
+        ask = read(route, values, mode, limits.max_tokens, limits.n)
         stack = AsyncExitStack()
         try:
             await stack.enter_async_context(self.door.place(caller, ask.priority))

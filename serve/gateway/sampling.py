@@ -61,7 +61,7 @@ class Sampling:
             tokens = int(values["usage"]["completion_tokens"])
             self._count(Usage(*_tokens(values["usage"])))
             return Delta(text or "", tokens, choice["finish_reason"])
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise self._no_answer() from None
 
     async def deltas(self, route: Route, body: dict[str, Any]) -> AsyncGenerator[Delta, None]:
@@ -144,7 +144,7 @@ class Sampling:
             (choice,) = values["choices"]
             text = choice["delta"].get("content") if route == CHAT else choice["text"]
             return Delta(text or "", len(choice.get("token_ids") or ()), choice.get("finish_reason"))
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise self._no_answer() from None
 
     def _count(self, usage: Usage) -> None:

@@ -14,6 +14,7 @@ from actors.group import actor_env
 from castor.config.gateway import Audit
 from castor.config.serve import Serve
 from castor.config.training import Resources
+from castor.run.files import RunFiles
 from serve.gateway.admission import Admission
 from serve.gateway.app import build
 from serve.gateway.audit import AuditLog
@@ -51,10 +52,10 @@ class GatewayServer:
             guard = config.guard_of(target.name)
             handle = self.policies[target.name]
             models[target.name] = Model(target.name, handle, guard, guard_mode(targets, guard), target.max_model_len)
-        folder = None if config.run_dir is None else targets.policies[0].versions.parent
-        audit_file = options.audit.file or (folder / "logs" / "audit.jsonl" if folder else None)
+        files = None if config.run_dir is None else RunFiles(config.run_dir)
+        audit_file = options.audit.file or (None if files is None else files.audit_log)
         audit = None if audit_file is None else _audit(options.audit, audit_file)
-        votes_file = options.votes or (folder / "votes.jsonl" if folder else None)
+        votes_file = options.votes or (None if files is None else files.votes)
         completions = Completions(door, models, judging, audit, metrics)
         services = None if judging is None else Services(judging, targets.name, config.guard)
         votes = None if votes_file is None else Votes(votes_file)

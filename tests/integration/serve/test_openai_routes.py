@@ -73,6 +73,14 @@ def test_chat_reads_the_prompt_as_in_training(server: Server, client: OpenAI) ->
     assert answer.usage.prompt_tokens == len(template.encode_prompt(PROMPT))
 
 
+def test_a_route_of_vllms_that_was_asked_for(server: Server) -> None:
+    answer = server.post("/tokenize", {"model": "ppo_lag", "prompt": PROMPT})
+    assert answer.status_code == 200, answer.text
+    ids = load_tokenizer(str(server.run / "ppo_lag" / "policy"))(PROMPT)["input_ids"]
+    assert answer.json()["tokens"] == ids
+    assert server.post("/v1/responses", {"model": "ppo_lag", "input": PROMPT}).status_code == 404
+
+
 def test_bad_requests_to_the_policy(client: OpenAI) -> None:
     with pytest.raises(NotFoundError):
         client.completions.create(model="another", prompt=PROMPT)

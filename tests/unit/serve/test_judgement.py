@@ -58,7 +58,10 @@ def test_a_score_that_is_none(name: JudgeName, value: Any) -> None:
             (moderation(probabilities={"harm": value, "theft": 0.1}), "not finite")
             for value in (math.nan, math.inf, None, "0.1", 1, True)
         ),
-        *((moderation(probabilities={"harm": value, "theft": 0.1}), "probability that is none") for value in (-1e-9, 1.1)),
+        *(
+            (moderation(probabilities={"harm": value, "theft": 0.1}), "probability that is none")
+            for value in (-1e-9, 1.1)
+        ),
         *(
             (moderation(flagged=value), "category that it does not have")
             for value in (("arson",), ("harm", "arson"), None, "harm", (["harm"],), (1,))

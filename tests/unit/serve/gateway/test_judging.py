@@ -15,8 +15,8 @@ from serve.gateway.failures import JudgeError, JudgeTimeout, JudgeUnreachable, J
 from serve.gateway.judging import Judging, _checked
 from serve.gateway.metrics import Metrics
 from serve.gateway.verdict import Rule, Verdict
-from serve.judges import TooLong
 from serve.judgement import JUDGES, Judgement, JudgeName, Moderation
+from serve.judges import TooLong
 
 T = TypeVar("T")
 TEXT = Exchange("how ?", "so")
@@ -40,7 +40,7 @@ class Scripted(Judging):
         return answer
 
     def failures(self) -> dict[str, float]:
-        samples = [each for each in next(iter(self.metrics.judge_failures.collect())).samples]
+        samples = next(iter(self.metrics.judge_failures.collect())).samples
         return {each.labels["code"]: each.value for each in samples if each.name.endswith("_total")}
 
 

@@ -51,7 +51,7 @@ def verdict(cost: float | None = None, moderation: Moderation | None = None, **g
         (None, view(HARM, THEFT, harm=1.0), {"categories": {HARM: 1.0}}, True, (THEFT,)),
         (None, view(harm=0.4, theft=0.2), {"categories": {HARM: 0.0, THEFT: 0.0}}, True, (HARM, THEFT)),
         (None, view(THEFT, harm=0.4), {"categories": {HARM: 0.1}}, True, (THEFT, HARM)),
-        # mild harm is none where the guard says so, whichever way it was found; a model without levels knows no mild one
+        # mild harm is none where the guard says so, however it was found; a model without levels knows no mild one
         (None, view(HARM, severity=1), {}, True, (HARM,)),
         (None, view(HARM, severity=1), {"severity": 2}, False, ()),
         (None, view(HARM, severity=2), {"severity": 2}, True, (HARM,)),
@@ -111,9 +111,7 @@ def test_who_is_asked(present: Any, guard: dict, every: Any, first: Any, staged:
         (ALL, 0.0, 0.5, None, False),
     ],
 )
-def test_what_is_suspicious(
-    present: Any, limit: float, suspicion: float, cost: float | None, suspicious: bool
-) -> None:
+def test_what_is_suspicious(present: Any, limit: float, suspicion: float, cost: float | None, suspicious: bool) -> None:
     rule = Rule(Guard.model_validate({"cost_limit": limit, "windows": {"suspicion": suspicion}}), present)
     assert rule.suspicious(Verdict(False, Judgement(cost), ())) == suspicious
 
