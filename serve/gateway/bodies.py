@@ -256,7 +256,8 @@ def _unguarded(route: Route, values: dict[str, Any], longest: int | None, most: 
         raise BadRequest(f"n is at most {most}, over all prompts", param="n")
     if longest is not None:
         name = "max_completion_tokens" if counts["max_completion_tokens"] is not None else "max_tokens"
-        values[name] = min(counts[name] or longest, longest)
+        asked = counts[name]
+        values[name] = longest if asked is None else min(asked, longest)
     return Ask(route, model, "off", values.get("stream") is True, options.priority, values)
 
 
