@@ -19,7 +19,7 @@ from serve.versions import Version, Versions
 log = logging.getLogger("ray.serve")
 ENGINE_STOP_S = 1.0  # no request is in flight any more when the engine's process is asked to end
 WATCH_S = 0.5
-PAUSE_S = 0.015  # between two parts of a stream, for each other stream
+PAUSE_S = 0.025  # between two parts of a stream, for each other stream
 HEALTH_S = 60.0  # an engine with nothing to do that samples no token in this time is taken for dead
 
 
