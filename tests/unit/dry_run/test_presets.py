@@ -18,7 +18,7 @@ from castor.run.check import check
 from castor.run.plan import make_plan
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "parts")
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("parts", "serve"))
 PRESETS = [
     *("ppo", "ppo_lag", "ppo_lag_paper_v1", "ppo_lag_paper_v2", "ppo_lag_paper_v3", "reward_shaping"),
     *("single_preference", "hh_ppo", "classifier_max", "classifier_mean", "pid_lag", "repo_rectified"),

@@ -1,15 +1,17 @@
 """What `castor serve` refuses before it starts anything, and which policy of a run it chooses."""
 
+import importlib
 import json
 import socket
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from castor.config.gateway import Gateway
 from castor.config.guard import Guard
-from castor.config.load import dump_config, load_config
+from castor.config.load import dump_config, load_config, load_file
 from castor.config.pipeline import Config
 from castor.config.serve import Judges, Serve
 from castor.config.signal import Classifier
@@ -298,3 +300,12 @@ def test_every_form_of_a_score_request() -> None:
     assert several.texts() == [Exchange("a", "")] * 2
     chat = ScoreRequest.model_validate({"items": [{"messages": [USER, ASSISTANT, *turns]}]})
     assert chat.texts() == [Exchange("a", "", (("q", "r"),))]
+
+
+def test_the_example_is_a_config_and_clusters_deploy_it() -> None:
+    example, cluster = ROOT / "configs/serve/demo.yaml", ROOT / "configs/serve/cluster.yaml"
+    assert load_file(Serve, example).policies
+    (app,) = yaml.safe_load(cluster.read_text())["applications"]
+    assert app["args"] == {"config": "configs/serve/demo.yaml"}
+    module, _, name = app["import_path"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
