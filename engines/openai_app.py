@@ -56,9 +56,10 @@ async def sample_one(engine: Any, request_id: str) -> None:
 
 
 async def load_folder(engine: Any, update: WeightUpdate) -> None:
-    """Load an update that lies in files. Responses under way are finished before; those that come meanwhile wait.
+    """Load an update that lies in files. Responses under way are finished before; the engine then stands still, and is
+    to be resumed by whoever asked.
 
-    Raises RuntimeError unless every worker proves that it holds these very weights; the engine then samples no more.
+    Raises RuntimeError unless every worker proves that it holds these very weights.
     """
     await engine.pause_generation(mode="wait", clear_cache=True)
     await engine.collective_rpc("start_weight_update")
@@ -68,4 +69,3 @@ async def load_folder(engine: Any, update: WeightUpdate) -> None:
     await engine.collective_rpc("finish_weight_update")
     for digest in await engine.collective_rpc("loaded_digest"):
         update.check((update.version, digest))
-    await engine.resume_generation()

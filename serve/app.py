@@ -26,7 +26,15 @@ from castor.io.errors import CastorError
 from serve.gateway.server import gateway_app
 from serve.judges import judges_app
 from serve.policy import policy_app
-from serve.targets import APPLICATION, Targets, guard_mode, require_free_port, require_keys_for_strangers, resolve
+from serve.targets import (
+    APPLICATION,
+    Targets,
+    guard_mode,
+    require_free_port,
+    require_keys_for_strangers,
+    require_readable_keys,
+    resolve,
+)
 from serve.versions import Versions
 
 SERVE_ENV = {  # a proxy that a loaded machine keeps from answering in time would be killed over and over
@@ -62,6 +70,7 @@ def serve_forever(config: Serve, announce: Callable[[Endpoints], None]) -> None:
     """
     targets = resolve(config)
     require_keys_for_strangers(config.gateway)
+    require_readable_keys(config.gateway)
     require_free_port(config.gateway.host, config.gateway.port)
     for target in targets.policies:
         Versions(target.versions).forget()  # of a server that has ended
@@ -81,7 +90,7 @@ def serve_forever(config: Serve, announce: Callable[[Endpoints], None]) -> None:
 
 def deploy(config: Serve, targets: Targets) -> Endpoints:
     """Deploy on the connected cluster; returns when every route answers. Raises as `serve_forever`."""
-    _require_gpus(config)
+    _require_gpus(config, targets)
     gateway = config.gateway
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
@@ -113,8 +122,9 @@ def _require_no_serve() -> None:
         raise CastorError("Serve already runs on this cluster: stop it with `serve shutdown`, or use another cluster")
 
 
-def _require_gpus(config: Serve) -> None:
-    wanted = max([config.judges.resources.gpus, *(config.policy(name).resources.gpus for name in config.policies)])
+def _require_gpus(config: Serve, targets: Targets) -> None:
+    policies = [config.policy(target.name) for target in targets.policies]
+    wanted = max(config.judges.resources.gpus, *(policy.resources.gpus for policy in policies))
     started_here = not (config.ray.address or os.environ.get("RAY_ADDRESS"))
     if started_here and wanted > ray.cluster_resources().get("GPU", 0):
         raise CastorError(f"a replica asks for {wanted:g} GPUs, which this machine has not: set its gpus to 0")

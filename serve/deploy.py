@@ -9,7 +9,8 @@ from ray.serve import Application
 from castor.config.load import load_file
 from castor.config.serve import Serve
 from serve.app import build
-from serve.targets import require_keys_for_strangers, resolve
+from serve.targets import require_keys_for_strangers, require_readable_keys, resolve
+from serve.versions import Versions
 
 
 def application(args: dict[str, str]) -> Application:
@@ -20,4 +21,8 @@ def application(args: dict[str, str]) -> Application:
     """
     config = load_file(Serve, Path(args["config"]))
     require_keys_for_strangers(config.gateway.model_copy(update={"host": "0.0.0.0"}))
-    return build(resolve(config), config)
+    require_readable_keys(config.gateway)
+    targets = resolve(config)
+    for target in targets.policies:
+        Versions(target.versions).forget()  # what is deployed is what the config says, until it is updated
+    return build(targets, config)

@@ -67,8 +67,8 @@ class JudgeServer:
             encoded: Encoded = {kind: model.encode(text) for kind, model in self.scores.items() if kind in asked}
             if self.moderator is not None and "moderation" in asked:
                 encoded["moderation"] = self.moderator.encode(text.prompt, text.response, text.history)
-        except TooLongError as error:
-            raise TooLong(str(error)) from None
+        except TooLongError:
+            raise TooLong("longer than a judge's context") from None  # the original names the text, and would be logged
         return encoded
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)

@@ -55,9 +55,18 @@ class PolicyServer:
         """POST a body to vLLM's app. First come the head and the version that answers, then the bytes."""
         self.streams += 1
         try:
+            head: Head | None = None
             async for item in call(self.app, path, body, self._pause):
                 self.answered += 1
-                yield (item, self.version.name(self.target.name)) if isinstance(item, Head) else item
+                if isinstance(item, Head):
+                    head = item
+                    continue
+                if (
+                    head is not None
+                ):  # only now is it known which weights answer: the request may have waited for new ones
+                    yield head, self.version.name(self.target.name)
+                    head = None
+                yield item
         finally:
             self.streams -= 1
 
@@ -68,7 +77,7 @@ class PolicyServer:
 
     async def answer(self, path: str, body: bytes) -> tuple[Head, str, bytes]:
         """The same, in one piece."""
-        version, parts = self.version.name(self.target.name), []
+        parts: list[bytes] = []
         head: Head | None = None
         async for item in call(self.app, path, body):
             if isinstance(item, Head):
@@ -77,10 +86,12 @@ class PolicyServer:
                 parts.append(item)
         self.answered += 1
         assert head is not None
-        return head, version, b"".join(parts)
+        return head, self.version.name(self.target.name), b"".join(parts)
 
     async def ready(self) -> None:
-        """Sample a token. Raises when the engine cannot."""
+        """Sample a token. Raises when the engine cannot; while it takes new weights over, it need not."""
+        if self.updating.locked():
+            return
         from engines.openai_app import sample_one
 
         await sample_one(self.engine, f"ready-{os.urandom(8).hex()}")
@@ -99,7 +110,8 @@ class PolicyServer:
 
                 async with versions.turn():  # while one replica loads, the others answer
                     await load_folder(self.engine, wanted.update())
-                self.version = wanted
+                    self.version = wanted  # before a token is sampled from it
+                    await self.engine.resume_generation()
             return self.version
 
     async def _end_with_the_engine(self) -> None:
@@ -113,7 +125,7 @@ class PolicyServer:
         """Raises when the engine has died, or samples nothing any more: Serve then replaces the replica."""
         await self.engine.check_health()
         before, self.answered = self.answered, 0
-        if not before:  # what was answered since the last check shows as much
+        if not before and not self.updating.locked():  # what was answered since the last check shows as much
             await asyncio.wait_for(self.ready(), HEALTH_S)
 
     def __del__(self) -> None:

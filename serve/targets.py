@@ -17,7 +17,7 @@ from castor.config.rlhf import RLHF
 from castor.config.serve import Serve
 from castor.config.signal import Classifier
 from castor.io.errors import CastorError
-from castor.io.files import read_json
+from castor.io.files import fingerprint, read_json
 from castor.model_reference import ModelReference
 from castor.run.plan import Plan
 from castor.run.stages.stage import Stage
@@ -134,6 +134,23 @@ def require_keys_for_strangers(config: Gateway) -> None:
         )
 
 
+def require_readable_keys(config: Gateway) -> None:
+    """Raise CastorError for keys that cannot be read, or when there are none, so that nobody could ask."""
+    from serve.gateway.keys import parse_records, read_records
+
+    if config.keys is not None:
+        found = read_records(config.keys)
+    elif config.keys_env is not None:
+        found = parse_records(os.environ.get(config.keys_env, ""), f"${config.keys_env}")
+    else:
+        return
+    if not found:
+        raise CastorError(
+            f"{config.keys or config.keys_env} holds no key, so nobody could ask: make one with `castor "
+            "serve keys create NAME`"
+        )
+
+
 def _stage_of(plan: Plan | None, config: Serve, name: str) -> Stage | None:
     """The stage that makes a policy; None for a model of no stage."""
     option = config.policy(name).model
@@ -153,8 +170,8 @@ def _target(plan: Plan | None, config: Serve, name: str, stage: Stage | None, te
     else:
         assert option is not None
         model = plan.model(option) if plan else _reference(option)
-    # without a run: one file for all that this user serves, of policies whose names differ
-    versions = plan.files.served_versions.absolute() if plan else Path.home() / ".castor" / "serve_versions.json"
+    mine = Path.home() / ".castor" / "served" / f"{fingerprint([name, str(model)])}.json"
+    versions = plan.files.served_versions.absolute() if plan else mine
     return Target(name, model, _max_model_len(config, name, model), template, versions)
 
 
@@ -271,6 +288,8 @@ def _is_model(folder: Path) -> bool:
 def _reference(option: ModelOption) -> ModelReference:
     """A model of no run."""
     source, path = source_of(option), Path(source_of(option))
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        raise CastorError(f"{path} holds no safetensors, and nothing else is served: save the model again as such")
     name = str(path.absolute()) if path.is_dir() else source
     return (
         ModelReference(name, option.revision, option.trust_remote_code)

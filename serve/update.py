@@ -15,6 +15,7 @@ from actors.cluster import cluster
 from castor.config.cluster import RayCluster
 from castor.data.tokens.template import require_same_tokenizer
 from castor.io.errors import CastorError
+from castor.model_reference import ModelReference
 from engines.weights.folder import folder_update, shapes
 from serve.policy import deployment_of
 from serve.targets import APPLICATION, Target
@@ -51,18 +52,27 @@ async def _update(name: str, folder: Path) -> Updated:
         target, current = await asyncio.wait_for(handle.describe.remote(), FIND_S)
     except (TimeoutError, RayError, RayServeException) as error:
         raise CastorError(f"no policy {name!r} is served on this cluster: {type(error).__name__}") from None
-    update = _checked(target, folder, current.number + 1)
     versions = Versions(target.versions)
     before = versions.of(name)
+    update = _checked(target, folder, max(current.number, before.number if before else 0) + 1)
     versions.put(name, Version(update.version, str(folder.absolute()), update.digest, tuple(update.pieces)))
     try:
         found = await asyncio.wait_for(handle.broadcast("refresh").results_async(), LOAD_S)
     except (TimeoutError, RayError, RayServeException) as error:
-        versions.put(name, before or current)
+        # under a new number, so that replicas that had taken the new weights over go back, too
+        former = folder_update(_folder(before or current), update.version + 1)
+        versions.put(
+            name, Version(former.version, str(_folder(before or current)), former.digest, tuple(former.pieces))
+        )
+        handle.broadcast("refresh")
         raise CastorError(
-            f"a replica of {name} did not take the new weights over, and is replaced by one with the former: {error}"
+            f"a replica of {name} did not take the new weights over, and all go back to the former: {error}"
         ) from error
     return Updated(f"{name}@{update.version}", len(found), update.digest)
+
+
+def _folder(version: Version) -> Path:
+    return ModelReference.of(version.folder).local()
 
 
 def _checked(target: Target, folder: Path, number: int) -> Any:

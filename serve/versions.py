@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from castor.io.files import read_json, write_json
+from castor.io.files import make_folder, read_json, write_json
 
 if TYPE_CHECKING:  # the gateway's driver needs no torch
     from engines.weights.base import WeightUpdate
@@ -52,6 +52,7 @@ class Versions:
     def put(self, policy: str, version: Version) -> None:
         """From now on."""
         all_of_them = read_json(self.path) if self.path.is_file() else {}
+        make_folder(self.path.parent)
         write_json(self.path, all_of_them | {policy: asdict(version)})
 
     @asynccontextmanager

@@ -33,6 +33,8 @@ def chat(
         client, names = _models(client)
     except APIError as error:
         raise CastorError(f"{url} cannot be talked to: {error}") from None
+    if not names:
+        raise CastorError(f"{url} offers this key no model: ask whoever runs it")
     chosen = model or names[0]
     console.print(f"[bold]{chosen}[/] at {url}  [dim]an empty line ends it; others: {', '.join(names)}[/]")
     turns: list[dict[str, str]] = []
@@ -66,7 +68,8 @@ def _answer(client: OpenAI, model: str, turns: list[dict[str, str]], guard: str 
     said, castor, reason = "", dict[str, Any](), None
     for chunk in stream:
         for choice in chunk.choices:
-            text = choice.delta.content or ""
+            # a terminal obeys control characters, and these were written by a model
+            text = "".join(sign for sign in choice.delta.content or "" if sign.isprintable() or sign in "\n\t")
             said += text
             console.print(text, end="", markup=False, highlight=False)
             castor = (choice.model_extra or {}).get("castor", castor)

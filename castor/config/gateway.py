@@ -19,12 +19,14 @@ class Audit(Section):
 
 
 class Limits(Section):
-    """What one request may ask for. More is refused with 400 or 413."""
+    """What one request may ask for."""
 
     body_kib: int = Field(1024, ge=1, description="of a request's body, KiB")
-    max_tokens: int | None = Field(None, ge=1, description="longest answer in tokens; default: the model's context")
+    max_tokens: int | None = Field(
+        None, ge=1, description="longest answer in tokens: who asks for more gets so many; default: the context"
+    )
     n: int = Field(16, ge=1, description="answers of one request")
-    seconds: float = Field(600.0, gt=0, description="longest time for one request, and for its body to come in")
+    seconds: float = Field(600.0, gt=0, description="longest time for one request")
 
 
 class Gateway(Section):

@@ -80,7 +80,7 @@ class Serve(Section):
 
     run_dir: LocalPath | None = Field(None, description="folder of a finished run, which stage:NAME refers to")
     template: PromptFormat | None = Field(
-        None, description="prompt format of models that are of no run; default: the run's, else auto"
+        None, description="prompt format of all models; default: the run's, else auto"
     )
     policies: dict[str, Policy] = Field(
         default_factory=dict, description="by the name clients ask for; default: the last round's policy, else that of "

@@ -17,9 +17,9 @@ from serve.asgi import Head
 from serve.gateway.answers import DONE, Shape, event
 from serve.gateway.audit import AuditError, AuditLog, Entry, Event
 from serve.gateway.bodies import Ask, Route, chosen_mode, encoded, head_of, read
-from serve.gateway.door import Caller, Door
+from serve.gateway.door import POLICY_HEADER, Caller, Door
 from serve.gateway.errors import RequestError
-from serve.gateway.failures import JudgeError, PolicyFailed, RequestTimeout, UnknownModel
+from serve.gateway.failures import BadRequest, JudgeError, PolicyFailed, RequestTimeout, UnknownModel
 from serve.gateway.guard import Answer, Piece, all_of
 from serve.gateway.judging import Judging
 from serve.gateway.metrics import Metrics
@@ -28,7 +28,6 @@ from serve.gateway.verdict import Rule, Verdict
 
 log = logging.getLogger("ray.serve")
 SSE = "text/event-stream"
-POLICY_HEADER = "X-Castor-Policy"
 NO_BUFFERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # on the way of a stream
 
 
@@ -60,10 +59,10 @@ class Completions:
         mode = chosen_mode(model.mode, wanted)
         judges = () if self.judging is None else self.judging.present
         if mode != "off" and "cost" not in judges and "moderation" not in judges:
-            raise UnknownModel(
+            raise BadRequest(
                 f"no cost and no moderation model is served here, so {name} has no guard but off", param="castor.guard"
             )
-        ask = read(route, values, mode, limits.max_tokens, limits.n)
+        ask = read(route, values, mode, _bound(limits.max_tokens, model.context), limits.n)
         stack = AsyncExitStack()
         try:
             await stack.enter_async_context(self.door.place(caller, ask.priority))
@@ -185,6 +184,11 @@ class Completions:
 
     def _delivered(self, model: Model, mode: GuardMode, begun: float) -> None:
         self.metrics.first_text.labels(model.name, mode).observe(time.monotonic() - begun)
+
+
+def _bound(longest: int | None, context: int) -> int | None:
+    """Tokens of the longest answer, where that is less than the model itself allows."""
+    return longest if longest is not None and longest < context else None
 
 
 async def _last(answer: Answer) -> Piece:

@@ -18,14 +18,16 @@ from castor.config.gateway import Gateway
 from engines.request_bodies import parse
 from serve.gateway.admission import Admission
 from serve.gateway.errors import RequestError
-from serve.gateway.failures import BadRequest, RequestTimeout, SlowBody, TooLarge
+from serve.gateway.failures import BadRequest, NotJSON, RequestTimeout, SlowBody, Strange, TooLarge
 from serve.gateway.keys import Key
 from serve.gateway.limits import Limits
 from serve.gateway.metrics import Metrics
 from serve.gateway.scope import Scope
 from serve.gateway.verifier import Verifier
 
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
 ANYBODY = "-"  # whose request it is where there are no keys
+POLICY_HEADER = "X-Castor-Policy"  # name@version of what answered
 BODY_S = 30.0  # for a body to come in
 Read = TypeVar("Read", bound=BaseModel)
 
@@ -54,6 +56,7 @@ class Door:
     async def caller(self, request: Request, scope: Scope) -> Caller:
         """Who asks. Raises a RequestError for a missing or invalid key, or one that may not do this."""
         if self.verifier is None:
+            self._require_this_machine(request)
             return Caller(ANYBODY, None)
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         key = await self.verifier.verify(token.strip() if scheme.lower() == "bearer" else None)
@@ -61,7 +64,9 @@ class Door:
         return Caller(key.id, key)
 
     async def json(self, request: Request) -> Any:
-        """The JSON value of a body. Raises TooLarge, SlowBody, BadRequest."""
+        """The JSON value of a body. Raises NotJSON, TooLarge, SlowBody, BadRequest."""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise NotJSON("the body must be JSON: send the header Content-Type: application/json")
         try:
             async with asyncio.timeout(BODY_S):
                 body = await self._bytes(request)
@@ -91,6 +96,14 @@ class Door:
             await stack.enter_async_context(self.admission.slot(caller.id, priority))
             yield
 
+    def _require_this_machine(self, request: Request) -> None:
+        """Raise Strange for what a page of another site sends, also when that site's name leads to this machine."""
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if name not in LOCAL or (origin is not None and origin.partition("://")[2] != host):
+            raise Strange("without keys only pages and programs of this machine may ask, at 127.0.0.1 or localhost")
+
     async def _bytes(self, request: Request) -> bytes:
         most = self.config.limits.body_kib << 10
         told = request.headers.get("content-length", "")
@@ -107,9 +120,7 @@ class Door:
         return TooLarge(f"the body is longer than {self.config.limits.body_kib} KiB")
 
 
-async def answered(
-    door: Door, route: str, request: Request, work: Callable[[], Awaitable[Response]], model: str = ""
-) -> Response:
+async def answered(door: Door, route: str, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
     """The response of `work`, or the error that it raises; counted, and ended when it takes too long.
 
     A stream goes on after it was returned, and bounds itself.
@@ -127,6 +138,7 @@ async def answered(
         # whatever it was, the client gets no text; the message may hold some, and is for the log's reader alone
         log.exception("a request to %s failed", route)
         response = refusal(RequestError("an error of the server's own: see its log"))
+    model = response.headers.get(POLICY_HEADER, "").rpartition("@")[0]
     door.metrics.requests.labels(route, model, str(response.status_code)).inc()
     door.metrics.request_seconds.labels(route).observe(time.monotonic() - begun)
     return response

@@ -27,6 +27,18 @@ class TooLarge(RequestError):
     status, code, kind = 413, "body_too_large", INVALID
 
 
+class NotJSON(RequestError):
+    """The body says that it is something else. A browser sends JSON to another site only with that site's leave."""
+
+    status, code, kind = 415, "unsupported_media_type", INVALID
+
+
+class Strange(RequestError):
+    """A page of another site asks, through a browser on this machine, where no key would stop it."""
+
+    status, code, kind = 403, "cross_site", INVALID
+
+
 class RequestTimeout(RequestError):
     """The request took longer than one may, or its body did not come in."""
 

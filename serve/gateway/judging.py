@@ -69,7 +69,7 @@ class Judging:
                         "question and answer together are longer than the judges read: shorten the conversation, or "
                         "ask for fewer tokens"
                     ) from None
-                log.error("a judge failed: %s", error)
+                log.error("a judge failed: %s", type(error.cause).__name__)
                 raise JudgeUnusable("a judge failed on this text") from None
             except (RayActorError, RayServeException, RayError) as error:
                 if deadline - time.monotonic() < RETRY_PAUSE_S:

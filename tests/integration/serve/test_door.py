@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from serve.gateway.keys import KeyStore, NewKey
 from serve.gateway.scope import Scope
-from tests.integration.serve.conftest import TEXT, Server
+from tests.integration.serve.conftest import CONTEXT, TEXT, Server
 from tests.integration.serve.load import CHAT, COMPLETIONS
 
 MALFORMED = 2000
@@ -199,6 +199,8 @@ def test_no_log_holds_a_key_or_a_prompt(server: Server) -> None:
         for guard in ("withhold", "regenerate", "annotate"):
             assert _post(server, server.key, body=body | {"castor": {"guard": guard}}).status_code == 200
         assert _post(server, server.key, body=body | {"temperature": planted}).status_code == 400
+        long = {"prompt": planted, "response": "and on " * CONTEXT}
+        assert _post(server, server.key, "/v1/score", long).status_code == 400
     audit = server.run / "logs" / "audit.jsonl"
     events = [json.loads(line)["event"] for line in audit.read_text().splitlines()]
     assert "withheld" in events
