@@ -169,7 +169,7 @@ def _target(plan: Plan | None, config: Serve, name: str, stage: Stage | None, te
         model = plan.model(f"stage:{stage.name}")
     else:
         assert option is not None
-        model = plan.model(option) if plan else _reference(option)
+        model = _safetensors(plan.model(option) if plan else _reference(option))
     mine = Path.home() / ".castor" / "served" / f"{fingerprint([name, str(model)])}.json"
     versions = plan.files.served_versions.absolute() if plan else mine
     return Target(name, model, _max_model_len(config, name, model), template, versions)
@@ -232,7 +232,7 @@ def _judges(plan: Plan | None, policy: Stage | None, config: Serve) -> dict[Judg
                 raise CastorError(
                     f"{plan.model_folder(name)} holds no finished {kind} model: run the pipeline to its end"
                 )
-        model = plan.model(option) if plan else _reference(option)
+        model = _safetensors(plan.model(option) if plan else _reference(option))
         judges[kind] = Judge(name or str(model), model, classifier)
         if classifier is not None:
             from castor.models.classifier_cost import check_classifier
@@ -285,11 +285,17 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
+def _safetensors(model: ModelReference) -> ModelReference:
+    """The model. Raises CastorError for a folder that would be read from pickles, which can run code."""
+    folder = Path(model.name)
+    if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
+        raise CastorError(f"{folder} holds no safetensors, and nothing else is served: save the model again as such")
+    return model
+
+
 def _reference(option: ModelOption) -> ModelReference:
     """A model of no run."""
     source, path = source_of(option), Path(source_of(option))
-    if path.is_dir() and not any(path.glob("*.safetensors")):
-        raise CastorError(f"{path} holds no safetensors, and nothing else is served: save the model again as such")
     name = str(path.absolute()) if path.is_dir() else source
     return (
         ModelReference(name, option.revision, option.trust_remote_code)

@@ -18,8 +18,17 @@ from castor.config.signal import Classifier
 from castor.data.rows.schemas import Exchange
 from castor.io.errors import CastorError
 from castor.models.moderation import ModerationInfo
+from serve.gateway.keys import KeyStore
 from serve.gateway.services import ScoreRequest
-from serve.targets import Target, Targets, guard_mode, require_free_port, require_keys_for_strangers, resolve
+from serve.targets import (
+    Target,
+    Targets,
+    guard_mode,
+    require_free_port,
+    require_keys_for_strangers,
+    require_readable_keys,
+    resolve,
+)
 from tests.conftest import ROOT
 
 
@@ -158,6 +167,23 @@ def test_a_guard_needs_a_judge_and_categories_that_it_knows(tmp_path: Path) -> N
     resolve(config.model_copy(update={"guard": Guard(mode="withhold", categories={"animal_abuse": 0.2})}))
     with pytest.raises(CastorError, match="no 'animal_abus'; the nearest one is 'animal_abuse'"):
         resolve(config.model_copy(update={"guard": Guard(categories={"animal_abus": 0.2})}))
+
+
+def test_pickles_are_not_served(tmp_path: Path) -> None:
+    policy = _model(tmp_path / "policy")
+    (policy / "model.safetensors").rename(policy / "pytorch_model.bin")
+    with pytest.raises(CastorError, match="holds no safetensors, and nothing else is served"):
+        resolve(Serve.model_validate({"policies": {"mine": {"model": str(policy)}}}))
+
+
+def test_keys_are_read_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(CastorError):
+        require_readable_keys(Gateway(keys=tmp_path / "none.json"))
+    (tmp_path / "empty.json").write_text("{}")
+    with pytest.raises(CastorError, match="holds no key, so nobody could ask"):
+        require_readable_keys(Gateway(keys=tmp_path / "empty.json"))
+    KeyStore(tmp_path / "keys.json").create("me")
+    require_readable_keys(Gateway(keys=tmp_path / "keys.json"))
 
 
 def test_strangers_need_keys(tmp_path: Path) -> None:
