@@ -136,7 +136,7 @@ def serving(run_dir):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "castor", "serve", str(run_dir), f"port={port}", "kv_cache_mib=32"]
+    command = [sys.executable, "-m", "castor", "serve", str(run_dir), f"gateway.port={port}", "engine.kv_cache_mib=32"]
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
 
