@@ -19,6 +19,7 @@ from serve.versions import Version, Versions
 log = logging.getLogger("ray.serve")
 ENGINE_STOP_S = 1.0  # no request is in flight any more when the engine's process is asked to end
 WATCH_S = 0.5
+LAST_WORDS_S = 1.0  # for an error to reach whoever asked
 PAUSE_S = 0.025  # between two parts of a stream, for each other stream
 HEALTH_S = 60.0  # an engine with nothing to do that samples no token in this time is taken for dead
 
@@ -61,12 +62,13 @@ class PolicyServer:
                 if isinstance(item, Head):
                     head = item
                     continue
-                if (
-                    head is not None
-                ):  # only now is it known which weights answer: the request may have waited for new ones
+                # only now is it known which weights answer: the request may have waited for new ones
+                if head is not None:
                     yield head, self.version.name(self.target.name)
                     head = None
                 yield item
+            if head is not None:
+                yield head, self.version.name(self.target.name)
         finally:
             self.streams -= 1
 
@@ -101,17 +103,25 @@ class PolicyServer:
         return self.target, self.version
 
     async def refresh(self) -> Version:
-        """Take over the newest version of this policy, proven; requests wait meanwhile. Returns what is loaded."""
+        """Take over the newest version of this policy, proven; requests wait meanwhile. Returns what is loaded.
+
+        A replica that could not, which holds neither the former weights nor the new ones, ends after it has said so.
+        """
         async with self.updating:
             versions = Versions(self.target.versions)
             wanted = versions.of(self.target.name)
             if wanted is not None and wanted.number != self.version.number:
                 from engines.openai_app import load_folder
 
-                async with versions.turn():  # while one replica loads, the others answer
-                    await load_folder(self.engine, wanted.update())
-                    self.version = wanted  # before a token is sampled from it
-                    await self.engine.resume_generation()
+                try:
+                    async with versions.turn():  # while one replica loads, the others answer
+                        await load_folder(self.engine, wanted.update())
+                        self.version = wanted  # before a token is sampled from it
+                        await self.engine.resume_generation()
+                except Exception:
+                    log.exception("policy %s did not take its new weights over: this replica ends", self.target.name)
+                    asyncio.get_running_loop().call_later(LAST_WORDS_S, os._exit, 1)
+                    raise
             return self.version
 
     async def _end_with_the_engine(self) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from actors.cluster import cluster
 from castor.config.cluster import RayCluster
 from castor.data.tokens.template import require_same_tokenizer
-from castor.io.errors import CastorError
+from castor.io.errors import CastorError, first_line
 from castor.model_reference import ModelReference
 from engines.weights.folder import folder_update, shapes
 from serve.policy import deployment_of
@@ -40,7 +41,7 @@ def update_policy(name: str, folder: Path, config: RayCluster) -> Updated:
     come meanwhile wait, for the time of loading.
 
     Raises CastorError when no such policy is served, the folder holds another architecture or tokenizer, or a replica
-    did not prove that it holds the new weights; the policy then keeps, or goes back to, what it had.
+    did not prove that it holds the new weights: all replicas then go back to what they had, and that one is replaced.
     """
     with cluster(config):
         return asyncio.run(_update(name, folder))
@@ -64,9 +65,12 @@ async def _update(name: str, folder: Path) -> Updated:
         versions.put(
             name, Version(former.version, str(_folder(before or current)), former.digest, tuple(former.pieces))
         )
-        handle.broadcast("refresh")
+        with suppress(TimeoutError, RayError, RayServeException):  # of those that are replaced: they begin with it
+            await asyncio.wait_for(handle.broadcast("refresh").results_async(), LOAD_S)
+        why = error.cause if isinstance(error, RayTaskError) else error
         raise CastorError(
-            f"a replica of {name} did not take the new weights over, and all go back to the former: {error}"
+            f"a replica of {name} did not take the new weights over and is replaced; all go back to the former, as "
+            f"{name}@{former.version}: {first_line(why)}"
         ) from error
     return Updated(f"{name}@{update.version}", len(found), update.digest)
 

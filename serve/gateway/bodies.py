@@ -26,26 +26,28 @@ def _not_blank(text: str) -> str:
     return text
 
 
-Content = Annotated[str, Field(max_length=LONGEST_TEXT)]
-Question = Annotated[Content, AfterValidator(_not_blank)]
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
+NotBlank = Annotated[Text, AfterValidator(_not_blank)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A JSON object of known fields, each of its very type."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """A part of a message. Images and other parts are refused."""
 
     type: Literal["text"]
-    text: Content
+    text: Text
 
 
-class Message(_Body):
+class Message(Body):
     """One turn. `developer` is another name of `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content | list[TextPart]
+    content: Text | list[TextPart]
     name: str | None = Field(None, max_length=64)
 
     @property
@@ -54,20 +56,20 @@ class Message(_Body):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """OpenAI's."""
 
     include_usage: bool = False
 
 
-class CastorOptions(_Body):
+class CastorOptions(Body):
     """Castor's own: a guard that is at least as strict as the configured one, and who goes first."""
 
     guard: GuardMode | None = None
     priority: Priority = "interactive"
 
 
-class Sampling(_Body):
+class SamplingBody(Body):
     """What both routes have in common: every field that cannot carry text past the guard."""
 
     model: str = Field(max_length=256)
@@ -80,7 +82,7 @@ class Sampling(_Body):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     n: int | None = Field(None, ge=1)
-    stop: Content | list[Content] | None = Field(None)
+    stop: Text | list[Text] | None = Field(None)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -88,13 +90,13 @@ class Sampling(_Body):
     castor: CastorOptions = Field(default_factory=CastorOptions)
 
     @model_validator(mode="after")
-    def _options_of_streams(self) -> Sampling:
+    def _options_of_streams(self) -> SamplingBody:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is for stream: true")
         return self
 
 
-class ChatBody(Sampling):
+class ChatBody(SamplingBody):
     """`POST /v1/chat/completions` of a policy with a guard."""
 
     messages: list[Message] = Field(min_length=1, max_length=1024)
@@ -122,10 +124,10 @@ class ChatBody(Sampling):
         return Exchange(str(prompt), "", tuple(history))
 
 
-class CompletionBody(Sampling):
+class CompletionBody(SamplingBody):
     """`POST /v1/completions` of a policy with a guard. The prompt is judged as the question."""
 
-    prompt: Question
+    prompt: NotBlank
 
     def exchange(self) -> Exchange:
         """Prompt, without its completion."""

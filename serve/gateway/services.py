@@ -7,50 +7,37 @@ import json
 import time
 import uuid
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from castor.config.guard import Guard
 from castor.data.rows.schemas import Exchange
 from castor.io.files import make_folder
+from serve.gateway.bodies import Body, NotBlank, Text
 from serve.gateway.failures import BadRequest
 from serve.gateway.judging import Judging
 from serve.gateway.verdict import Rule
 from serve.judgement import JudgeName
 
-MAX_ITEMS, MAX_CHARACTERS = 256, 1_000_000
+MAX_ITEMS = 256
 
 
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be blank")
-    return text
-
-
-Response = Annotated[str, Field(max_length=MAX_CHARACTERS)]
-Text = Annotated[Response, AfterValidator(_not_blank)]
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Turn(_Body):
+class Turn(Body):
     """One turn of a conversation."""
 
     role: Literal["user", "assistant"]
-    content: Response
+    content: Text
 
 
-class ScoreItem(_Body):
+class ScoreItem(Body):
     """A prompt and a finished response to it, which may be empty: a policy can end its answer at once.
 
     Or a whole conversation as `messages`, of user and assistant in turn, which ends with the response.
     """
 
-    prompt: Text | None = None
-    response: Response | None = None
+    prompt: NotBlank | None = None
+    response: Text | None = None
     messages: list[Turn] | None = Field(None, min_length=2, max_length=MAX_ITEMS)
 
     @model_validator(mode="after")
@@ -102,16 +89,16 @@ class ScoreRequest(ScoreItem):
         return [item.conversation() for item in self.items or [self]]
 
 
-class ModerationContext(_Body):
+class ModerationContext(Body):
     """Castor's own: the question that the inputs answer."""
 
-    question: Text | None = None
+    question: NotBlank | None = None
 
 
-class ModerationRequest(_Body):
+class ModerationRequest(Body):
     """OpenAI's, for texts. With a question the *pair* is judged: does the answer neutralise the risk?"""
 
-    input: Text | list[Text] = Field(min_length=1)
+    input: NotBlank | list[NotBlank] = Field(min_length=1)
     model: str | None = Field(None, max_length=256)
     castor: ModerationContext = Field(default_factory=ModerationContext)
 
@@ -128,12 +115,12 @@ class ModerationRequest(_Body):
         return [Exchange(text, "") if question is None else Exchange(question, text) for text in inputs]
 
 
-class Vote(_Body):
+class Vote(Body):
     """One vote of the arena: which of two answers is more helpful, which is safer, and which of them are harmful."""
 
-    prompt: Text
-    response_0: Response
-    response_1: Response
+    prompt: NotBlank
+    response_0: Text
+    response_1: Text
     model_0: str = Field(max_length=256)
     model_1: str = Field(max_length=256)
     better: Literal[0, 1]

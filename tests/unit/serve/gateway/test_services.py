@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from castor.config.guard import Guard
 from castor.data.rows.schemas import Exchange, PreferenceRow, parse_row
+from serve.gateway.bodies import LONGEST_TEXT
 from serve.gateway.failures import BadRequest
-from serve.gateway.services import MAX_CHARACTERS, MAX_ITEMS, ModerationRequest, ScoreRequest, Services, Vote, Votes
+from serve.gateway.services import MAX_ITEMS, ModerationRequest, ScoreRequest, Services, Vote, Votes
 from serve.judgement import Judgement, JudgeName, Moderation
 
 VOTE: dict[str, Any] = {
@@ -52,7 +53,7 @@ def test_the_safer_answer_is_not_the_only_harmful_one(harmful: tuple[bool, bool]
     [
         {"prompt": " "}, {"prompt": None}, {"better": 2}, {"better": "1"}, {"safer": -1}, {"safer": None},
         {"harmful_0": 1}, {"harmful_1": "false"}, {"model_0": "x" * 257}, {"more": 1},
-        {"response_0": "x" * (MAX_CHARACTERS + 1)}, {"response_0": None},
+        {"response_0": "x" * (LONGEST_TEXT + 1)}, {"response_0": None},
     ],
     ids=lambda each: str(each)[:40],
 )  # fmt: skip
@@ -95,7 +96,7 @@ def test_texts_to_moderate() -> None:
     [
         {}, {"input": None}, {"input": ""}, {"input": " \n"}, {"input": []}, {"input": ["a", " "]}, {"input": [1]},
         {"input": [["a"]]}, {"input": [{"type": "text", "text": "a"}]}, {"input": ["a"] * (MAX_ITEMS + 1)},
-        {"input": "x" * (MAX_CHARACTERS + 1)}, {"input": "a", "model": 1}, {"input": "a", "more": 1},
+        {"input": "x" * (LONGEST_TEXT + 1)}, {"input": "a", "model": 1}, {"input": "a", "more": 1},
         {"input": "a", "castor": {"question": " "}}, {"input": "a", "castor": {"answer": "b"}},
     ],
     ids=lambda each: str(each)[:40],
