@@ -37,11 +37,6 @@ from serve.targets import (
 )
 from serve.versions import Versions
 
-SERVE_ENV = {  # a proxy that a loaded machine keeps from answering in time would be killed over and over
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "180",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "180",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "5",
-}
 SHUTDOWN_S = 6.0  # for Serve; what is left after that is killed
 POLL_S = 0.5
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -74,8 +69,6 @@ def serve_forever(config: Serve, announce: Callable[[Endpoints], None]) -> None:
     require_free_port(config.gateway.host, config.gateway.port)
     for target in targets.policies:
         Versions(target.versions).forget()  # of a server that has ended
-    for key, value in SERVE_ENV.items():
-        os.environ.setdefault(key, value)
     started: list[psutil.Process] = []
     try:
         with cluster(config.ray), _signals_interrupt():
@@ -93,13 +86,8 @@ def deploy(config: Serve, targets: Targets) -> Endpoints:
     _require_gpus(config, targets)
     gateway = config.gateway
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(
-        http_options={"host": gateway.host, "port": gateway.port},
-        proxy_location="HeadOnly",
-        logging_config=QUIET,
-        controller_options={"runtime_env": {"env_vars": {key: os.environ[key] for key in SERVE_ENV}}},
-    )
-    target = RunTarget(build(targets, config), APPLICATION, "/", QUIET)
+    serve.start(proxy_location="Disabled", logging_config=QUIET)  # the gateway listens itself
+    target = RunTarget(build(targets, config), APPLICATION, None, QUIET)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running([target.name], config.start_timeout_s)
     host = "127.0.0.1" if gateway.host in ("0.0.0.0", "::") else gateway.host

@@ -14,13 +14,13 @@ from serve.versions import Versions
 
 
 def application(args: dict[str, str]) -> Application:
-    """The application of the config file that `args` names as `config`.
+    """The application of the config file that `args` names as `config`; further ones are options, as gateway.port.
 
-    Serve's own config says where it listens (http_options), so gateway.host and gateway.port are not read; keys are
-    asked for as if it listened everywhere. Raises CastorError for what cannot be served.
+    Raises CastorError for what cannot be served.
     """
-    config = load_file(Serve, Path(args["config"]))
-    require_keys_for_strangers(config.gateway.model_copy(update={"host": "0.0.0.0"}))
+    options = [f"{key}={value}" for key, value in args.items() if key != "config"]
+    config = load_file(Serve, Path(args["config"]), options)
+    require_keys_for_strangers(config.gateway)
     require_readable_keys(config.gateway)
     targets = resolve(config)
     for target in targets.policies:

@@ -74,14 +74,16 @@ def main() -> None:
                 try:
                     with castor_server(values, target.name, env, folder, name) as server:
                         report["pairs"][name] = pair(bare, server, client, args, target.max_model_len)
+                        print(f"\n{name}: ready after {server.ready_s:.0f} s, bare vLLM after {bare.ready_s:.0f}")
                 except NotStarted as error:  # a setting under which nothing starts is a finding as well
                     if name == "castor":
                         raise
                     print(f"{name}: {error}", flush=True)
+                    continue
                 args.output.write_text(json.dumps(report, indent=1))
-                print(f"{name} done, load average {os.getloadavg()[0]:.1f}", flush=True)
-        show_loads(report["pairs"])
-        show_path(report["pairs"])
+                show_loads({name: report["pairs"][name]})
+                show_path({name: report["pairs"][name]})
+                print(f"load average {os.getloadavg()[0]:.1f}", flush=True)
         if not args.no_guard and targets.judges:
             model = f"stage:{target.name}"
             judge = targets.judges.get("moderation")

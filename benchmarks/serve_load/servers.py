@@ -35,8 +35,8 @@ from serve.targets import Target
 API_SERVER = "vllm.entrypoints.openai.api_server"
 START_S, STOP_S = 400, 30
 ROLES = {  # what the command line of a process has in it
-    "proxy": "ray::ProxyActor", "gateway": "castor:gateway", "policy": "castor:policy", "judges": "castor:judges",
-    "controller": "ray::ServeController", "engine": "VLLM::EngineCore", "haproxy": "haproxy", "server": API_SERVER,
+    "gateway": "castor:gateway", "policy": "castor:policy", "judges": "castor:judges",
+    "controller": "ray::ServeController", "engine": "VLLM::EngineCore", "server": API_SERVER,
 }  # fmt: skip
 
 
@@ -83,6 +83,7 @@ class Server:
     model: str
     process: psutil.Process
     health: str
+    ready_s: float = 0.0  # from the command to the first answer
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds so far, by role."""
@@ -104,14 +105,14 @@ def started(
     """A server while the body runs; then interrupted, and what is left of it killed."""
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=dict(env), stdout=out, stderr=out)
-    family = psutil.Process(process.pid)
+    family, begun = psutil.Process(process.pid), time.monotonic()
     try:
-        deadline = time.monotonic() + START_S
+        deadline = begun + START_S
         while not _answers(url, model):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise NotStarted(f"{' '.join(command[:4])} did not start:\n{log.read_text(errors='replace')[-3000:]}")
             time.sleep(0.5)
-        yield Server(url, model, family, health)
+        yield Server(url, model, family, health, time.monotonic() - begun)
     finally:
         children = family.children(recursive=True) if process.poll() is None else []
         process.send_signal(signal.SIGINT)

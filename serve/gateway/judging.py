@@ -8,11 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from castor.data.rows.schemas import Exchange
+from serve.gateway.calls import ReplicaFailed, ReplicaGone, calling
 from serve.gateway.failures import JudgeError, JudgeTimeout, JudgeUnreachable, JudgeUnusable, TooLongToJudge
 from serve.gateway.metrics import Metrics
 from serve.gateway.verdict import Rule, Verdict
@@ -63,30 +62,31 @@ class Judging:
                 if died:
                     raise JudgeUnreachable("the judges died, and were not back in time") from None
                 raise JudgeTimeout("the judges did not answer in time") from None
-            except RayTaskError as error:
-                if type(error.cause).__name__ == "TooLong":
+            except ReplicaFailed as error:
+                if str(error) == "TooLong":
                     raise TooLongToJudge(
                         "question and answer together are longer than the judges read: shorten the conversation, or "
                         "ask for fewer tokens"
                     ) from None
-                log.error("a judge failed: %s", type(error.cause).__name__)
+                log.error("a judge failed: %s", error)
                 raise JudgeUnusable("a judge failed on this text") from None
-            except (RayActorError, RayServeException, RayError) as error:
+            except ReplicaGone as error:
                 if deadline - time.monotonic() < RETRY_PAUSE_S:
                     raise JudgeUnreachable("no judge can be reached") from None
                 died = True
-                log.warning("a judge died while it was asked (%s): asking again", type(error).__name__)
+                log.warning("a judge died while it was asked (%s): asking again", error)
                 await asyncio.sleep(RETRY_PAUSE_S)  # another replica may answer: judging changes nothing
                 continue
             return _checked(answer, len(texts), asked)
 
     async def _call(self, texts: list[Exchange], asked: tuple[JudgeName, ...], seconds: float) -> Any:
-        response = self.handle.judge.remote(texts, asked)
-        try:
-            return await asyncio.wait_for(response, seconds)
-        except (TimeoutError, asyncio.CancelledError):
-            response.cancel()
-            raise
+        with calling():
+            response = self.handle.judge.remote(texts, asked)
+            try:
+                return await asyncio.wait_for(response, seconds)
+            except (TimeoutError, asyncio.CancelledError):
+                response.cancel()
+                raise
 
 
 def _checked(answer: Any, count: int, asked: tuple[JudgeName, ...]) -> list[Judgement]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve.asgi import Head
 from serve.gateway.bodies import CHAT, Route, encoded
+from serve.gateway.calls import ReplicaFailed, ReplicaGone, calling
 from serve.gateway.failures import BadRequest, PolicyFailed, PolicyUnreachable
 
 # on every event, as a stream that is broken off has no last one
@@ -91,7 +90,7 @@ class Sampling:
 
     async def raw(self, path: str, body: bytes) -> tuple[Head, bytes]:
         """What vLLM's app answers. Raises PolicyUnreachable."""
-        with self._unreachable():
+        with self._asking():
             response: Any = self.handle.answer.remote(path, body)
             try:
                 head, self.version, content = await response
@@ -102,7 +101,7 @@ class Sampling:
 
     async def raw_stream(self, path: str, body: bytes) -> AsyncGenerator[Head | bytes, None]:
         """What vLLM's app streams. Raises PolicyUnreachable."""
-        with self._unreachable():
+        with self._asking():
             response: Any = self.handle.options(stream=True).stream.remote(path, body)
             try:
                 async for item in response:
@@ -115,13 +114,14 @@ class Sampling:
                 response.cancel()
 
     @contextmanager
-    def _unreachable(self) -> Any:
-        """Failures of Ray and of the engine, in one sentence."""
+    def _asking(self) -> Iterator[None]:
+        """Failures of a replica and its engine, in one sentence."""
         try:
-            yield
-        except RayTaskError as error:
-            raise PolicyFailed(f"the policy {self.name} failed: {type(error.cause).__name__}; try again") from error
-        except (RayActorError, RayServeException, RayError) as error:
+            with calling():
+                yield
+        except ReplicaFailed as error:
+            raise PolicyFailed(f"the policy {self.name} failed: {error}; try again") from error
+        except ReplicaGone as error:
             raise PolicyUnreachable(
                 f"the policy {self.name} cannot be reached, or died meanwhile; try again"
             ) from error

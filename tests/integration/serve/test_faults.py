@@ -95,10 +95,39 @@ def kill(process: psutil.Process) -> None:
     process.wait(20)
 
 
-def test_a_judge_is_killed(server: Server, prompts: list[str]) -> None:
-    with load(server, prompts) as clients, clients.expecting("judge_unreachable", "judge_timeout"):
-        kill(server.replica("judges"))
-    assert clients.errors <= CLEAN
+def engine(server: Server) -> psutil.Process:
+    """vLLM's engine, a process of its own: its replica notices when it dies, and ends as well."""
+    (found,) = [each for each in server.replica("policy").children() if "EngineCore" in " ".join(each.cmdline())]
+    return found
+
+
+def replica(deployment: str) -> Callable[[Server], psutil.Process]:
+    return lambda server: server.replica(deployment)
+
+
+VICTIMS: dict[str, tuple[Callable[[Server], psutil.Process], set[str], set[str]]] = {
+    # what is killed; errors of which one at least is seen; all that there may be
+    "judges": (replica("judges"), {"judge_unreachable", "judge_timeout"}, CLEAN),
+    "policy": (replica("policy"), CLEAN, CLEAN),
+    "engine": (engine, CLEAN, CLEAN),
+    "gateway": (replica("gateway"), LOST, CLEAN | LOST),
+}
+
+
+def test_whatever_is_killed_at_whatever_moment(server: Server, prompts: list[str]) -> None:
+    """Each once under load, in an order and after times that are drawn anew every time."""
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    with load(server, prompts) as clients:
+        for name in rng.sample(sorted(VICTIMS), len(VICTIMS)):
+            victim, seen, allowed = VICTIMS[name]
+            begun = len(clients.outcomes)
+            time.sleep(rng.uniform(0.0, 3.0))
+            with clients.expecting(*seen):
+                kill(victim(server))
+            clients.wait_for(lambda outcomes: sum(each.error is None for each in outcomes[-8:]) == 8, BACK_S)
+            assert {each.error for each in clients.outcomes[begun:]} - {None} <= allowed, name
 
 
 def test_a_judge_stands_still(server: Server, prompts: list[str]) -> None:
@@ -136,34 +165,6 @@ def test_a_judge_talks_nonsense(server: Server, guard: str, stream: bool) -> Non
     assert annotated.castor["judged"] is False
     assert annotated.castor["error"]["code"] == "judge_unusable"
     assert ask(server, "what is that ?", stream=stream, castor={"guard": guard}).error is None  # nobody else suffers
-
-
-def test_a_policy_is_killed(server: Server, prompts: list[str]) -> None:
-    with load(server, prompts) as clients, clients.expecting():
-        kill(server.replica("policy"))
-    assert clients.errors <= CLEAN
-
-
-def test_an_engine_is_killed(server: Server, prompts: list[str]) -> None:
-    """vLLM's engine is a process of its own; its replica notices, and is replaced."""
-    (engine,) = [each for each in server.replica("policy").children() if "EngineCore" in " ".join(each.cmdline())]
-    with load(server, prompts) as clients, clients.expecting():
-        kill(engine)
-    assert clients.errors <= CLEAN
-
-
-def test_a_gateway_is_killed(server: Server, prompts: list[str]) -> None:
-    with load(server, prompts) as clients, clients.expecting():
-        kill(server.replica("gateway"))
-    assert clients.errors <= CLEAN | LOST
-
-
-def test_the_proxy_is_killed(server: Server, prompts: list[str]) -> None:
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    (proxy,) = [each for each in children if "ray::ProxyActor" in " ".join(each.cmdline())]
-    with load(server, prompts) as clients, clients.expecting():
-        kill(proxy)
-    assert clients.errors <= CLEAN | LOST
 
 
 def test_a_client_that_goes_away_ends_its_generation(server: Server) -> None:
