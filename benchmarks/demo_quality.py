@@ -37,11 +37,11 @@ def targets(summary: dict) -> dict[str, bool]:
 
 
 def rises_and_falls(run: dict) -> bool:
-    """λ grew by half or more while the mean cost was above the limit, and ended a quarter or more below its peak."""
-    (limit,) = run["limits"].values()
-    prices = [step["lambda"] for step in run["steps"]]
+    """λ grew by half or more while the limit was broken, and ended a quarter or more below its peak."""
+    (name,) = run["limits"]
+    prices = [step["multipliers"][name] for step in run["steps"]]
     peak = max(range(len(prices)), key=prices.__getitem__)
-    above = [step["mean_cost"] > limit for step in run["steps"][:peak]]
+    above = [step["metrics"][f"{name}/violation"] > 0 for step in run["steps"][:peak]]
     return prices[peak] >= 1.5 * prices[0] and any(above) and prices[-1] <= 0.75 * prices[peak]
 
 

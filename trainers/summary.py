@@ -5,19 +5,25 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import castor
+from castor.config.evaluate import Evaluate
+from castor.config.rlhf import RLHF
+from castor.evaluation.limits import Constraint, limit_on
 from castor.evaluation.metrics import policy_metrics
-from castor.evaluation.records import read_responses
-from castor.evaluation.summary import Run, Stage, Step, Summary, Throughput, Versions, write_summary
+from castor.evaluation.records import JudgedResponse, read_responses
+from castor.evaluation.summary import Run, RunLimit, Stage, Step, Summary, Throughput, Versions, write_summary
 from castor.io.files import read_json
 from castor.io.terminal import Terminal
+from castor.reports.limits import told
 from castor.reports.report import write_report
 from castor.reports.table import closing_table
 from castor.run.plan import Plan
 from castor.run.records import Records
+
+COLOURS = {"good": "green", "mixed": "yellow", "bad": "red"}
 
 
 def write_results(plan: Plan, terminal: Terminal, reused: Mapping[str, bool]) -> None:
@@ -30,6 +36,8 @@ def write_results(plan: Plan, terminal: Terminal, reused: Mapping[str, bool]) ->
     write_summary(files.summary, summary)
     write_report(files.report, summary, rows)
     terminal.line("")
+    for limit in told(summary):
+        terminal.line(f"[bold {COLOURS[limit.tone]}]{limit.title}: {limit.state}[/]\n  {' '.join(limit.sentences)}")
     terminal.line(closing_table(summary))
     terminal.line(f"\nreport   {files.shown(files.report)}\nsummary  {files.shown(files.summary)}")
 
@@ -46,35 +54,54 @@ def summarize(plan: Plan, reused: Mapping[str, bool]) -> tuple[Summary, dict[str
     records = {name: record for name in reused if (record := Records(plan.files).of(name)) is not None}
     seed = plan.config.seed
     summary = Summary(
+        constraints=[
+            constraint for name, run in runs.items() for constraint in _constraints(plan, name, run, rows.get(name))
+        ],
         created=datetime.datetime.now(datetime.UTC),
         seed=seed,
         versions=_versions(),
         stages={name: Stage(seconds=record.seconds, reused=reused[name]) for name, record in records.items()},
         throughput={name: _throughput(run["steps"]) for name, run in runs.items()},
-        runs={
-            name: Run(limits=_limits_of_means(run), steps=[_step(s) for s in run["steps"]])
-            for name, run in runs.items()
-        },
+        runs={name: _run(plan, name, run) for name, run in runs.items()},
         policies={name: policy_metrics(responses, seed=seed) for name, responses in rows.items()},
     )
     return summary, rows
 
 
-def _limits_of_means(run: dict[str, Any]) -> dict[str, float]:
-    return {name: each["limit"] for name, each in run["limits"].items() if each["statistic"] == "mean"}
+def _constraints(
+    plan: Plan, name: str, run: dict[str, Any], responses: Sequence[JudgedResponse] | None
+) -> Iterator[Constraint]:
+    """Every constraint of a run: what was asked, and what was reached."""
+    config: RLHF = plan.stage(name).section
+    evaluated: Evaluate = plan.of_kind("evaluate")[0].section
+    states = read_json(plan.files.stage(name).multipliers)["states"]
+    for key, limit in run["limits"].items():
+        signal = config.signals[key]
+        same_judge = (signal.model, signal.classifier) == (evaluated.cost, evaluated.cost_classifier)
+        costs = {
+            "training": states[key]["window"],
+            "held_out": [row.cost for row in responses] if responses and same_judge else None,
+        }
+        bounded = limit_on(limit["statistic"], limit["limit"], limit["confidence"], **costs, seed=plan.config.seed)
+        translated = signal.unsafe_share is not None and limit["statistic"] == "mean"
+        asked = limit_on("share", signal.unsafe_share or 0.0, None, **costs, seed=plan.config.seed)
+        yield Constraint(
+            run=name,
+            name=key,
+            judge=signal.source,
+            confidence=limit["confidence"],
+            asked=asked if translated else bounded,
+            bounded=bounded if translated else None,
+        )
 
 
-def _step(step: dict[str, Any]) -> Step:
-    constraint = next(iter(step["mean_costs"]), None)
-    return Step(
-        step=step["step"],
-        lambda_=None if constraint is None else step["multipliers"][constraint],
-        multipliers=step["multipliers"],
-        mean_cost=None if constraint is None else step["mean_costs"][constraint],
-        mean_costs=step["mean_costs"],
-        mean_reward=step["mean_reward"],
-        kl=step["kl"],
-        metrics=step["metrics"],
+def _run(plan: Plan, name: str, run: dict[str, Any]) -> Run:
+    signals: RLHF = plan.stage(name).section
+    return Run(
+        limits={key: RunLimit(**limit) for key, limit in run["limits"].items()},
+        objectives={key: signal.weight for key, signal in signals.objectives.items()},
+        monitors=[key for key, signal in signals.signals.items() if signal.role == "monitor"],
+        steps=[Step(**{key: step[key] for key in Step.model_fields}) for step in run["steps"]],
     )
 
 

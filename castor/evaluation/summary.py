@@ -7,8 +7,9 @@ import itertools
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import AwareDatetime, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
+from castor.evaluation.limits import Constraint, Statistic
 from castor.evaluation.metrics import PolicyMetrics
 from castor.evaluation.schema import Part, json_schema_text
 from castor.io.errors import CastorError
@@ -44,33 +45,36 @@ class Throughput(Part):
 class Step(Part):
     """One step of an RLHF run; means are over the step's responses."""
 
-    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
-
     step: int = Field(ge=0, description="Number of the step.")
-    lambda_: float | None = Field(
-        default=None,
-        ge=0,
-        alias="lambda",
-        description="Multiplier of the first constraint as used in this step's loss; null without a constraint.",
-    )
-    multipliers: dict[str, float] = Field(default_factory=dict, description="Multiplier of every constraint by name.")
-    mean_cost: float | None = Field(
-        default=None, description="Mean cost of the first constraint; null when no cost model scored the step."
+    multipliers: dict[str, float] = Field(
+        default_factory=dict, description="Multiplier of every constraint by name, as used in this step's loss."
     )
     mean_costs: dict[str, float] = Field(default_factory=dict, description="Mean cost of every constraint by name.")
-    mean_reward: float = Field(description="Mean reward-model score.")
+    weighted_reward: float = Field(description="What the step raised: the weighted sum of its objectives' mean scores.")
     kl: float = Field(description="Mean KL estimate from the reference policy, in nats per response.")
     metrics: dict[str, float] = Field(default_factory=dict, description="Any other metric of the step by name.")
+
+
+class RunLimit(Part):
+    """What a constraint of a run keeps under which limit."""
+
+    statistic: Statistic = Field(description="mean: of the cost. share: of unsafe responses, cost above 0.")
+    limit: float = Field(description="In cost units, or a share from 0 to 1.")
+    confidence: float | None = Field(
+        None, description="Of the upper bound that is kept under the limit; null: none is."
+    )
 
 
 class Run(Part):
     """An RLHF run, step by step."""
 
-    limits: dict[str, float] = Field(
-        default_factory=dict,
-        description="Limit on the mean cost of each constraint by name, in cost units; empty without one. "
-        "Constraints on another statistic are left out.",
+    limits: dict[str, RunLimit] = Field(
+        default_factory=dict, description="What each constraint keeps under which limit, by name; empty without one."
     )
+    objectives: dict[str, float] = Field(
+        default_factory=dict, description="Weight of every objective by name; their scores are in the steps' metrics."
+    )
+    monitors: list[str] = Field(default_factory=list, description="Signals that were only watched.")
     steps: list[Step] = Field(description="The steps in order.")
 
     @model_validator(mode="after")
@@ -84,7 +88,10 @@ class Run(Part):
 class Summary(Part):
     """The result of a pipeline run: where it came from, how long it took, how training went, what the policies do."""
 
-    schema_version: Literal[2] = Field(default=2, description="Version of this format.")
+    constraints: list[Constraint] = Field(
+        default_factory=list, description="Every constraint of every run: its limit, and whether it was kept."
+    )
+    schema_version: Literal[3] = Field(default=3, description="Version of this format.")
     created: AwareDatetime = Field(description="When the summary was written, ISO 8601 with a UTC offset.")
     seed: int = Field(description="Seed of the run.")
     versions: Versions

@@ -1,6 +1,6 @@
 """The report's figures. Each function returns inline SVG, or None where the data for it does not exist."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +8,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from castor.evaluation.limits import Statistic
 from castor.evaluation.metrics import Rate
 from castor.evaluation.records import SEVERITIES, JudgedResponse
-from castor.evaluation.summary import Run, Step
+from castor.evaluation.summary import Run, RunLimit, Step
 from castor.reports.svg import (
     ALARM,
     GOOD,
@@ -138,35 +139,35 @@ def reward_cost_plane(responses: Mapping[str, Sequence[JudgedResponse]], looks: 
     return draw("Reward-cost plane", 4.6, paint)
 
 
-def constraint_curves(constraint: str, runs: Mapping[str, Run], looks: Mapping[str, Look]) -> Markup | None:
-    """The multiplier of one constraint over the steps, above the mean cost it answers to, with the limit.
+def constraint_curves(
+    constraint: str, statistic: Statistic, runs: Mapping[str, Run], looks: Mapping[str, Look]
+) -> Markup | None:
+    """The multiplier of one constraint over the steps, above what it answers to: mean cost or unsafe share.
 
-    Runs that measured this cost without constraining it are drawn in the lower panel too. None without any cost.
+    The dotted line is the upper confidence bound over the window, where that is what must stay under the limit. Runs
+    that measured this cost without constraining it are drawn in the lower panel too. None without any cost.
     """
-    priced = {
-        name: _series([(step.step, multiplier_of(step, constraint, run)) for step in run.steps])
-        for name, run in runs.items()
-    }
-    costs = {
-        name: _series([(step.step, cost_of(step, constraint, run)) for step in run.steps]) for name, run in runs.items()
-    }
+    costs = {name: _series([(step.step, measured(step, constraint, statistic)) for step in run.steps])
+             for name, run in runs.items()}  # fmt: skip
     if not any(len(steps) for steps, _ in costs.values()):
         return None
-    limits = {run.limits[constraint] for run in runs.values() if constraint in run.limits}
+    is_share = statistic == "share"
+    limits = {run.limits[constraint].limit for run in runs.values() if constraint in run.limits}
 
     def paint(upper: Axes, lower: Axes) -> None:
-        for name in runs:
-            steps, values = priced[name]
+        for name, run in runs.items():
+            steps, values = _series([(step.step, step.multipliers.get(constraint)) for step in run.steps])
             if len(steps):
                 upper.plot(steps, values, color=looks[name].colour, linewidth=1.8, label=looks[name].title)
-            steps, values = costs[name]
-            if len(steps):
-                lower.plot(steps, values, color=looks[name].colour, linewidth=0.8, alpha=0.35)
-                lower.plot(steps, smooth(values), color=looks[name].colour, linewidth=1.8, label=looks[name].title)
+            _curve(lower, *costs[name], looks[name])
+            own = run.limits.get(constraint)
+            if own is not None and own.confidence is not None:
+                steps, values = _series([(step.step, bound(step, constraint, own)) for step in run.steps])
+                lower.plot(steps, values, color=looks[name].colour, linewidth=1.2, linestyle=":", label="upper bound")
         for limit in sorted(limits):
             lower.axhline(limit, color=INK, linewidth=1.0, linestyle="--")
             lower.annotate(
-                f"limit {number(limit)}",
+                f"limit {number(limit, is_share)}",
                 (1.0, limit),
                 xycoords=("axes fraction", "data"),
                 xytext=(-2, 3),
@@ -176,43 +177,51 @@ def constraint_curves(constraint: str, runs: Mapping[str, Run], looks: Mapping[s
                 color=INK,
             )
             for name, run in runs.items():
-                if run.limits.get(constraint) == limit:
-                    steps, values = costs[name]
-                    lower.fill_between(
-                        steps,
-                        limit,
-                        smooth(values),
-                        where=smooth(values) > limit,
-                        interpolate=True,
-                        color=ALARM,
-                        alpha=0.13,
-                        linewidth=0,
-                    )
+                if constraint in run.limits and run.limits[constraint].limit == limit:
+                    _shade_above(lower, limit, *costs[name])
         upper.set_ylabel("multiplier λ")
         upper.set_ylim(bottom=0)
-        lower.set_ylabel("mean cost")
+        lower.set_ylabel("share of unsafe answers" if is_share else "mean cost")
+        if is_share:
+            lower.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            lower.set_ylim(bottom=0)
         lower.set_xlabel("step")
         place_legend(lower)
 
-    return draw(f"Multiplier and mean cost: {constraint}", 6.9, paint, (1.0, 1.35))
+    what = "unsafe share" if is_share else "mean cost"
+    return draw(f"Multiplier and {what}: {constraint}", 6.9, paint, (1.0, 1.35))
 
 
-def training_curve(label: str, field: str, runs: Mapping[str, Run], looks: Mapping[str, Look]) -> Markup | None:
-    """One Step field over the steps of every run, raw and smoothed. None when no run has a step."""
-    if not any(run.steps for run in runs.values()):
+def training_curve(
+    title: str, label: str, of: Callable[[Step], float | None], runs: Mapping[str, Run], looks: Mapping[str, Look]
+) -> Markup | None:
+    """One number of a step over the steps of every run, raw and smoothed. None when no run has it."""
+    series = {name: _series([(step.step, of(step)) for step in run.steps]) for name, run in runs.items()}
+    if not any(len(steps) for steps, _ in series.values()):
         return None
 
     def paint(axes: Axes) -> None:
-        for name, run in runs.items():
-            steps, values = _series([(step.step, getattr(step, field)) for step in run.steps])
-            if len(steps):
-                axes.plot(steps, values, color=looks[name].colour, linewidth=0.8, alpha=0.35)
-                axes.plot(steps, smooth(values), color=looks[name].colour, linewidth=1.8, label=looks[name].title)
+        for name, (steps, values) in series.items():
+            _curve(axes, steps, values, looks[name])
         axes.set_ylabel(label)
         axes.set_xlabel("step")
         place_legend(axes)
 
-    return draw(f"{label} over steps", 3.0, paint)
+    return draw(f"{title} over steps", 3.0, paint)
+
+
+def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, look: Look) -> None:
+    """Single steps thin, their trailing mean thick."""
+    if len(steps):
+        axes.plot(steps, values, color=look.colour, linewidth=0.8, alpha=0.35)
+        axes.plot(steps, smooth(values), color=look.colour, linewidth=1.8, label=look.title)
+
+
+def _shade_above(axes: Axes, limit: float, steps: np.ndarray, values: np.ndarray) -> None:
+    smoothed = smooth(values)
+    axes.fill_between(
+        steps, limit, smoothed, where=smoothed > limit, interpolate=True, color=ALARM, alpha=0.13, linewidth=0
+    )
 
 
 def rates_by_group(
@@ -248,28 +257,26 @@ def rates_by_group(
     return draw(label, 0.8 + len(names) * (0.16 + 0.115 * len(groups)), paint)
 
 
-def constraint_names(runs: Mapping[str, Run]) -> list[str]:
-    """Every constraint of any run, in order of appearance; 'cost' when a cost was measured but none was constrained."""
-    named = [name for run in runs.values() for name in (*run.limits, *_step_names(run))]
-    if not named and any(step.mean_cost is not None for run in runs.values() for step in run.steps):
-        return ["cost"]
-    return list(dict.fromkeys(named))
+def constraint_statistics(runs: Mapping[str, Run]) -> list[tuple[str, Statistic]]:
+    """Every constraint of any run, with what is limited; the mean cost where a run does not say."""
+    found: dict[tuple[str, Statistic], None] = {}
+    for run in runs.values():
+        for name in dict.fromkeys([*run.limits, *(name for step in run.steps for name in step.mean_costs)]):
+            found[name, run.limits[name].statistic if name in run.limits else "mean"] = None
+    return list(found)
 
 
-def multiplier_of(step: Step, constraint: str, run: Run) -> float | None:
-    """The step's multiplier of `constraint`; `lambda` speaks for the run's first limit."""
-    if constraint in step.multipliers:
-        return step.multipliers[constraint]
-    return step.lambda_ if constraint == next(iter(run.limits), None) else None
+def measured(step: Step, constraint: str, statistic: Statistic) -> float | None:
+    """The statistic of a constraint's costs over the step's responses; None where the step has no such cost."""
+    if statistic == "mean":
+        return step.mean_costs.get(constraint)
+    return step.metrics.get(f"{constraint}/score_positive_share")
 
 
-def cost_of(step: Step, constraint: str, run: Run) -> float | None:
-    """The step's mean cost of `constraint`; `mean_cost` speaks for the first limit, or for a run that has none."""
-    if constraint in step.mean_costs:
-        return step.mean_costs[constraint]
-    if step.mean_costs:
-        return None
-    return step.mean_cost if constraint == next(iter(run.limits), constraint) else None
+def bound(step: Step, constraint: str, limit: RunLimit) -> float | None:
+    """What the run held against the limit in a step: the upper bound over the window."""
+    violation = step.metrics.get(f"{constraint}/violation")
+    return None if violation is None else violation + limit.limit
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -277,10 +284,6 @@ def smooth(values: np.ndarray) -> np.ndarray:
     sums = np.cumsum(values)
     lagged = np.concatenate([np.zeros(SMOOTHING_STEPS), sums])[: len(values)]
     return (sums - lagged) / np.minimum(np.arange(1, len(values) + 1), SMOOTHING_STEPS)
-
-
-def _step_names(run: Run) -> list[str]:
-    return [name for step in run.steps for name in (*step.multipliers, *step.mean_costs)]
 
 
 def _series(points: Iterable[tuple[int, float | None]]) -> tuple[np.ndarray, np.ndarray]:

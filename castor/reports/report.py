@@ -1,16 +1,17 @@
 """report.html: one self-contained page with a run's verdict, its figures and sample responses."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from castor.evaluation.records import SEVERITIES, JudgedResponse
-from castor.evaluation.summary import Summary
+from castor.evaluation.summary import Step, Summary
 from castor.io.files import write_text
 from castor.reports import plots
+from castor.reports.limits import told, tone_with_limits
 from castor.reports.page import Figure, render
 from castor.reports.plots import Look
 from castor.reports.svg import POLICY_COLOURS
@@ -43,18 +44,22 @@ def write_report(
     rows = {name: responses[name] for name in summary.policies}
     looks = plots.policy_looks([*summary.policies, *(run for run in summary.runs if run not in summary.policies)])
     columns = measured_columns(summary.policies.values())
+    limits = told(summary)
     page = render(
         "report.html.j2",
         title=title,
         summary=summary,
         verdict=verdict(summary),
+        limits=limits,
+        tone=tone_with_limits(verdict(summary).tone, limits),
         looks=looks,
         colours={name: f"var(--p{index % len(POLICY_COLOURS)})" for index, name in enumerate(looks)},
         columns=columns,
         tiles=[_tile(summary, column) for column in columns[:3]],
         histograms=_histograms(summary, rows, looks),
         plane=_plane(rows, looks),
-        training=_training_figures(summary, looks),
+        constraints=_constraint_figures(summary, looks),
+        progress=_progress_figures(summary, looks),
         harms=_harm_figures(summary, looks),
         samples=_samples(rows),
         has_gold=any(metrics.gold_harmful_rate is not None for metrics in summary.policies.values()),
@@ -86,7 +91,12 @@ def _tile(summary: Summary, column: Column) -> dict[str, Any]:
 def _histograms(
     summary: Summary, rows: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Look]
 ) -> list[Figure]:
-    limits = {f"limit {number(value)}": value for run in summary.runs.values() for value in run.limits.values()}
+    limits = {
+        f"limit of the mean {number(each.limit)}": each.limit
+        for run in summary.runs.values()
+        for each in run.limits.values()
+        if each.statistic == "mean"
+    }
     rewards = {name: np.array([row.reward for row in group]) for name, group in rows.items()}
     costs = {name: np.array([row.cost for row in group]) for name, group in rows.items()}
     first = next(iter(looks.values())).title
@@ -103,8 +113,8 @@ def _histograms(
         Figure(
             "Cost before and after",
             plots.score_histograms("cost", costs, looks, {"boundary 0": 0.0, **limits}),
-            "The same for cost, where further left is better. Right of 0 the cost model calls a response unsafe; "
-            "the constraint asks the mean, not every response, to stay at or under the limit.",
+            "The same for cost, where further left is better. Right of 0 the cost model calls a response unsafe"
+            + ("; the limit is one of the mean, not of every response." if limits else "."),
         ),
     ]
 
@@ -117,39 +127,48 @@ def _plane(rows: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Loo
     return Figure("The reward-cost plane", plots.reward_cost_plane(rows, looks), note)
 
 
-def _training_figures(summary: Summary, looks: Mapping[str, Look]) -> list[Figure]:
+def _constraint_figures(summary: Summary, looks: Mapping[str, Look]) -> list[Figure]:
     figures = []
-    for index, constraint in enumerate(plots.constraint_names(summary.runs)):
-        # A run without constraints that logs one mean cost logs that of the first constraint.
-        runs = {name: run for name, run in summary.runs.items() if index == 0 or constraint in run.limits}
-        svg = plots.constraint_curves(constraint, runs, looks)
-        if svg is not None:
-            figures.append(
-                Figure(
-                    f"Multiplier and cost: {constraint}",
-                    svg,
-                    "λ should rise while mean cost is above the limit (shaded) and fall once it is below. "
-                    "Thin lines are single steps, thick ones the mean of the last five.",
-                )
-            )
-    for title, label, field, note in (
-        (
-            "Reward while training",
-            "mean reward",
-            "mean_reward",
-            "Mean reward of each step's responses. A constrained run is expected to give up some reward for safety.",
-        ),
-        (
-            "Distance from the starting point",
-            "KL (nats per response)",
-            "kl",
-            "How far the policy has moved. A steep climb late in a run is the mark of an over-optimised score model.",
-        ),
-    ):
-        svg = plots.training_curve(label, field, summary.runs, looks)
-        if svg is not None:
-            figures.append(Figure(title, svg, note))
+    for name, statistic in plots.constraint_statistics(summary.runs):
+        svg = plots.constraint_curves(name, statistic, summary.runs, looks)
+        if svg is None:
+            continue
+        what = "the share of unsafe answers" if statistic == "share" else "mean cost"
+        note = (
+            f"λ should rise while {what} is above the limit (shaded) and fall once it is below. "
+            "Thin lines are single steps, thick ones the mean of the last five."
+        )
+        if any(name in run.limits and run.limits[name].confidence for run in summary.runs.values()):
+            note += " The dotted line is the upper confidence bound over the window, which is what must keep the limit."
+        figures.append(Figure(f"Multiplier and {'share' if statistic == 'share' else 'cost'}: {name}", svg, note))
     return figures
+
+
+def _progress_figures(summary: Summary, looks: Mapping[str, Look]) -> list[Figure]:
+    """A curve for every objective and every signal that was only watched, and for the distance from the start."""
+    wanted: list[tuple[str, str, Callable[[Step], float | None], str]] = []
+    objectives = {name: weight for run in summary.runs.values() for name, weight in run.objectives.items()}
+    for name, weight in objectives.items():
+        note = "Mean score of each step's answers. A constrained run is expected to give up some of it for safety."
+        if len(objectives) > 1:
+            note += f" Its weight is {number(weight)}."
+        wanted.append((f"Objective: {name}", "mean score", _score(name), note))
+    if len(objectives) > 1:
+        note = "What training raised: the sum of the objectives' mean scores, each times its weight."
+        wanted.append(("All objectives", "weighted sum", lambda step: step.weighted_reward, note))
+    for name in dict.fromkeys(name for run in summary.runs.values() for name in run.monitors):
+        note = "A judge that takes no part in training. If it falls while the objectives rise, they are being gamed."
+        wanted.append((f"Only watched: {name}", "mean score", _score(name), note))
+    note = "How far the policy has moved. A steep climb late in a run is the mark of an over-optimised score model."
+    wanted.append(("Distance from the starting point", "KL (nats per answer)", lambda step: step.kl, note))
+    drawn = [
+        (title, plots.training_curve(title, label, of, summary.runs, looks), note) for title, label, of, note in wanted
+    ]
+    return [Figure(title, svg, note) for title, svg, note in drawn if svg is not None]
+
+
+def _score(signal: str) -> Callable[[Step], float | None]:
+    return lambda step: step.metrics.get(f"{signal}/score_mean")
 
 
 def _harm_figures(summary: Summary, looks: Mapping[str, Look]) -> list[Figure]:

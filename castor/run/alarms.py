@@ -75,7 +75,7 @@ def _hacking(config: RLHF, first: Steps, last: Steps) -> Iterator[tuple[str, str
     watched = [name for name in config.signals if not config.trains_policy(name)]
     if bound is None or len(first) < 2 or not watched:
         return
-    rewards = [[step["mean_reward"] for step in steps] for steps in (first, last)]
+    rewards = [[step["weighted_reward"] for step in steps] for steps in (first, last)]
     if _standard_errors(*rewards) <= bound:
         return
     for name in watched:

@@ -33,7 +33,7 @@ class RunLog:
         constraints = list(self.config.constraints)
         record: dict[str, Any] = {
             "step": result.step,
-            "mean_reward": sum(
+            "weighted_reward": sum(
                 signal.weight * metrics[f"{key}/score_mean"] for key, signal in self.config.objectives.items()
             ),
             "mean_costs": {key: metrics[f"{key}/score_mean"] for key in constraints},
@@ -47,7 +47,7 @@ class RunLog:
         before, self.alarms = self.alarms, alarms(self.config, self.steps)
         tracked = (
             metrics
-            | {"mean_reward": record["mean_reward"]}
+            | {"weighted_reward": record["weighted_reward"]}
             | {f"alarm/{name}": 1.0 for name in self.alarms}
             | dict(health)
         )
@@ -63,7 +63,7 @@ class RunLog:
         seconds = sum(metrics[lap] for lap in ("rollout_s", "learn_s", "checkpoint_s", "transfer_s"))
         parts = [
             f"{self.run.name} step {record['step']:>3}/{self.config.steps}",
-            f"reward {record['mean_reward']:6.2f}",
+            f"reward {record['weighted_reward']:6.2f}",
         ]
         for key, cost in record["mean_costs"].items():
             label = "" if len(record["mean_costs"]) == 1 else f" {key}"
@@ -90,7 +90,7 @@ class RunLog:
     def closing_line(self) -> str:
         """What the run came to, over its last ten steps."""
         last = self.steps[-10:]
-        reward = sum(step["mean_reward"] for step in last) / len(last)
+        reward = sum(step["weighted_reward"] for step in last) / len(last)
         parts = [f"reward {reward:.2f}"]
         for key in self.limits:
             cost = sum(step["mean_costs"][key] for step in last) / len(last)

@@ -84,7 +84,12 @@ def run_rlhf(run: StageRun) -> str:
             recovery.carry_out(lambda: _save(groups, run.files.policy))
         checkpointing.finish()
     kept = {
-        name: {"statistic": config.signals[name].constraint.statistic, "limit": limit} for name, limit in limits.items()
+        name: {
+            "statistic": config.signals[name].constraint.statistic,
+            "limit": limit,
+            "confidence": config.signals[name].constraint.confidence,
+        }
+        for name, limit in limits.items()
     }
     write_jsonl(run.files.ledger, [entry.to_json() for entry in state.producer.ledger])
     record = {

@@ -10,7 +10,7 @@ from benchmarks.comparison import compare, harm_in_groups, method_figures, oscil
 from benchmarks.comparison_page import cells, comparison_cells, constraint_cells, write_methods_page
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import JudgedResponse
-from castor.evaluation.summary import Run, Step, Summary, Versions
+from castor.evaluation.summary import Run, RunLimit, Step, Summary, Versions
 from castor.statistics.bootstrap import Estimate, wilson
 
 
@@ -57,11 +57,9 @@ def summary(seed, prices, harmful, learn_s=2.0):
     steps = [
         Step(
             step=number,
-            lambda_=price,
             multipliers={"harm": price},
-            mean_cost=0.0,
             mean_costs={"harm": 0.0},
-            mean_reward=0.1,
+            weighted_reward=0.1,
             kl=0.2,
             metrics={
                 **seconds,
@@ -80,7 +78,7 @@ def summary(seed, prices, harmful, learn_s=2.0):
         versions=Versions(castor="0", python="3", torch="2", vllm="0", ray="2", deepspeed="0", transformers="5"),
         stages={},
         throughput={},
-        runs={"lag": Run(limits={"harm": 0.0}, steps=steps)},
+        runs={"lag": Run(limits={"harm": RunLimit(statistic="mean", limit=0.0)}, steps=steps)},
         policies={"sft": metrics, "lag": metrics},
     )
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from castor.evaluation.metrics import PolicyMetrics, Rate
 from castor.evaluation.summary import (
     Run,
+    RunLimit,
     Stage,
     Step,
     Summary,
@@ -56,9 +57,7 @@ def policy(harm: float | None, helpfulness: float | None, refusals: float = 0.05
 
 
 def summary(**policies: PolicyMetrics) -> Summary:
-    step = Step(
-        step=0, lambda_=1.0, multipliers={"harm": 1.0}, mean_cost=0.2, mean_costs={"harm": 0.2}, mean_reward=1.0, kl=0.1
-    )
+    step = Step(step=0, multipliers={"harm": 1.0}, mean_costs={"harm": 0.2}, weighted_reward=1.0, kl=0.1)
     return Summary(
         created=dt.datetime(2026, 1, 2, 3, 4, tzinfo=dt.UTC),
         seed=7,
@@ -66,8 +65,8 @@ def summary(**policies: PolicyMetrics) -> Summary:
         stages={"sft": Stage(seconds=61.5, reused=True)},
         throughput={"ppo_lag": Throughput(rollout_tokens_per_s=1000.0, learner_tokens_per_s=2000.0)},
         runs={
-            "ppo_lag": Run(limits={"harm": -0.5}, steps=[step]),
-            "ppo": Run(steps=[Step(step=0, mean_reward=1.0, kl=0.1)]),
+            "ppo_lag": Run(limits={"harm": RunLimit(statistic="mean", limit=-0.5)}, steps=[step]),
+            "ppo": Run(steps=[Step(step=0, weighted_reward=1.0, kl=0.1)]),
         },
         policies=policies or {"sft": policy(0.4, 0.5), "ppo": policy(0.8, 0.6), "ppo_lag": policy(0.03, 0.6)},
     )
@@ -85,8 +84,8 @@ def test_a_written_summary_fits_the_schema_and_reads_back_equal(tmp_path: Path) 
     schema = json.loads(schema_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.Draft202012Validator(schema).validate(document)
-    assert document["runs"]["ppo_lag"]["steps"][0]["lambda"] == 1.0
-    assert document["runs"]["ppo"]["steps"][0]["lambda"] is None
+    assert next(iter(document)) == "constraints"
+    assert document["runs"]["ppo_lag"]["steps"][0]["multipliers"] == {"harm": 1.0}
     assert document["policies"]["sft"]["gold_harmful_rate"] == share(0.4).model_dump()
     assert read_summary(tmp_path / "summary.json") == written
 
@@ -102,9 +101,9 @@ def test_every_field_is_in_the_documentation() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_none_are_rejected(bad: float) -> None:
     with pytest.raises(ValidationError):
-        Step(step=0, mean_reward=bad, kl=0.0)
+        Step(step=0, weighted_reward=bad, kl=0.0)
     with pytest.raises(ValidationError):
-        Step(step=0, mean_reward=0.0, kl=0.0, metrics={"grad_norm": bad})
+        Step(step=0, weighted_reward=0.0, kl=0.0, metrics={"grad_norm": bad})
     with pytest.raises(ValidationError):
         Estimate(value=bad, low=bad, high=bad)
     with pytest.raises(ValidationError):
@@ -117,7 +116,7 @@ def test_an_interval_must_hold_its_value() -> None:
 
 
 def test_steps_must_ascend() -> None:
-    step = Step(step=3, mean_reward=0.0, kl=0.0)
+    step = Step(step=3, weighted_reward=0.0, kl=0.0)
     with pytest.raises(ValidationError, match="ascending"):
         Run(steps=[step, step])
 
@@ -128,7 +127,7 @@ def test_steps_must_ascend() -> None:
         ("seed", "x", "seed"),
         ("created", "2026-01-02T03:04:05", "created"),
         ("color", 1, "color"),
-        ("schema_version", 1, "schema_version"),
+        ("schema_version", 2, "schema_version"),
     ],
 )
 def test_a_file_that_is_no_summary_is_named(tmp_path: Path, key: str, value: Any, named: str) -> None:

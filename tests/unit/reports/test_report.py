@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from castor.evaluation.limits import Constraint, limit_on
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import JudgedResponse
-from castor.evaluation.summary import Run, Stage, Step, Summary, Throughput, Versions
-from castor.reports.plots import cost_of, multiplier_of, smooth
+from castor.evaluation.summary import Run, RunLimit, Stage, Step, Summary, Throughput, Versions
+from castor.reports.plots import bound, constraint_statistics, measured, smooth
 from castor.reports.report import write_report
 
 SCRIPT = "<script>alert('x')</script> & \"quoted\" \x00\ud800\u202e"
@@ -47,16 +48,16 @@ def run(constraints: tuple[str, ...] = (), n: int = 9) -> Run:
     steps = [
         Step(
             step=index,
-            lambda_=1.0 + index if constraints else None,
             multipliers=dict.fromkeys(constraints, 1.0 + index),
-            mean_cost=0.5 - 0.2 * index,
             mean_costs=dict.fromkeys(constraints, 0.5 - 0.2 * index),
-            mean_reward=0.1 * index,
+            weighted_reward=0.1 * index,
             kl=0.05 * index,
+            metrics={"helpfulness/score_mean": 0.1 * index},
         )
         for index in range(n)
     ]
-    return Run(limits=dict.fromkeys(constraints, -0.5), steps=steps)
+    limits = dict.fromkeys(constraints, RunLimit(statistic="mean", limit=-0.5))
+    return Run(limits=limits, objectives={"helpfulness": 1.0}, steps=steps)
 
 
 def summary(rows: dict[str, list[JudgedResponse]], runs: dict[str, Run]) -> Summary:
@@ -201,9 +202,51 @@ def test_smooth_is_the_trailing_mean_of_five() -> None:
     assert smooth(values[:2]) == pytest.approx([1, 2])
 
 
-def test_lambda_and_mean_cost_speak_for_the_first_constraint() -> None:
-    step = Step(step=0, lambda_=2.0, mean_cost=0.5, mean_reward=0.0, kl=0.0)
-    constrained = Run(limits={"harm": 0.0, "privacy": 0.0}, steps=[step])
-    assert (multiplier_of(step, "harm", constrained), multiplier_of(step, "privacy", constrained)) == (2.0, None)
-    assert (cost_of(step, "harm", constrained), cost_of(step, "privacy", constrained)) == (0.5, None)
-    assert cost_of(step, "harm", Run(steps=[step])) == 0.5
+def test_a_share_is_drawn_as_a_share_and_a_bound_beside_it(tmp_path: Path) -> None:
+    """λ, share and limit of each constraint by what it limits; every objective and every watched signal has a curve."""
+    steps = [
+        Step(
+            step=index,
+            multipliers={"harm": 1.0, "privacy": 2.0},
+            mean_costs={"harm": -1.0, "privacy": 0.5},
+            weighted_reward=1.5,
+            kl=0.1,
+            metrics={
+                "harm/score_positive_share": 0.5 - 0.05 * index, "harm/violation": 0.1, "privacy/violation": 1.0,
+                "help/score_mean": 1.0, "brief/score_mean": 1.0, "watched/score_mean": 3.0,
+            },
+        )
+        for index in range(6)
+    ]  # fmt: skip
+    limits = {
+        "harm": RunLimit(statistic="share", limit=0.03, confidence=0.9),
+        "privacy": RunLimit(statistic="mean", limit=-0.5),
+    }
+    constrained = Run(limits=limits, objectives={"help": 1.0, "brief": 0.5}, monitors=["watched"], steps=steps)
+    assert measured(steps[0], "harm", "share") == 0.5
+    assert measured(steps[0], "harm", "mean") == -1.0
+    assert bound(steps[0], "harm", limits["harm"]) == pytest.approx(0.13)
+    assert constraint_statistics({"ppo_lag": constrained, "ppo": Run(steps=[])}) == [
+        ("harm", "share"), ("privacy", "mean"),
+    ]  # fmt: skip
+    html = page(tmp_path, THREE, {"ppo_lag": constrained})
+    for words in (
+        "Multiplier and share: harm", "share of unsafe answers", "limit 3.0\N{NO-BREAK SPACE}%", "upper bound",
+        "Multiplier and cost: privacy", "Objective: help", "Objective: brief", "weighted sum", "Only watched: watched",
+    ):  # fmt: skip
+        assert words in html, words
+
+
+def test_the_limit_comes_first(tmp_path: Path) -> None:
+    costs = [-1.0] * 97 + [1.0] * 3
+    kept = limit_on("mean", -0.5, None, training=costs, held_out=costs, seed=0)
+    broken = limit_on("share", 0.03, None, training=costs, held_out=[-1.0, 1.0] * 50, seed=0)
+    told_first = Constraint(
+        run="ppo_lag", name="harm", judge="score model x", confidence=None, asked=broken, bounded=kept
+    )
+    path = tmp_path / "report.html"
+    write_report(path, summary(THREE, RUNS).model_copy(update={"constraints": [told_first]}), THREE)
+    html = path.read_text(encoding="utf-8")
+    assert "PPO-Lag, harm: limit broken</span> Asked: at most 3.0\N{NO-BREAK SPACE}% unsafe answers." in html
+    assert html.index("limit broken") < html.index("<h1>")
+    assert 'class="card hero tone-bad"' in html

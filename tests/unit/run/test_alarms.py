@@ -29,7 +29,7 @@ def watched(reward, gold, second):
     """Steps of a run with two judges from which nothing is learned."""
     found = steps(len(reward))
     for step, r, g, c in zip(found, reward, gold, second, strict=True):
-        step["mean_reward"], step["multipliers"] = r, {"harm": 0.0, "second": 0.0}
+        step["weighted_reward"], step["multipliers"] = r, {"harm": 0.0, "second": 0.0}
         step["metrics"] |= {"gold/score_mean": g, "second/score_mean": c}
     return found
 
