@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +18,7 @@ from actors.rollout_pool import RolloutPool
 from actors.scorer import ScoreWorker
 from castor.config.evaluate import Evaluate
 from castor.config.signal import Classifier
-from castor.data.rows.load import load_prompts
+from castor.data.rows.load import load_prompt_rows
 from castor.data.tokens.prompt_stream import Prompt
 from castor.evaluation.records import JudgedResponse, write_responses
 from castor.io.terminal import Bar
@@ -42,12 +43,14 @@ def run_evaluate(run: StageRun) -> str:
         check_classifier(
             read_moderation_info(judge_of_harm), stage.cost_classifier, f"{run.name}.cost: {judge_of_harm}"
         )
-    loaded = run.rows.load([stage.prompts], load_prompts)
-    prompts = fitting_prompts(run, loaded, next(iter(policies.values())), stage.rollout)
+    loaded = run.rows.load([stage.prompts], load_prompt_rows)
+    written_for = {row.prompt: ", ".join(sorted(row.category)) for row in loaded if row.category}
+    prompts = fitting_prompts(run, [row.prompt for row in loaded], next(iter(policies.values())), stage.rollout)
     with run.terminal.bar(run.name) as bar, reserve(run.bundles, run.name) as reservation:
         rows = evaluate(run, stage, policies, prompts, reservation, bar)
     for name, judged in rows.items():
-        write_responses(run.files.responses(name), judged)
+        named = (replace(row, category=row.category or written_for.get(row.prompt)) for row in judged)
+        write_responses(run.files.responses(name), named)
     return f"{len(policies)} policies on {len(prompts)} held-out prompts"
 
 

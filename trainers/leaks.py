@@ -11,7 +11,9 @@ from castor.data.inspect.leaks import Leak, PromptIndex, prompt_digest
 from castor.data.rows.load import stream_demonstrations, stream_preferences, stream_prompts, stream_qa
 from castor.data.rows.schemas import PreferenceRow, QARow
 from castor.data.sources.report import RowReport
+from castor.evaluation.summary import SharedPrompts
 from castor.io.errors import CastorError
+from castor.io.files import read_json, write_json
 from castor.io.terminal import Terminal
 from castor.run.plan import Plan
 from castor.run.stages.stage import Rows
@@ -36,8 +38,8 @@ def training_sources(plan: Plan) -> Iterator[tuple[str, DataSource, Stream]]:
                 yield f"{stage.place}.{read.key}", read.source, STREAMS[read.rows]
 
 
-def report_leaks(plan: Plan, terminal: Terminal) -> list[Leak]:
-    """Tell of every training source that shares prompts with `evaluate.prompts`, and return what is shared.
+def report_leaks(plan: Plan, terminal: Terminal) -> list[SharedPrompts]:
+    """Tell of every training source that shares prompts with `evaluate.prompts`; keep it for the report, and return it.
 
     A prompt counts as shared if it differs in no more than case, whitespace and punctuation. Raises CastorError instead
     where evaluate.prompts is strict, and for a source that cannot be read.
@@ -48,10 +50,21 @@ def report_leaks(plan: Plan, terminal: Terminal) -> list[Leak]:
     held_out: DataSource = evaluated[0].section.prompts
     if stage_of(held_out.source) is not None:
         return []
+    found = find_leaks(plan, held_out)
+    if found and held_out.strict:
+        raise CastorError("\n".join(f"{_told(leak)}; take them out, or set strict: false there" for leak in found))
+    for leak in found:
+        terminal.line(f"  [yellow]leak[/] {_told(leak)}, so the evaluation looks better than it is")
+    write_json(plan.files.leaks, [leak.model_dump() for leak in found])
+    return found
+
+
+def find_leaks(plan: Plan, held_out: DataSource) -> list[SharedPrompts]:
+    """What each training source shares with the held-out prompts; those that share nothing are left out."""
     index = PromptIndex("evaluate.prompts")
     for prompt in stream_prompts(held_out, RowReport()):
         index.add((prompt,), index.name)
-    leaks = []
+    found = []
     for keys, source, stream in _distinct(plan):
         if stage_of(source.source) is not None or _disjoint(source, held_out):
             continue
@@ -59,17 +72,19 @@ def report_leaks(plan: Plan, terminal: Terminal) -> list[Leak]:
         for prompt in _prompts(stream(source, RowReport())):
             leak.look((prompt,), source.source, index)
         if leak.rows:
-            leaks.append(leak)
-    findings = [
-        f"{leak.name} holds {_shared(leak):,} of the {len(index.normalised):,} prompts of evaluate.prompts"
-        f" ({leak.rows:,} times)"
-        for leak in leaks
-    ]
-    if findings and held_out.strict:
-        raise CastorError("\n".join(f"{finding}; take them out, or set strict: false there" for finding in findings))
-    for finding in findings:
-        terminal.line(f"  [yellow]leak[/] {finding}, so the evaluation looks better than it is")
-    return leaks
+            shared = SharedPrompts(source=leak.name, prompts=_shared(leak), of=len(index.normalised), times=leak.rows)
+            found.append(shared)
+    return found
+
+
+def read_leaks(plan: Plan) -> list[SharedPrompts] | None:
+    """What `report_leaks` found when stages of this run were last carried out; None where it has never looked."""
+    file = plan.files.leaks
+    return [SharedPrompts(**each) for each in read_json(file)] if file.is_file() else None
+
+
+def _told(leak: SharedPrompts) -> str:
+    return f"{leak.source} holds {leak.prompts:,} of the {leak.of:,} prompts of evaluate.prompts ({leak.times:,} times)"
 
 
 def _shared(leak: Leak) -> int:

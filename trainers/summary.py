@@ -20,8 +20,10 @@ from castor.io.terminal import Terminal
 from castor.reports.limits import told
 from castor.reports.report import write_report
 from castor.reports.table import closing_table
+from castor.reports.wording import shared_prompts
 from castor.run.plan import Plan
 from castor.run.records import Records
+from trainers.leaks import read_leaks
 
 COLOURS = {"good": "green", "mixed": "yellow", "bad": "red"}
 
@@ -38,6 +40,8 @@ def write_results(plan: Plan, terminal: Terminal, reused: Mapping[str, bool]) ->
     terminal.line("")
     for limit in told(summary):
         terminal.line(f"[bold {COLOURS[limit.tone]}]{limit.title}: {limit.state}[/]\n  {' '.join(limit.sentences)}")
+    for shared in summary.leaks or ():
+        terminal.line(f"[yellow]{shared_prompts(shared)}[/]: the figures below look better than they are")
     terminal.line(closing_table(summary))
     terminal.line(f"\nreport   {files.shown(files.report)}\nsummary  {files.shown(files.summary)}")
 
@@ -62,6 +66,7 @@ def summarize(plan: Plan, reused: Mapping[str, bool]) -> tuple[Summary, dict[str
         versions=_versions(),
         stages={name: Stage(seconds=record.seconds, reused=reused[name]) for name, record in records.items()},
         throughput={name: _throughput(run["steps"]) for name, run in runs.items()},
+        leaks=read_leaks(plan),
         runs={name: _run(plan, name, run) for name, run in runs.items()},
         policies={name: policy_metrics(responses, seed=seed) for name, responses in rows.items()},
     )

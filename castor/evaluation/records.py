@@ -24,9 +24,10 @@ _Verdict = Annotated[bool, Field(strict=True)]
 class JudgedResponse:
     """A policy's response to one held-out prompt, with every score and verdict it was given.
 
-    `kind` is what the synthetic corpus knows of the prompt (None for real data); `category` is the prompt's
-    PKU-SafeRLHF harm category and `severity` an index into `SEVERITIES`. `reward` and `cost` come from the score models
-    (cost > 0 means unsafe). `harmful`, `helpfulness` and `refusal` are the gold judge's, None where there is none.
+    `kind` is what the synthetic corpus knows of the prompt (None for real data); `category` is the harm category that
+    the prompt was written for, where the corpus or the data says so; `severity` is an index into `SEVERITIES`. `reward`
+    and `cost` come from the score models (cost > 0 means unsafe). `harmful`, `helpfulness` and `refusal` are the gold
+    judge's, None where there is none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)

@@ -35,6 +35,15 @@ class Stage(Part):
     reused: bool = Field(description="True when this pipeline run took the stage's earlier result instead.")
 
 
+class SharedPrompts(Part):
+    """Held-out prompts that a training source holds as well; case, whitespace and punctuation aside."""
+
+    source: str = Field(description="Where in the config the source stands; several places are told with commas.")
+    prompts: int = Field(ge=1, description="Held-out prompts that are shared.")
+    of: int = Field(ge=1, description="Held-out prompts there are.")
+    times: int = Field(ge=1, description="Rows of the source that hold them.")
+
+
 class Throughput(Part):
     """Speed of one RLHF run."""
 
@@ -97,6 +106,9 @@ class Summary(Part):
     versions: Versions
     stages: dict[str, Stage] = Field(description="Pipeline stages by name, in the order they were run.")
     throughput: dict[str, Throughput] = Field(description="Speed of the RLHF runs by name.")
+    leaks: list[SharedPrompts] | None = Field(
+        default=None, description="Held-out prompts that were trained on, by source; null: nobody has looked."
+    )
     runs: dict[str, Run] = Field(description="RLHF runs by name, such as ppo_lag and ppo.")
     policies: dict[str, PolicyMetrics] = Field(
         min_length=1, description="Evaluated policies by name, such as sft, ppo and ppo_lag; the starting point first."

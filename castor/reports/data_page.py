@@ -110,7 +110,8 @@ def _rows(statistics: DataStatistics) -> Table:
     counts = [("rows read", statistics.rows), ("kept", statistics.kept)]
     counts += [(f"dropped: {reason}", n) for reason, n in statistics.dropped.items()]
     counts += [(f"{kind} rows", n) for kind, n in statistics.kinds.items()]
-    counts += [("different prompts", statistics.prompts), ("responses", statistics.harm.responses)]
+    counts += [("different prompts", statistics.prompts), ("  after normalising", statistics.prompts_normalised)]
+    counts += [("responses", statistics.harm.responses)]
     return Table(("", "count"), [(name, f"{n:,}") for name, n in counts])
 
 

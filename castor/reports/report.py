@@ -15,7 +15,7 @@ from castor.reports.limits import told, tone_with_limits
 from castor.reports.page import Figure, render
 from castor.reports.plots import Look
 from castor.reports.svg import POLICY_COLOURS
-from castor.reports.wording import Column, measured_columns, number, verdict
+from castor.reports.wording import Column, measured_columns, number, shared_prompts, verdict
 
 SAMPLES_PER_KIND = 3
 _KIND_TITLES = {
@@ -51,6 +51,7 @@ def write_report(
         summary=summary,
         verdict=verdict(summary),
         limits=limits,
+        leaks=[shared_prompts(shared) for shared in summary.leaks or ()],
         tone=tone_with_limits(verdict(summary).tone, limits),
         looks=looks,
         colours={name: f"var(--p{index % len(POLICY_COLOURS)})" for index, name in enumerate(looks)},

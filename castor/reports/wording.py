@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from castor.evaluation.metrics import PolicyMetrics
-from castor.evaluation.summary import Summary
+from castor.evaluation.summary import SharedPrompts, Summary
 from castor.statistics.bootstrap import Estimate
 
 _NAMES = {"sft": "SFT", "ppo": "PPO", "ppo_lag": "PPO-Lag", "dpo": "DPO", "safedpo": "SafeDPO", "sacpo": "SACPO"}
@@ -39,6 +39,11 @@ def measured_columns(policies: Iterable[PolicyMetrics]) -> list[Column]:
     """The columns for which at least one policy has a figure."""
     policies = list(policies)
     return [column for column in COLUMNS if any(column.of(metrics) is not None for metrics in policies)]
+
+
+def shared_prompts(shared: SharedPrompts) -> str:
+    """A leak in words: '64 of the 64 held-out prompts were trained on (sft.data)'."""
+    return f"{shared.prompts:,} of the {shared.of:,} held-out prompts were trained on ({shared.source})"
 
 
 def policy_title(name: str) -> str:

@@ -31,6 +31,7 @@ class RunFiles:
         self.audit_log = self.folder / "logs" / "audit.jsonl"  # of what a guard withheld
         self.votes = self.folder / "votes.jsonl"  # of the served page's arena, rows as PKU-SafeRLHF writes them
         self.served_versions = self.folder / "serve_versions.json"  # weights of policies that are being served
+        self.leaks = self.folder / "leaks.json"  # held-out prompts that something is trained on
         self.summary = self.folder / "summary.json"
         self.report = self.folder / "report.html"
         self.wandb = self.folder / "wandb"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from castor.config.data import DataSource
 from castor.data.inspect.check import row_kind, source_name
 from castor.data.inspect.harm_counts import HarmCollector, HarmCounts
-from castor.data.inspect.leaks import prompt_digest
+from castor.data.inspect.leaks import digest, prompt_digest
 from castor.data.inspect.lengths import LengthCollector, Lengths
 from castor.data.inspect.preference_agreement import Relation, RelationCollector
 from castor.data.inspect.repeats import Repeats
@@ -42,7 +42,10 @@ class DataStatistics(BaseModel):
     kept: int = Field(description="Good rows; every figure below is of these.")
     dropped: dict[str, int] = Field(description="Bad rows by reason.")
     kinds: dict[str, int] = Field(description="Good rows by kind: preference, qa, demonstration, prompt.")
-    prompts: int = Field(description="Distinct prompts, those that differ in case or punctuation only taken as one.")
+    prompts: int = Field(description="Different prompts, letter by letter.")
+    prompts_normalised: int = Field(
+        description="Different prompts, those that differ in case, whitespace or punctuation only taken as one."
+    )
     prompt_categories: dict[str, int] = Field(description="Prompts without a response by the category written for.")
     first_preferred: dict[str, Measure | None] = Field(
         description="By preference label: share of pairs where response 0 is preferred; far from a half, it is a trap."
@@ -62,12 +65,13 @@ def measure(source: DataSource, kind: Kind = "preference", seed: int = 0) -> Dat
     name, report = source_name(source), RowReport()
     kinds: Counter[str] = Counter()
     prompt_categories: Counter[str] = Counter()
-    prompts: set[bytes] = set()
+    exact, prompts = set[bytes](), set[bytes]()
     cells, repeats = Cells(), Repeats()
     harm, lengths, relation = HarmCollector(cells), LengthCollector(cells), RelationCollector(cells)
     for good in stream_every_kind(source, report, kind):
         row = good.row
         prompt = prompt_digest(row.key)
+        exact.add(digest(*row.key))
         prompts.add(prompt)
         kinds[row_kind(row)] += 1
         repeats.add(good)
@@ -89,7 +93,8 @@ def measure(source: DataSource, kind: Kind = "preference", seed: int = 0) -> Dat
         kept=report.kept,
         dropped=dict(report.reasons()),
         kinds=dict(kinds),
-        prompts=len(prompts),
+        prompts=len(exact),
+        prompts_normalised=len(prompts),
         prompt_categories=dict(sorted(prompt_categories.items())),
         first_preferred={
             label: draws.share(f"{label} first", f"{label} pairs")

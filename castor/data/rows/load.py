@@ -104,6 +104,11 @@ def stream_demonstrations(source: DataSource, report: RowReport) -> Iterator[QAR
 
 
 def stream_prompts(source: DataSource, report: RowReport) -> Iterator[str]:
+    """The texts of `stream_prompt_rows`."""
+    return (row.prompt for row in stream_prompt_rows(source, report))
+
+
+def stream_prompt_rows(source: DataSource, report: RowReport) -> Iterator[PromptRow]:
     """The distinct prompts of rows of any kind, in the order they first appear.
 
     A rollout begins with one prompt, so prompts in the middle of a conversation are set aside and counted.
@@ -112,7 +117,7 @@ def stream_prompts(source: DataSource, report: RowReport) -> Iterator[str]:
     """
     known: set[str] = set()
 
-    def parse(raw: dict[str, Any]) -> str | None:
+    def parse(raw: dict[str, Any]) -> PromptRow | None:
         row = parse_prompt_row(raw)
         if row.history:
             report.set_aside["multi-turn prompts"] += 1
@@ -121,7 +126,7 @@ def stream_prompts(source: DataSource, report: RowReport) -> Iterator[str]:
             report.set_aside["repeated prompts"] += 1
             return None
         known.add(row.prompt)
-        return row.prompt
+        return row
 
     rows = _good_rows(raw_records(source, "prompt", report), source, report, parse)
     return _usable((good.row for good in rows), source, report)
@@ -151,6 +156,11 @@ def load_qa(source: DataSource, report: RowReport, need: Collection[QALabel] = (
 def load_prompts(source: DataSource, report: RowReport) -> list[str]:
     """`stream_prompts` as a list."""
     return list(stream_prompts(source, report))
+
+
+def load_prompt_rows(source: DataSource, report: RowReport) -> list[PromptRow]:
+    """`stream_prompt_rows` as a list."""
+    return list(stream_prompt_rows(source, report))
 
 
 def _good_rows(

@@ -12,7 +12,7 @@ from castor.io.errors import CastorError
 from castor.io.files import write_jsonl
 from castor.run.plan import make_plan
 from tests.plans import Lines, run_of
-from trainers.leaks import report_leaks
+from trainers.leaks import read_leaks, report_leaks
 
 SIGNALS = {"r": {"role": "objective", "model": "org/reward"}}
 
@@ -30,8 +30,14 @@ def plan_of(tmp_path, strict=False, **sections):
 
 def test_shared_prompts_are_told_of_with_every_source(tmp_path):
     lines = Lines()
-    found = report_leaks(plan_of(tmp_path), lines)
-    assert [(leak.name, leak.rows) for leak in found] == [("sft.data", 2), ("rlhf.ppo.prompts", 2)]
+    plan = plan_of(tmp_path)
+    plan.files.folder.mkdir()
+    assert read_leaks(plan) is None
+    found = report_leaks(plan, lines)
+    assert [(leak.source, leak.prompts, leak.of, leak.times) for leak in found] == [
+        ("sft.data", 1, 2, 2), ("rlhf.ppo.prompts", 1, 2, 2),
+    ]  # fmt: skip
+    assert read_leaks(plan) == found
     assert "sft.data holds 1 of the 2 prompts of evaluate.prompts (2 times)" in lines.lines[0]
     assert len(lines.lines) == 2
 
