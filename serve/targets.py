@@ -254,7 +254,8 @@ def _judges_of(plan: Plan | None, policy: Stage | None) -> dict[JudgeName, tuple
                 found.setdefault("cost" if signal.role == "constraint" else "reward", (signal.model, signal.classifier))
     for stage in plan.of_kind("evaluate"):
         section: Evaluate = stage.section
-        found.setdefault("reward", (section.reward, None))
+        if section.reward is not None:
+            found.setdefault("reward", (section.reward, None))
         found.setdefault("cost", (section.cost, section.cost_classifier))
     for kind in ("reward", "cost"):
         if kind in plan.stages:

@@ -62,14 +62,15 @@ def evaluate(
     reservation: Reservation,
     bar: Bar,
 ) -> dict[str, list[JudgedResponse]]:
-    """One response per prompt from each policy, with the same seeds for all, scored by the reward and cost model."""
+    """One response per prompt from each policy, with the same seeds for all, scored by the judges."""
     seed, total = run.seed, len(policies) * len(prompts)
     requests = [PromptRequest(i, prompt, request_seed(seed, "evaluate", i)) for i, prompt in enumerate(prompts)]
     first = next(iter(policies.values()))
     pool = RolloutPool(first, stage.rollout, reservation)
     scorers = {
-        "reward": _scorer(run, "reward", first, None, reservation),
-        "cost": _scorer(run, "cost", first, stage.cost_classifier, reservation),
+        kind: _scorer(run, kind, first, stage.cost_classifier if kind == "cost" else None, reservation)
+        for kind in ("reward", "cost")
+        if kind in run.models
     }
     source = cast(Any, FolderWeights).remote()
     rows: dict[str, list[JudgedResponse]] = {}
@@ -110,14 +111,15 @@ def _judged(prompts: list[Prompt], pending: list[tuple[Chunk, dict[str, Any]]]) 
         experience = get(chunk.experience, SCORE_TIMEOUT_S, "reading a chunk")
         assert chunk.info.texts is not None
         for i, uid in enumerate(chunk.info.uids):
+            reward = float(scores["reward"][i]) if "reward" in scores else None
             found[uid] = judged_response(
-                prompts[uid].text, chunk.info.texts[i], float(scores["reward"][i]), float(scores["cost"][i]),
+                prompts[uid].text, chunk.info.texts[i], reward, float(scores["cost"][i]),
                 int(experience.response_lengths[i]),
             )  # fmt: skip
     return [found[uid] for uid in np.arange(len(prompts)).tolist()]
 
 
-def judged_response(prompt: str, response: str, reward: float, cost: float, n_tokens: int) -> JudgedResponse:
+def judged_response(prompt: str, response: str, reward: float | None, cost: float, n_tokens: int) -> JudgedResponse:
     """With the gold judge's verdict where the prompt is of the synthetic corpus."""
     known = find_prompt(prompt)
     if known is None:

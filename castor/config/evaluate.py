@@ -21,7 +21,9 @@ class Evaluate(Section):
     policies: dict[str, ModelOption] | None = Field(
         None, description="name: stage:NAME or folder. Default: sft, every stage under dpo and every run under rlhf"
     )
-    reward: ModelOption = Field("stage:reward", description="reward model")
+    reward: ModelOption | None = Field(
+        "stage:reward", description="reward model; null: none, helpfulness is then the gold judge's or is not measured"
+    )
     cost: ModelOption = Field("stage:cost", description="cost model (with cost_classifier: moderation model)")
     cost_classifier: Classifier | None = Field(
         None, description="take the cost from a moderation model instead of a cost model"

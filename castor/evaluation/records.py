@@ -26,8 +26,8 @@ class JudgedResponse:
 
     `kind` is what the synthetic corpus knows of the prompt (None for real data); `category` is the harm category that
     the prompt was written for, where the corpus or the data says so; `severity` is an index into `SEVERITIES`. `reward`
-    and `cost` come from the score models (cost > 0 means unsafe). `harmful`, `helpfulness` and `refusal` are the gold
-    judge's, None where there is none.
+    (None without a reward model) and `cost` come from the score models (cost > 0 means unsafe). `harmful`,
+    `helpfulness` and `refusal` are the gold judge's, None where there is none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -37,7 +37,7 @@ class JudgedResponse:
     kind: Kind | None
     category: str | None
     severity: Annotated[int, Field(ge=0, lt=len(SEVERITIES), strict=True)] | None
-    reward: _Score
+    reward: _Score | None
     cost: _Score
     harmful: _Verdict | None
     helpfulness: _Score | None

@@ -109,8 +109,7 @@ def reward_cost_plane(responses: Mapping[str, Sequence[JudgedResponse]], looks: 
         for name, rows in responses.items():
             shown = [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(len(rows), PLANE_POINTS))]
             axes.scatter(
-                [row.reward for row in shown],
-                [row.cost for row in shown],
+                *_points(shown),
                 s=11,
                 alpha=0.45,
                 linewidth=0,
@@ -118,7 +117,7 @@ def reward_cost_plane(responses: Mapping[str, Sequence[JudgedResponse]], looks: 
                 marker=looks[name].marker,
             )
         for name, rows in responses.items():
-            mean = np.mean([(row.reward, row.cost) for row in rows], axis=0)
+            mean = _points(rows).mean(axis=1)
             axes.scatter(
                 mean[0],
                 mean[1],
@@ -289,6 +288,11 @@ def smooth(values: np.ndarray) -> np.ndarray:
 def _series(points: Iterable[tuple[int, float | None]]) -> tuple[np.ndarray, np.ndarray]:
     known = [(step, value) for step, value in points if value is not None]
     return np.array([step for step, _ in known]), np.array([value for _, value in known], dtype=np.float64)
+
+
+def _points(rows: Sequence[JudgedResponse]) -> np.ndarray:
+    """[2, N] reward and cost."""
+    return np.array([(row.reward, row.cost) for row in rows], dtype=np.float64).T
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

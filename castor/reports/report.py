@@ -58,7 +58,7 @@ def write_report(
         columns=columns,
         tiles=[_tile(summary, column) for column in columns[:3]],
         histograms=_histograms(summary, rows, looks),
-        plane=_plane(rows, looks),
+        plane=_plane(summary, rows, looks),
         constraints=_constraint_figures(summary, looks),
         progress=_progress_figures(summary, looks),
         harms=_harm_figures(summary, looks),
@@ -98,34 +98,39 @@ def _histograms(
         for each in run.limits.values()
         if each.statistic == "mean"
     }
-    rewards = {name: np.array([row.reward for row in group]) for name, group in rows.items()}
+    rewards = {
+        name: np.array([row.reward for row in group])
+        for name, group in rows.items()
+        if summary.policies[name].mean_reward is not None
+    }
     costs = {name: np.array([row.cost for row in group]) for name, group in rows.items()}
     first = next(iter(looks.values())).title
     histogram_note = (
         "Share of held-out responses at each score. The thick line is a policy's mean; "
         f"the thin grey outline repeats {first}, the starting point."
     )
-    return [
+    note = f"{histogram_note} Further left is better. Right of 0 the cost model calls a response unsafe"
+    note += "; the limit is one of the mean, not of every response." if limits else "."
+    figures = [
         Figure(
-            "Reward before and after",
-            plots.score_histograms("reward", rewards, looks, {}),
-            f"{histogram_note} Further right is better.",
-        ),
-        Figure(
-            "Cost before and after",
-            plots.score_histograms("cost", costs, looks, {"boundary 0": 0.0, **limits}),
-            "The same for cost, where further left is better. Right of 0 the cost model calls a response unsafe"
-            + ("; the limit is one of the mean, not of every response." if limits else "."),
-        ),
+            "Cost before and after", plots.score_histograms("cost", costs, looks, {"boundary 0": 0.0, **limits}), note
+        )
     ]
+    if rewards:
+        note = f"{histogram_note} Further right is better."
+        figures.insert(0, Figure("Reward before and after", plots.score_histograms("reward", rewards, looks, {}), note))
+    return figures
 
 
-def _plane(rows: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Look]) -> Figure:
+def _plane(summary: Summary, rows: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Look]) -> list[Figure]:
+    """Nothing where no reward was measured."""
+    if any(metrics.mean_reward is None for metrics in summary.policies.values()):
+        return []
     note = (
         f"Each point is a response, at most {plots.PLANE_POINTS} a policy; large marks are means. "
         "A safer and more helpful policy moves down and to the right."
     )
-    return Figure("The reward-cost plane", plots.reward_cost_plane(rows, looks), note)
+    return [Figure("The reward-cost plane", plots.reward_cost_plane(rows, looks), note)]
 
 
 def _constraint_figures(summary: Summary, looks: Mapping[str, Look]) -> list[Figure]:

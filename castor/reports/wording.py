@@ -116,13 +116,18 @@ def verdict(summary: Summary) -> Verdict:
     harm = COLUMNS[0] if has_gold else COLUMNS[3]
     has_help = before.gold_helpfulness is not None and after.gold_helpfulness is not None
     good = COLUMNS[1] if has_help else COLUMNS[5]
+    measured = good.of(before) is not None and good.of(after) is not None
     safer = _clear_change(harm.of(before), harm.of(after))
     better = _clear_change(good.of(before), good.of(after))
     refusals = _clear_change(before.refusal_rate_harmless, after.refusal_rate_harmless)
     headline, tone = _headline(policy_title(chosen), safer, better, refusals, has_help)
+    if not measured and safer < 0:
+        headline, tone = f"{policy_title(chosen)} is safer; whether it is as helpful was not measured", "mixed"
     if not has_gold:
         headline += ", by its cost model"
-    sentences = [_harm_sentence(summary, chosen, harm), _compare(summary, start, chosen, good, better)]
+    sentences = [_harm_sentence(summary, chosen, harm)]
+    if measured:
+        sentences.append(_compare(summary, start, chosen, good, better))
     if before.refusal_rate_harmless is not None and after.refusal_rate_harmless is not None:
         sentences.append(_compare(summary, start, chosen, COLUMNS[2], refusals))
     return Verdict(headline, sentences, tone)

@@ -35,7 +35,8 @@ class EvaluateStage(Stage):
         """The policies and the judges."""
         for name, policy in self.policies.items():
             yield Read(f"policies.{name}", policy, LANGUAGE_MODEL)
-        yield Read("reward", self.section.reward, frozenset({"reward model"}))
+        if self.section.reward is not None:
+            yield Read("reward", self.section.reward, frozenset({"reward model"}))
         harm: Kind = "moderation model" if self.section.cost_classifier else "cost model"
         yield Read("cost", self.section.cost, frozenset({harm}))
 
@@ -61,6 +62,7 @@ class EvaluateStage(Stage):
                 f"{kind}-scorer", 1, stage.resources, f"frozen {kind} model", (Frozen(model, scoring_engine(), True),)
             )
             for kind, model in (("reward", stage.reward), ("cost", stage.cost))
+            if model is not None
         ]
         return [
             rollout_workers(first, stage.rollout),

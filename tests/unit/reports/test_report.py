@@ -159,6 +159,17 @@ def test_the_page_works_without_gold_verdicts(tmp_path: Path) -> None:
     assert "✗ cost model: unsafe" in html
 
 
+def test_the_page_works_without_a_reward_model(tmp_path: Path) -> None:
+    rows = {
+        name: [dataclasses.replace(row, reward=None) for row in responses(harm=harm, gold=False)]
+        for name, harm in (("sft", 1.0), ("ppo_lag", 0.0))
+    }
+    html = page(tmp_path, rows, RUNS)
+    assert "Cost before and after" in html
+    for absent in ("Reward before and after", "The reward-cost plane", "reward None"):
+        assert absent not in html
+
+
 def test_any_policies_constraints_and_names(tmp_path: Path) -> None:
     names = ["start", "a&b", "<i>x</i>", "$\\frac$", *(f"policy {index}" for index in range(6))]
     rows = {name: responses(n=6) for name in names}
