@@ -108,8 +108,10 @@ def reward_cost_plane(responses: Mapping[str, Sequence[JudgedResponse]], looks: 
         axes.axhspan(0, high, color=ALARM, alpha=0.06, linewidth=0)
         for name, rows in responses.items():
             shown = [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(len(rows), PLANE_POINTS))]
+            rewards, costs_shown = _points(shown)
             axes.scatter(
-                *_points(shown),
+                rewards,
+                costs_shown,
                 s=11,
                 alpha=0.45,
                 linewidth=0,
