@@ -51,7 +51,9 @@ def run_evaluate(run: StageRun) -> str:
     for name, judged in rows.items():
         named = (replace(row, category=row.category or written_for.get(row.prompt)) for row in judged)
         write_responses(run.files.responses(name), named)
-    return f"{len(policies)} policies on {len(prompts)} held-out prompts"
+    long = len(loaded) - len(prompts)
+    told = f"{len(policies)} policies on {len(prompts):,} held-out prompts"
+    return f"{told}; {long:,} more are too long" if long else told
 
 
 def evaluate(
