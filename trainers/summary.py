@@ -106,6 +106,7 @@ def _run(plan: Plan, name: str, run: dict[str, Any]) -> Run:
         limits={key: RunLimit(**limit) for key, limit in run["limits"].items()},
         objectives={key: signal.weight for key, signal in signals.objectives.items()},
         monitors=[key for key, signal in signals.signals.items() if signal.role == "monitor"],
+        alarms=run["alarms"],
         steps=[Step(**{key: step[key] for key in Step.model_fields}) for step in run["steps"]],
     )
 

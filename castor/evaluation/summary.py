@@ -84,6 +84,9 @@ class Run(Part):
         default_factory=dict, description="Weight of every objective by name; their scores are in the steps' metrics."
     )
     monitors: list[str] = Field(default_factory=list, description="Signals that were only watched.")
+    alarms: dict[str, str] = Field(
+        default_factory=dict, description="What was still wrong at the run's end, by the alarm's name, in words."
+    )
     steps: list[Step] = Field(description="The steps in order.")
 
     @model_validator(mode="after")

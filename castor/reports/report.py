@@ -15,7 +15,7 @@ from castor.reports.limits import told, tone_with_limits
 from castor.reports.page import Figure, render
 from castor.reports.plots import Look
 from castor.reports.svg import POLICY_COLOURS
-from castor.reports.wording import Column, measured_columns, number, shared_prompts, verdict
+from castor.reports.wording import Column, measured_columns, number, policy_title, shared_prompts, verdict
 
 SAMPLES_PER_KIND = 3
 _KIND_TITLES = {
@@ -51,6 +51,7 @@ def write_report(
         summary=summary,
         verdict=verdict(summary),
         limits=limits,
+        alarms=[(policy_title(name), text) for name, run in summary.runs.items() for text in run.alarms.values()],
         leaks=[shared_prompts(shared) for shared in summary.leaks or ()],
         tone=tone_with_limits(verdict(summary).tone, limits),
         looks=looks,

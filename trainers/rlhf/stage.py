@@ -97,6 +97,7 @@ def run_rlhf(run: StageRun) -> str:
         "nodes": nodes,
         "restarts": recovery.restarts,
         "deadly_prompts": list(stream.aside),
+        "alarms": log.alarms,
         "ledger": asdict(terms),
         "steps": log.steps,
     }

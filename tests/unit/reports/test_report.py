@@ -233,7 +233,13 @@ def test_a_share_is_drawn_as_a_share_and_a_bound_beside_it(tmp_path: Path) -> No
         "harm": RunLimit(statistic="share", limit=0.03, confidence=0.9),
         "privacy": RunLimit(statistic="mean", limit=-0.5),
     }
-    constrained = Run(limits=limits, objectives={"help": 1.0, "brief": 0.5}, monitors=["watched"], steps=steps)
+    constrained = Run(
+        alarms={"kl": "KL 40 is far"},
+        limits=limits,
+        objectives={"help": 1.0, "brief": 0.5},
+        monitors=["watched"],
+        steps=steps,
+    )
     assert measured(steps[0], "harm", "share") == 0.5
     assert measured(steps[0], "harm", "mean") == -1.0
     assert bound(steps[0], "harm", limits["harm"]) == pytest.approx(0.13)
@@ -244,6 +250,7 @@ def test_a_share_is_drawn_as_a_share_and_a_bound_beside_it(tmp_path: Path) -> No
     for words in (
         "Multiplier and share: harm", "share of unsafe answers", "limit 3.0\N{NO-BREAK SPACE}%", "upper bound",
         "Multiplier and cost: privacy", "Objective: help", "Objective: brief", "weighted sum", "Only watched: watched",
+        "PPO-Lag: alarm</span> KL 40 is far",
     ):  # fmt: skip
         assert words in html, words
 

@@ -46,7 +46,7 @@ def finished(tmp_path: Path, costs: dict[str, list[float]]) -> Plan:
         "harm": {"statistic": "mean", "limit": -0.8, "confidence": None},
         "lies": {"statistic": "share", "limit": 0.5, "confidence": 0.9},
     }
-    write_json(files.run_record, {"limits": limits, "steps": [step]})
+    write_json(files.run_record, {"limits": limits, "alarms": {"kl": "far away"}, "steps": [step]})
     write_json(files.multipliers, {"states": MULTIPLIERS})
     judged = plan.files.stage("evaluate")
     judged.folder.mkdir()
@@ -87,4 +87,5 @@ def test_objectives_and_monitors_are_told_apart(tmp_path: Path) -> None:
         "harm": ("mean", None), "lies": ("share", 0.9),
     }  # fmt: skip
     assert run.steps[0].weighted_reward == 3.0
+    assert run.alarms == {"kl": "far away"}
     assert summary.leaks is None
