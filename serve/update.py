@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ def update_policy(name: str, folder: Path, config: RayCluster) -> Updated:
     Raises CastorError when no such policy is served, the folder holds another architecture or tokenizer, or a replica
     did not prove that it holds the new weights: all replicas then go back to what they had, and that one is replaced.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster(config):
         return asyncio.run(_update(name, folder))
 
