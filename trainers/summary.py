@@ -79,7 +79,7 @@ def _constraints(
     """Every constraint of a run: what was asked, and what was reached."""
     config: RLHF = plan.stage(name).section
     evaluated: Evaluate = plan.of_kind("evaluate")[0].section
-    states = read_json(plan.files.stage(name).multipliers)["states"]
+    states = read_json(plan.files.stage(name).multipliers)["states"] if run["limits"] else {}
     for key, limit in run["limits"].items():
         signal = config.signals[key]
         same_judge = (signal.model, signal.classifier) == (evaluated.cost, evaluated.cost_classifier)

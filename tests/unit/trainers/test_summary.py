@@ -6,7 +6,7 @@ import pytest
 
 from castor.config.pipeline import Config
 from castor.evaluation.records import JudgedResponse, write_responses
-from castor.io.files import write_json
+from castor.io.files import read_json, write_json
 from castor.run.plan import Plan, make_plan
 from castor.run.records import Records
 from trainers.summary import summarize
@@ -77,6 +77,14 @@ def test_a_translated_share_is_told_as_a_share_and_as_the_mean_that_was_bounded(
     assert lies.asked.training is not None
     assert (lies.asked.training.value, lies.asked.training.n) == (pytest.approx(1 / 3), 3)
     assert not lies.asked.training.kept
+
+
+def test_a_run_without_constraints_has_no_limits(tmp_path: Path) -> None:
+    plan = finished(tmp_path, {"sft": [1.0] * 4, "ppo_lag": [-1.0] * 4})
+    files = plan.files.stage("ppo_lag")
+    write_json(files.run_record, read_json(files.run_record) | {"limits": {}})
+    files.multipliers.unlink()  # the owner of multipliers is not even started
+    assert summarize(plan, {})[0].constraints == []
 
 
 def test_objectives_and_monitors_are_told_apart(tmp_path: Path) -> None:
