@@ -39,7 +39,7 @@ def write_results(plan: Plan, terminal: Terminal, reused: Mapping[str, bool]) ->
     write_report(files.report, summary, rows)
     terminal.line("")
     for limit in told(summary):
-        terminal.line(f"[bold {COLOURS[limit.tone]}]{limit.title}: {limit.state}[/]\n  {' '.join(limit.sentences)}")
+        terminal.line("\n  ".join([f"[bold {COLOURS[limit.tone]}]{limit.title}: {limit.state}[/]", *limit.sentences]))
     for shared in summary.leaks or ():
         terminal.line(f"[yellow]{shared_prompts(shared)}[/]: the figures below look better than they are")
     terminal.line(closing_table(summary))
