@@ -9,9 +9,10 @@ from castor.config.demo_model import DemoModel
 from castor.config.load import load_config
 from castor.config.model import Model
 from castor.config.pipeline import Config
-from castor.dry_run.describe import WIDTH, describe
+from castor.dry_run.describe import describe
 from castor.dry_run.placement import placement, totals
 from castor.dry_run.shapes import measure
+from castor.dry_run.text import WIDTH
 from castor.io.errors import CastorError
 from castor.run.check import check
 from castor.run.plan import make_plan
