@@ -13,27 +13,31 @@ _HEAD = "---\nhide: [toc]\n---\n\n"
 
 
 def reference_pages() -> dict[str, str]:
-    """Markdown by path: an index, and a page for each outermost section of what a command reads."""
+    """Markdown by path: an index with what lies in no section, and a page for each outermost section."""
     pages, index = {}, ["# Reference of all options", "", _INTRODUCTION]
     for command, root in ROOTS.items():
         known, settings = list(keys(root)), preset_settings(root)
-        index += [f"## {_TITLES[command]}: what `{command}` reads", "", "| option | meaning |", "|---|---|"]
+        alone = [key for key in known if len(key.path) == 1 and not key.sections]
+        index += [f"## {_TITLES[command]}: what `{command}` reads", "", *_table(alone, settings)]
+        index += ["| section | meaning |", "|---|---|"]
         for name, group in groupby(known, key=lambda key: key.path[0]):
             options = list(group)
-            page = f"{FOLDER}/{command.removeprefix('castor ')}/{name}.md"
-            pages[page] = _page(command, options, settings)
-            index.append(f"| [`{name}`]({page.removeprefix(f'{FOLDER}/')}) | {_cell(options[0].meaning)} |")
+            if options[0].sections:
+                page = f"{command.removeprefix('castor ')}/{name}.md"
+                pages[f"{FOLDER}/{page}"] = _page(command, options, settings)
+                index.append(f"| [`{name}`]({page}) | {_cell(options[0].meaning)} |")
         index.append("")
-    return {f"{FOLDER}/index.md": "\n".join(index) + "\n"} | pages
+    return {f"{FOLDER}/index.md": "\n".join(index)} | pages
 
 
 _INTRODUCTION = """\
-Made from the classes in `castor/config/` when these pages are built. `castor explain KEY` says the same in the terminal.
+Made from the classes in `castor/config/` when these pages are built. `castor explain KEY` says the same in the
+terminal, and `castor pipeline CONFIG --dry-run` what of a config differs from the defaults.
 
-A name is what stands in a config, part by part, and on the command line before `=`. `NAME` stands for a name of your own,
-such as that of a run under `rlhf`. Presets are the files in `configs/`; what one takes over from a file that it extends is
-told of that file. A default `(none)` means that a value must be given where the section is. Where a default has two
-parts, the first holds while the section named in the second is left out.
+A name is what stands in a config, part by part, and on the command line before `=`. `NAME` stands for a name of your
+own, such as that of a run under `rlhf`. Presets are the files in `configs/`; what one takes over from a file that it
+extends is told of that file. A default `(none)` means that a value must be given where the section is. Where a default
+has two parts, the first holds while the section named in the second is left out.
 """
 
 
