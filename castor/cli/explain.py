@@ -42,7 +42,7 @@ def explain(key: KeyName = None) -> None:
         if len(found) == 1 and (options := below(found[0], known[command])):
             print(f"In {'.'.join(found[0].below)}:\n{_list(options)}", end="\n\n")
     if not said:
-        near = next((name for options in known.values() if (name := nearest(key, options))), None)
+        near = nearest(key, [option for options in known.values() for option in options])
         hint = f"did you mean {near}?" if near else "castor explain lists the sections"
         raise CastorError(f"there is no option {key}: {hint}")
 

@@ -70,12 +70,10 @@ def _keys(section: type[Section], above: Path, absent: Section | None, owner: st
             path, _kind(field.annotation), _allowed(field), text, field.description or "", sections, named, section
         )
         yield key
-        if absent is None and isinstance(default, Section):
-            below, whose = default, key.dotted
-        else:
-            below, whose = holds if isinstance(holds, Section) else None, owner
+        below = holds if isinstance(holds, Section) and not named else None
+        whose = key.dotted if absent is None else owner
         for each in sections:
-            yield from _keys(each, key.below, below if isinstance(below, each) and not named else None, whose)
+            yield from _keys(each, key.below, below if isinstance(below, each) else None, whose)
 
 
 def _sections(annotation: Any) -> tuple[tuple[type[Section], ...], bool]:
