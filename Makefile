@@ -3,6 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS := .venv-docs
 PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
@@ -31,7 +32,7 @@ COMPILE_STACK = $(COMPILE) $(UPGRADE) --override requirements/overrides.txt --ex
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu gpu-check demo test test-unit lint format lock clean
+.PHONY: help install install-gpu gpu-check demo test test-unit lint format docs lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,13 +65,19 @@ format: install ## Put the code into the project's format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+docs: $(DOCS)/.installed ## Build the documentation: site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+
 lock: $(MADE) ## Write requirements/*.lock anew from pyproject.toml (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) $(UPGRADE) requirements/bootstrap.in -o requirements/bootstrap.lock
 	$(COMPILE_STACK) --extra cpu $(TORCH_FROM) --no-emit-package torch pyproject.toml -o requirements/cpu.lock
 	$(COMPILE_STACK) --extra gpu pyproject.toml -o requirements/gpu.lock
+	$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["docs"], sep="\n")' \
+		| $(COMPILE) $(UPGRADE) - -o requirements/docs.lock
 
 clean: ## Remove caches and build output; .venv and runs/ stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # A stamp is written last, so an interrupted install starts again where it must.
@@ -83,6 +90,12 @@ $(MADE): requirements/bootstrap.lock
 	@echo "Making $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock
+	@touch $@
+
+# The pages are built apart from the stacks, whose locks know nothing of it.
+$(DOCS)/.installed: requirements/docs.lock
+	@$(PYTHON) -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.lock
 	@touch $@
 
 $(INSTALLED): $(MADE) $(LOCK) $(TORCH_CPU) pyproject.toml

@@ -8,13 +8,26 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from castor.cli.failures import failures_told
+from castor.io.errors import CastorError
 
 if TYPE_CHECKING:
     from castor.config.pipeline import Config
 
 
-def carry_out(config: Config, work: Callable[[Any], None], *, dry_run: bool = False, starts_over: bool = False) -> None:
-    """Plan, check, and do the work, unless only the plan is wanted. A run of another version can only start over."""
+def carry_out(
+    config: Config,
+    work: Callable[[Any], None],
+    *,
+    dry_run: bool = False,
+    full: bool = False,
+    starts_over: bool = False,
+) -> None:
+    """Plan, check, and do the work, unless only the plan is wanted, `full` with the whole config.
+
+    A run of another version can only start over.
+    """
+    if full and not dry_run:
+        raise CastorError("--full tells more of a dry run: add --dry-run, or leave it out")
     from castor.run.check import check
     from castor.run.plan import make_plan
     from castor.run.records import Records
@@ -24,7 +37,7 @@ def carry_out(config: Config, work: Callable[[Any], None], *, dry_run: bool = Fa
     if dry_run:
         from castor.dry_run.describe import describe
 
-        print(describe(plan))
+        print(describe(plan, full))
         return
     from castor.dry_run.fit import require_fit
     from castor.run.check_installed import require_stack

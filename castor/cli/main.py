@@ -13,6 +13,7 @@ from castor.cli.assess import assess
 from castor.cli.carry_out import carry_out
 from castor.cli.chat import chat
 from castor.cli.data import app as data_app
+from castor.cli.explain import explain
 from castor.cli.export import export
 from castor.cli.failures import Interrupted
 from castor.cli.runs import app as runs_app
@@ -39,8 +40,10 @@ Overrides = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="print the config, the placement and the memory; start nothing")
+    bool,
+    typer.Option("--dry-run", help="print what differs from the defaults, the placement and the memory; start nothing"),
 ]
+Full = Annotated[bool, typer.Option("--full", help="with --dry-run: the whole config, every default in it")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="do not go on from the checkpoint of a run that was cut short")]
 AcceptChanges = Annotated[
     bool,
@@ -75,6 +78,7 @@ def pipeline(
     fresh: Annotated[bool, typer.Option("--fresh", help="run every stage again")] = False,
     accept_changes: AcceptChanges = False,
     dry_run: DryRun = False,
+    full: Full = False,
 ) -> None:
     """All stages of CONFIG in order: model, SFT, preference data, reward, cost, RLHF, evaluation, report."""
     from castor.config.load import load_config
@@ -82,7 +86,7 @@ def pipeline(
     def work(pipeline: Any) -> None:
         pipeline.run(fresh, accept_changes)
 
-    carry_out(load_config(config, overrides or []), work, dry_run=dry_run, starts_over=fresh)
+    carry_out(load_config(config, overrides or []), work, dry_run=dry_run, full=full, starts_over=fresh)
 
 
 def _stage_command(kind: type[Stage]) -> None:
@@ -95,13 +99,14 @@ def _stage_command(kind: type[Stage]) -> None:
         fresh: Fresh = False,
         accept_changes: AcceptChanges = False,
         dry_run: DryRun = False,
+        full: Full = False,
     ) -> None:
         from castor.config.load import load_config
 
         def work(pipeline: Any) -> None:
             _run_stages(pipeline, config, kind, run, fresh, accept_changes)
 
-        carry_out(load_config(config, overrides or []), work, dry_run=dry_run)
+        carry_out(load_config(config, overrides or []), work, dry_run=dry_run, full=full)
 
     command.__doc__ = kind.summary
     app.command(kind.field)(command)
@@ -112,6 +117,7 @@ for _kind in kinds().values():
         _stage_command(_kind)
 
 app.command()(assess)
+app.command()(explain)
 
 
 app.add_typer(serve_app, name="serve")

@@ -13,7 +13,7 @@ from castor.config.template import PromptFormat
 class KeywordJudge(Section):
     """Calls a text unsafe when a word of a fixed list (castor/scoring/keywords.py) occurs in it."""
 
-    kind: Literal["keywords"]
+    kind: Literal["keywords"] = Field(description="keywords: words of a fixed list are looked for")
     reads: Literal["pair", "answer", "question"] = Field(
         "pair", description="which texts are searched; answer: an utterance-level judge"
     )
@@ -35,7 +35,7 @@ class ChatServer(Section):
 class LLMJudge(ChatServer):
     """A language model that judges rows."""
 
-    kind: Literal["llm"]
+    kind: Literal["llm"] = Field(description="llm: a language model is asked")
     questions: list[Literal["unsafe", "more helpful", "less harmful"]] = Field(
         ["unsafe"],
         min_length=1,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from io import StringIO
 from typing import Literal
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
 from rich.table import Table
 
+from castor.config.differences import differences
 from castor.config.load import dump_config
 from castor.config.model import source_of, stage_of
 from castor.config.pipeline import Config
@@ -17,6 +14,7 @@ from castor.dry_run.fit import card_findings
 from castor.dry_run.gpus import stage_gpus
 from castor.dry_run.memory import GIB, Memory
 from castor.dry_run.placement import PlacedActors, cluster_cpus, placement, totals
+from castor.dry_run.text import heading, table_of, text
 from castor.models.head_kind import head_kind
 from castor.run.bundles import Bundle
 from castor.run.check import check
@@ -25,7 +23,6 @@ from castor.run.stages.rlhf import RLHFStage
 from castor.run.stages.stage import Stage
 from castor.run.stages.supervised import SupervisedStage
 
-WIDTH = 110
 MIB = 1 << 20
 Unit = Literal["MiB", "GiB"]
 MEMORY_NOTES = """\
@@ -38,8 +35,9 @@ imports cost on a node: about 0.5 GiB with torch and DeepSpeed, 0.9 GiB with vLL
 0.5 GiB) and Ray's own processes (about 0.5 GiB) come on top."""
 
 
-def describe(plan: Plan) -> str:
-    """The resolved config, the stages and what they read, the placement of every actor, and estimated memory.
+def describe(plan: Plan, full: bool = False) -> str:
+    """What of the config differs from the defaults, the stages and what they read, the placement of every actor, and
+    estimated memory; `full`: also the resolved config.
 
     Starts nothing and reads no rows. Raises CastorError where `check` does.
     """
@@ -48,45 +46,36 @@ def describe(plan: Plan) -> str:
     unit = _unit(actors)
     return "\n".join(
         [
-            _heading("Config"),
-            dump_config(config),
-            _heading("Stages, in order"),
-            _text(_stages_table(plan)),
-            _heading("Placement: what each actor reserves"),
-            _text(_placement_table(actors)),
-            _text(*_fits(config, actors)),
-            _heading(f"Memory: what one actor is estimated to hold, in {unit}"),
-            _text(_memory_table(actors, unit)),
-            _text(*_memory_totals(config, actors)),
+            heading("Config: what differs from the defaults (all of it: --full)"),
+            text(_differences_table(config)),
+            *([heading("Config, with every default"), dump_config(config)] if full else []),
+            heading("Stages, in order"),
+            text(_stages_table(plan)),
+            heading("Placement: what each actor reserves"),
+            text(_placement_table(actors)),
+            text(*_fits(config, actors)),
+            heading(f"Memory: what one actor is estimated to hold, in {unit}"),
+            text(_memory_table(actors, unit)),
+            text(*_memory_totals(config, actors)),
             *_gpu_parts(plan, actors),
-            _text(MEMORY_NOTES),
+            text(MEMORY_NOTES),
         ]
     )
 
 
-def _heading(title: str) -> str:
-    return f"{title}\n{'=' * len(title)}\n"
-
-
-def _text(*parts: RenderableType) -> str:
-    console = Console(width=WIDTH, file=StringIO(), highlight=False, markup=False, force_terminal=False)
-    for part in parts:
-        console.print(part)
-    assert isinstance(console.file, StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().split("\n"))
-
-
-def _table(columns: Iterable[str], numbers: Iterable[str]) -> Table:
-    right = set(numbers)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for column in columns:
-        justify: Literal["right", "left"] = "right" if column in right else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in ("stage", *right))
+def _differences_table(config: Config) -> Table:
+    table, section = table_of(("key", "value", "default"), ()), ""
+    for each in differences(config):
+        own, _, rest = each.key.partition(".")
+        if section and rest and own != section:
+            table.add_section()
+        section = own
+        table.add_row(each.key, each.value, each.default)
     return table
 
 
 def _stages_table(plan: Plan) -> Table:
-    table = _table(("stage", "reads", "from"), ())
+    table = table_of(("stage", "reads", "from"), ())
     for name, stage in plan.stages.items():
         for number, read in enumerate(stage.reads()):
             note = _head_note(plan, stage) if read.key == "model" else ""
@@ -115,7 +104,7 @@ def _head_note(plan: Plan, stage: Stage) -> str:
 
 def _placement_table(stages: dict[str, list[PlacedActors]]) -> Table:
     numbers = ("n", "CPUs", "GPUs", "threads")
-    table = _table(("stage", "actor", "n", "CPUs", "GPUs", "custom", "threads", "what it does"), numbers)
+    table = table_of(("stage", "actor", "n", "CPUs", "GPUs", "custom", "threads", "what it does"), numbers)
     for stage, actors in stages.items():
         if not actors:
             table.add_row(stage, "(driver)", "", "", "", "", "", "no actors")
@@ -178,7 +167,7 @@ def _unit(stages: dict[str, list[PlacedActors]]) -> Unit:
 
 def _memory_table(stages: dict[str, list[PlacedActors]], unit: Unit) -> Table:
     numbers = ("n", "params", "weights", "frozen", "grads", "optim.", "work", "KV", "proc.", "host", "GPU")
-    table = _table(("stage", "actor", *numbers), numbers)
+    table = table_of(("stage", "actor", *numbers), numbers)
     for stage, actors in stages.items():
         for number, each in enumerate(actors):
             params = "" if each.resources is None else _parameters(each.parameters)
@@ -251,13 +240,13 @@ def _gpu_parts(plan: Plan, stages: dict[str, list[PlacedActors]]) -> list[str]:
     if not any(bundles.values()) and hardware is None:
         return []
     parts = [
-        _heading("GPUs: each line is reserved on one node, and all lines of a stage together"),
-        _text(_bundles_table(bundles)),
+        heading("GPUs: each line is reserved on one node, and all lines of a stage together"),
+        text(_bundles_table(bundles)),
     ]
     if hardware is None:
         return parts
     found = {name: stage_gpus(bundles[name], stages[name], hardware) for name in stages}
-    table = _table(("stage", "GPUs", "actors on each", "GiB"), ("GPUs", "GiB"))
+    table = table_of(("stage", "GPUs", "actors on each", "GiB"), ("GPUs", "GiB"))
     for stage, gpus in found.items():
         for number, (count, gpu) in enumerate(gpus.groups()):
             held = "?" if gpu.used is None else f"{gpu.used / GIB:,.1f}"
@@ -266,14 +255,14 @@ def _gpu_parts(plan: Plan, stages: dict[str, list[PlacedActors]]) -> list[str]:
     size = f"{hardware.nodes} x {hardware.gpus_per_node} GPUs of {hardware.gpu_memory_gib:g} GiB"
     return [
         *parts,
-        _heading(f"GPU memory on {size}"),
-        _text(table),
-        _text(*(gpus.verdict(stage) for stage, gpus in found.items()), *card_findings(stages, hardware), ""),
+        heading(f"GPU memory on {size}"),
+        text(table),
+        text(*(gpus.verdict(stage) for stage, gpus in found.items()), *card_findings(stages, hardware), ""),
     ]
 
 
 def _bundles_table(stages: dict[str, list[Bundle]]) -> Table:
-    table = _table(("stage", "GPUs", "CPUs", "custom", "actors"), ("GPUs", "CPUs"))
+    table = table_of(("stage", "GPUs", "CPUs", "custom", "actors"), ("GPUs", "CPUs"))
     for stage, bundles in stages.items():
         for number, bundle in enumerate(bundles):
             cells = (str(bundle.gpus), f"{bundle.cpus:g}", _custom(dict(bundle.custom)), ", ".join(bundle.members))

@@ -47,7 +47,15 @@ def test_the_lock_satisfies_pyproject(stack: str) -> None:
             )
 
 
-@pytest.mark.parametrize("lock", ["bootstrap", "cpu", "gpu"])
+def test_the_lock_of_the_documentation_satisfies_its_extra() -> None:
+    lock = locked("docs")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for requirement in map(Requirement, extras["docs"]):
+        for pin in lock[canonicalize_name(requirement.name)]:
+            assert requirement.specifier.contains(next(iter(pin.specifier)).version), f"{pin}: run `make lock`"
+
+
+@pytest.mark.parametrize("lock", ["bootstrap", "cpu", "gpu", "docs"])
 def test_a_lock_names_no_index_and_no_path(lock: str) -> None:
     text = (REQUIREMENTS / f"{lock}.lock").read_text()
     assert not re.search(r"://|@ |^\s*(-i|-f|-e|--index|--extra-index|--find-links)", text, re.MULTILINE)

@@ -9,9 +9,10 @@ from castor.config.demo_model import DemoModel
 from castor.config.load import load_config
 from castor.config.model import Model
 from castor.config.pipeline import Config
-from castor.dry_run.describe import WIDTH, describe
+from castor.dry_run.describe import describe
 from castor.dry_run.placement import placement, totals
 from castor.dry_run.shapes import measure
+from castor.dry_run.text import WIDTH
 from castor.io.errors import CastorError
 from castor.run.check import check
 from castor.run.plan import make_plan
@@ -85,10 +86,18 @@ def test_a_policy_with_an_adapter_has_no_reference_and_few_optimizer_states(shap
 def test_the_text_holds_the_config_and_fits_its_width():
     text = describe(demo("ray.num_cpus=2", "rlhf.ppo_lag.multipliers.lambda_update_delay_steps=7"))
     config, plan = text.split("Stages, in order")
-    assert "lambda_update_delay_steps: 7" in config
-    assert max(map(len, plan.splitlines())) <= WIDTH
+    assert ["rlhf.ppo_lag.multipliers.lambda_update_delay_steps", "7", "0"] in [
+        line.split() for line in config.splitlines()
+    ]
+    assert "tensor_parallel_size" not in config
+    assert max(map(len, text.splitlines())) <= WIDTH
     assert "has 2; every stage fits (the largest reserves 1.25)" in plan
     assert "GPUs: none are needed." in plan
+    full = describe(demo("rlhf.ppo_lag.multipliers.lambda_update_delay_steps=7"), full=True).split("Stages, in order")[
+        0
+    ]
+    assert "lambda_update_delay_steps: 7" in full.split("Config, with every default")[1]
+    assert "tensor_parallel_size: 1" in full
     crowded = describe(demo("ray.num_cpus=1", "sft.resources.custom={fast: 1}"))
     assert "TOO FEW for ppo_lag (1.25)" in crowded
     assert "fast 1, which a cluster started here does not" in crowded

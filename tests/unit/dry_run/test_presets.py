@@ -7,10 +7,11 @@ import pytest
 from castor.config.cluster import Hardware
 from castor.config.load import load_config
 from castor.config.training import Resources
-from castor.dry_run.describe import WIDTH, describe
+from castor.dry_run.describe import describe
 from castor.dry_run.gpus import stage_gpus
 from castor.dry_run.memory import FRAGMENTATION, Memory
 from castor.dry_run.placement import PlacedActors, placement
+from castor.dry_run.text import WIDTH
 from castor.io.errors import CastorError
 from castor.run.actors import Actors
 from castor.run.bundles import make_bundles
