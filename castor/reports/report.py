@@ -93,11 +93,11 @@ def _tile(summary: Summary, column: Column) -> dict[str, Any]:
 def _histograms(
     summary: Summary, rows: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Look]
 ) -> list[Figure]:
+    kept = [constraint.bounded or constraint.asked for constraint in summary.constraints]
     limits = {
         f"limit of the mean {number(each.limit)}": each.limit
-        for run in summary.runs.values()
-        for each in run.limits.values()
-        if each.statistic == "mean"
+        for each in kept
+        if each.statistic == "mean" and each.held_out is not None  # else it is on the cost of another judge
     }
     rewards = {
         name: np.array([row.reward for row in group])
