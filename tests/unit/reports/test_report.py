@@ -265,6 +265,6 @@ def test_the_limit_comes_first(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_report(path, summary(THREE, RUNS).model_copy(update={"constraints": [told_first]}), THREE)
     html = path.read_text(encoding="utf-8")
-    assert "PPO-Lag, harm: limit broken</span> Asked: at most 3.0\N{NO-BREAK SPACE}% unsafe answers." in html
+    assert "PPO-Lag, harm: limit broken</span>\nAsked: at most 3.0\N{NO-BREAK SPACE}% unsafe answers." in html
     assert html.index("limit broken") < html.index("<h1>")
     assert 'class="card hero tone-bad"' in html
