@@ -18,6 +18,7 @@ from castor.reports.report import write_report
 from castor.reports.table import closing_table
 from castor.run.plan import Plan
 from castor.run.records import Records
+from trainers.model_card import add_comparison
 
 
 def write_results(plan: Plan, terminal: Terminal, reused: Mapping[str, bool]) -> None:
@@ -29,6 +30,7 @@ def write_results(plan: Plan, terminal: Terminal, reused: Mapping[str, bool]) ->
     files = plan.files
     write_summary(files.summary, summary)
     write_report(files.report, summary, rows)
+    add_comparison(plan, summary.policies)
     terminal.line("")
     terminal.line(closing_table(summary))
     terminal.line(f"\nreport   {files.shown(files.report)}\nsummary  {files.shown(files.summary)}")
