@@ -54,7 +54,7 @@ class ModelFacts:
     kind: str  # of `castor.run.stages.stage.Kind`, one that is a model
     run: str  # name of the run's folder
     base: str | None  # folder or hub id that it goes back to; None: random weights
-    start: str | None  # what the config has as its start, such as stage:sft
+    start: str | None  # what the config has as its start, such as stage:sft; None: it was not trained
     template: str  # prompt format of the config
     seed: int
     data: Sequence[tuple[DataSource, int]]  # each source, with the rows taken from it
@@ -79,9 +79,9 @@ def model_card(facts: ModelFacts) -> str:
     figures = {name: value for name, value in facts.figures.items() if name not in _COUNTS and _is_number(value)}
     if figures:
         rows = [f"| {name.replace('_', ' ')} | {value:.4g} |" for name, value in figures.items()]
-        where = "of its last step" if facts.judges else "on the rows that were held out of its own data"
+        where = "in its last step" if facts.judges else "accuracy and its like on rows held out of its own data"
         table = "\n".join(["| figure | value |", "|---|---|", *rows])
-        parts.append(f"## Figures\n\nMeasured by the run, {where}.\n\n{table}")
+        parts.append(f"## Figures\n\nWhat the run measured, {where}.\n\n{table}")
     parts += [f"## Limits\n\n{_LIMITS[facts.kind]}", f"## Licence\n\n{_licence(facts)}"]
     return "\n\n".join(parts) + "\n"
 
@@ -121,9 +121,11 @@ def _metadata(facts: ModelFacts) -> ModelCardData:
 
 
 def _origin(facts: ModelFacts) -> str:
-    begin = "Its weights go back to " + ("random ones" if facts.base is None else _model_name(facts.base))
-    start = None if facts.start is None else stage_of(facts.start)
-    return f"{begin}, and was trained from stage `{start}` of the run." if start else f"{begin}."
+    if facts.start is None:
+        return "Its weights are random: it has learnt nothing yet."
+    origin = "random weights" if facts.base is None else _model_name(facts.base)
+    stage = stage_of(facts.start)
+    return f"It goes back to {origin}{f'; it was trained from stage `{stage}` of the run' if stage else ''}."
 
 
 def _how(facts: ModelFacts) -> str:

@@ -37,7 +37,7 @@ def test_a_card_says_what_the_run_knows():
     text = " ".join(card.text.split())
     for said in (
         "# mine: cost A cost model that Castor",
-        "[org/base-1b](https://huggingface.co/org/base-1b), and was trained from stage `sft`",
+        "[org/base-1b](https://huggingface.co/org/base-1b); it was trained from stage `sft` of the run.",
         "at `9421ffafec3f` | train | 1,200 |",
         "| `rows.jsonl` | | 34 |",
         "1,100 samples were trained on and 134 held out, split by prompt. 3 were left out for their length.",
@@ -56,7 +56,7 @@ def test_a_card_says_what_the_run_knows():
 def test_a_card_of_nothing_known(kind):
     facts = dataclasses.replace(FACTS, kind=kind, base=None, start=None, data=[], figures={})
     card = ModelCard(model_card(facts))
-    assert "go back to random ones." in card.text
+    assert "Its weights are random" in card.text
     assert "## Figures" not in card.text
     assert card.data.base_model is None
     headings = [line for line in card.text.splitlines() if line.startswith("## ")]
