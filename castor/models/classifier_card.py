@@ -6,6 +6,7 @@ alone it gives the scores and verdicts of the model that was exported.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from castor.io.errors import CastorError, first_line
 
 CARD = "README.md"
 BLOCK = "castor"  # the key in config.json
+READING = "How to read it"  # the section of a model's card that does not hold for its export
 
 _READ = '''import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -151,7 +153,8 @@ def write_classifier_card(folder: Path, block: dict[str, Any], source: Path, tru
     """
     data, told = read_card(source)
     data.library_name, data.pipeline_tag = "transformers", "text-classification"
-    data.tags = sorted({*(data.tags or []), "castor", block["kind"]})
+    data.tags = sorted({*(data.tags or []), "castor", f"{block['kind']}-model"})
+    told = re.sub(rf"^## {READING}\n.*?(?=^## |\Z)", "", told, flags=re.MULTILINE | re.DOTALL).strip()
     card = f"---\n{data.to_yaml()}\n---\n\n# {block['kind'].capitalize()} classifier\n\n{_summary(block)}\n"
     card += f"\n## Use\n\n```python\n{card_code(block, trusted)}```\n"
     if told:
@@ -175,12 +178,13 @@ def read_card(folder: Path) -> tuple[ModelCardData, str]:
 def _summary(block: dict[str, Any]) -> str:
     form = block["input"]
     reads = {"pair": "a prompt with its response", "answer": "a response alone", "question": "a prompt alone"}
-    wording = "the tokenizer's chat template" if form["chat_template"] else f"`{form['begin']}{form['turn']}`"
+    wording = "the tokenizer's chat template" if form["chat_template"] else f"`{form['begin'] + form['turn']!r}`"
+    opening = "the tokens `leading_ids`, then " if form["leading_ids"] else ""
     text = (
-        f"It reads {reads[form['part']]}: the prompt through {wording}, then the response, then the end-of-text token, "
-        "where the head reads. Prompt and response are tokenised apart, and no other special token is added. All that "
-        f"decides is in the block `{BLOCK}` of `config.json`; a `pipeline` of transformers does not look there, so use "
-        "the code below.\n\n"
+        f"It reads {reads[form['part']]}: {opening}the prompt through {wording}, then the response, then the "
+        "end-of-text token, where the head reads. Prompt and response are tokenised apart, and no other special token "
+        f"is added. All that decides is in the block `{BLOCK}` of `config.json`; a `pipeline` of transformers does not "
+        "look there, so use the code below.\n\n"
     )
     if block["kind"] != "moderation":
         return text + _meaning_of_score(block)

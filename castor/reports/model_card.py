@@ -19,6 +19,7 @@ from castor.config.model import stage_of
 from castor.data.sources.file_names import is_url
 from castor.data.sources.known_sets import find_set
 from castor.evaluation.metrics import PolicyMetrics
+from castor.models.classifier_card import READING
 from castor.reports.wording import interval, measured_columns, number, policy_title
 
 COMPARED = "Compared on held-out prompts"  # the section that `evaluate` adds
@@ -70,7 +71,7 @@ def model_card(facts: ModelFacts) -> str:
         f"A {facts.kind} that Castor {castor.__version__} made, stage `{facts.stage}` of a run with seed {facts.seed}. "
         f"{_origin(facts)}",
         f"## Intended use\n\n{_USE[facts.kind]}",
-        f"## How to read it\n\n{_how(facts)}",
+        f"## {READING}\n\n{_how(facts)}",
         f"## Data\n\n{_data(facts)}",
     ]
     if facts.judges:

@@ -213,14 +213,16 @@ def test_a_tokenizer_that_opens_every_text(backbones, tmp_path, monkeypatch):
 def test_the_card_takes_over_what_the_models_card_says(backbones, tmp_path):
     folder = moderation_model(backbones[False], tmp_path / "m", "pku", True, "chat")
     (folder / CARD).write_text(
-        "---\nbase_model: some/model\ntags: [mine]\n---\n\n# Title\n\nIntro.\n\n## Data\n\nRows.\n"
+        "---\nbase_model: some/model\ntags: [mine]\n---\n\n# Title\n\nIntro.\n\n"
+        "## How to read it\n\nOtherwise.\n\n## Data\n\nRows.\n"
     )
     export_classifier(folder, tmp_path / "plain")
     card = ModelCard.load(tmp_path / "plain" / CARD)
     assert (card.data.base_model, card.data.library_name) == ("some/model", "transformers")
-    assert card.data.tags == ["castor", "mine", "moderation"]
+    assert card.data.tags == ["castor", "mine", "moderation-model"]
     assert card.text.rstrip().endswith("## Data\n\nRows.")
     assert "P(severity > 0) exceeds" in card.text
+    assert "Otherwise" not in card.text
     (folder / CARD).write_text("---\n[\n---\n")
     with pytest.raises(CastorError, match=f"{CARD} cannot be read"):
         export_classifier(folder, tmp_path / "again")
