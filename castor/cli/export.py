@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-import yaml
 
+from castor.cli.run_format import format_of_run
 from castor.io.errors import CastorError
 from castor.io.files import local_path, make_folder
 from castor.model_reference import ModelReference
-from castor.run.files import RunFiles
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +80,7 @@ def export(
 
     precision, source = getattr(torch, dtype), ModelReference(model, revision, trust_remote_code)
     _require_judge(source)
-    form = template or _template_of_run(Path(model))
+    form = template or format_of_run(model) or "auto"
     if is_moderation_model(source):
         if layout is not Layout.SEQUENCE_CLASSIFICATION:
             raise CastorError(f"{source} is a moderation model, which can be written --as sequence-classification only")
@@ -143,12 +142,3 @@ def _require_judge(model: ModelReference) -> None:
             f"{model} is a language model, whose folder transformers and vLLM read as it is (AutoModelForCausalLM): "
             "copy it; castor export is for reward, cost and moderation models"
         )
-
-
-def _template_of_run(model: Path) -> str:
-    """The prompt format of the run in whose folder a stage's model lies, or a model of one of its rounds."""
-    for folder in model.absolute().parents[:2]:
-        config = folder / "config.yaml"
-        if config.is_file() and RunFiles(folder).records.is_file():
-            return str((yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("template", "auto"))
-    return "auto"
