@@ -14,6 +14,7 @@ from castor.run.records import Records
 from castor.run.stages.stage import Stage
 from castor.run.tracking import Tracker
 from trainers.leaks import report_leaks
+from trainers.model_card import write_model_card
 from trainers.stage_run import RowReader, StageRun
 from trainers.summary import write_results
 
@@ -81,6 +82,8 @@ class Pipeline:
         run = StageRun(stage, models, files, rows, seed, config.template, claim, bundles, self.terminal, self.tracker)
         with self.records.recorded(stage.name, inputs.key):
             told = stage.load_runner()(run)
+            if stage.makes_model:
+                write_model_card(self.plan, run)
         record = self.records.of(stage.name)
         assert record is not None
         self.terminal.line(f"[green]✓[/] {stage.name:<10} {told}  [dim]{record.seconds:.0f} s[/]")

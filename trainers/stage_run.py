@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from castor.config.data import DataSource
@@ -39,6 +39,7 @@ class RowReader:
     resolve: Callable[[DataSource], DataSource]  # to a file, where a source is a stage of this run
     seed: int  # of the run: of what a mixture leaves out
     terminal: Terminal
+    taken: list[tuple[DataSource, int]] = field(default_factory=list)  # every source so far, and how many of its rows
 
     def load(self, sources: Sequence[DataSource], load: Loader[Row]) -> list[Row]:
         """Good rows of all sources, mixed. Raises CastorError when none is left."""
@@ -78,6 +79,7 @@ class RowReader:
         rows = mix(sources, parts, self.seed)
         if not rows:
             raise CastorError(f"{self.stage}: no rows are left: see the counts above")
+        self.taken.extend(zip(sources, map(len, rows.chosen), strict=True))
         return rows
 
 

@@ -24,6 +24,7 @@ from castor.reports.wording import shared_prompts
 from castor.run.plan import Plan
 from castor.run.records import Records
 from trainers.leaks import read_leaks
+from trainers.model_card import add_comparison
 
 COLOURS = {"good": "green", "mixed": "yellow", "bad": "red"}
 
@@ -37,6 +38,7 @@ def write_results(plan: Plan, terminal: Terminal, reused: Mapping[str, bool]) ->
     files = plan.files
     write_summary(files.summary, summary)
     write_report(files.report, summary, rows)
+    add_comparison(plan, summary.policies)
     terminal.line("")
     for limit in told(summary):
         terminal.line("\n  ".join([f"[bold {COLOURS[limit.tone]}]{limit.title}: {limit.state}[/]", *limit.sentences]))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from castor.cli.failures import failures_told
+from castor.cli.run_format import format_of_runs
 from castor.io.errors import CastorError
 
 Arguments = Annotated[
@@ -29,6 +30,8 @@ def assess(arguments: Arguments) -> None:
     if len(files) > 1:
         raise CastorError(f"castor assess takes one config file, not {len(files)}: {', '.join(files)}")
     config = load_file(Assess, Path(files[0]), overrides) if files else load_section(Assess, {}, overrides)
+    if "template" not in config.model_fields_set and (form := format_of_runs(config.models.values())) is not None:
+        config = config.model_copy(update={"template": form})
     log = config.out / "assess.log"
     with captured(log) as terminal, failures_told(terminal, log):
         terminal.line(f"[bold]castor assess[/]  {config.out}  [dim]log: {log}[/]")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from castor.cli.run_format import format_of_run
 from castor.io.errors import CastorError
 from castor.io.files import local_path, make_folder
 from castor.model_reference import ModelReference
@@ -53,12 +54,13 @@ def export(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run the code that MODEL ships")
     ] = False,
-    drop_offset: Annotated[
-        bool,
+    template: Annotated[
+        str | None,
         typer.Option(
-            "--drop-offset", help="rewards: leave out a constant that the architecture's classifier has no place for"
+            help="prompt format MODEL was trained with: chat, pku, a text with {prompt}; default: that of the run it "
+            "lies in, else auto"
         ),
-    ] = False,
+    ] = None,
 ) -> None:
     """Write the score or moderation model MODEL to FOLDER in another layout."""
     model = str(local_path(model)) if model.startswith("~") else model
@@ -72,18 +74,24 @@ def export(
 
     from castor.models.export import save_classifier
     from castor.models.load import load_score_model
-    from castor.models.moderation import is_moderation_model
+    from castor.models.moderation import export_classifier, is_moderation_model
     from castor.models.pku import save_pku
     from castor.models.score import save_score_model
 
     precision, source = getattr(torch, dtype), ModelReference(model, revision, trust_remote_code)
+    _require_judge(source)
+    form = template or format_of_run(model) or "auto"
     if is_moderation_model(source):
-        _export_moderation(source, folder, layout, precision)
+        if layout is not Layout.SEQUENCE_CLASSIFICATION:
+            raise CastorError(f"{source} is a moderation model, which can be written --as sequence-classification only")
+        export_classifier(source, folder, precision, form)
+        typer.echo(f"moderation model {model} written to {folder} as {layout.value}")
+        _tell(folder, precision)
         return
     score_model = load_score_model(source, torch.float32).eval()
-    offset = 0.0
+    kind, offset = score_model.info.score_type, 0.0
     if layout is Layout.SEQUENCE_CLASSIFICATION:
-        offset = save_classifier(score_model, folder, source, drop_offset=drop_offset, dtype=precision)
+        offset = save_classifier(score_model, folder, source, template=form, dtype=precision)
     else:
         cast("torch.nn.Module", score_model.backbone).to(precision)  # a head stays float32
         if layout is Layout.PKU:
@@ -91,20 +99,46 @@ def export(
         else:
             weights = {name: weight.detach() for name, weight in score_model.named_parameters()}
             save_score_model(folder, score_model.backbone, weights, score_model.info, source)
-    typer.echo(f"{score_model.info.score_type} model {model} written to {folder} as {layout.value}")
+    typer.echo(f"{kind} model {model} written to {folder} as {layout.value}")
+    if layout is Layout.SEQUENCE_CLASSIFICATION:
+        _tell(folder, precision)
     if offset:
-        typer.echo(f"add {offset:.6g} (castor_offset in its config.json) to a logit to get the score")
+        typer.echo(
+            f"a classifier of this architecture has no place for a constant: the {kind} is its logit plus {offset:.6g} "
+            "(castor.offset in config.json), which the card's code adds and a program that reads the bare logit lacks"
+        )
 
 
-def _export_moderation(model: ModelReference, folder: Path, layout: Layout, dtype: torch.dtype) -> None:
-    from castor.models.moderation import export_classifier, read_moderation_info
+def _tell(folder: Path, dtype: torch.dtype) -> None:
+    """What a classifier says, and what it lost."""
+    import torch
 
-    if layout is not Layout.SEQUENCE_CLASSIFICATION:
-        raise CastorError(f"{model} is a moderation model, which can be written --as sequence-classification only")
-    info = read_moderation_info(model)
-    export_classifier(model, folder, dtype)
-    typer.echo(f"moderation model {model} written to {folder} as {layout.value}")
-    left = ["the unsafe decision's threshold", "the labels' thresholds", *["the severity head"] * info.severity]
-    typer.echo(
-        f"sigmoids of its {len(info.categories)} logits are the label probabilities; left out: {', '.join(left)}"
-    )
+    from castor.models.backbone import load_config
+    from castor.models.classifier_card import CARD, block_of
+
+    block = block_of(load_config(folder))
+    assert block is not None  # just written
+    typer.echo(f"it reads prompts in the format {block['input']['template']!r} (--template gives another)")
+    typer.echo(f"{folder / CARD} has the code that gives the same with transformers alone")
+    if dtype != torch.float32:
+        typer.echo("its weights are rounded: scores differ a little, and so do verdicts that are close to a threshold")
+
+
+def _require_judge(model: ModelReference) -> None:
+    """Raise CastorError for an adapter and for a language model, saying what each is good for as it is."""
+    from castor.models.backbone import load_config
+    from castor.models.head_kind import head_kind
+
+    folder = model.local(weights=False)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        merged = folder.with_name(folder.name.removesuffix(".adapter"))
+        raise CastorError(
+            f"{model} is a LoRA adapter, which peft reads as it is (PeftModel.from_pretrained); the model it was "
+            f"merged into, which transformers reads as it is, is {merged}"
+        )
+    architectures = getattr(load_config(model), "architectures", None) or []
+    if head_kind(model) is None and any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        raise CastorError(
+            f"{model} is a language model, whose folder transformers and vLLM read as it is (AutoModelForCausalLM): "
+            "copy it; castor export is for reward, cost and moderation models"
+        )

@@ -69,7 +69,7 @@ class Assess(Section):
     template: PromptFormat = Field(
         "auto",
         description="prompt format the models were trained with: chat (the tokenizer's template), pku, auto (chat if "
-        "there is one, else pku), or a text that holds {prompt} once",
+        "there is one, else pku), or a text that holds {prompt} once; default: that of the run the models lie in",
     )
     max_length: int = Field(512, ge=2, description="longest prompt + response in tokens; longer rows are left out")
     batch_tokens: int = Field(16384, ge=1, description="token budget of one forward pass")

@@ -1,12 +1,12 @@
 """Score models as plain `AutoModelForSequenceClassification` checkpoints of one label, written and read.
 
 transformers' causal sequence classifiers read the logit of the last token that is not padding, through a linear head
-`score` without a bias. A score is weight·h + offset once the normaliser is folded into the head (`folded_head`). The
-offset finds a place where the backbone ends in a layer norm with a bias (GPT-2, OPT, Phi, GPT-NeoX, ...): adding
-offset·weight / |weight|² to that bias adds exactly the offset to every score. An RMS norm (Llama, Qwen, Mistral, Gemma)
-has no bias, and no constant passes through it: there the offset must be zero (train with `head_bias: false`, and a
-reward with its mean left in), or be left out and noted in the config as `castor_offset`, which a reward survives, since
-only differences of rewards matter, and a cost does not, whose zero is the safety boundary.
+`score`, mostly without a bias. A score is weight·h + offset once the normaliser is folded into the head
+(`folded_head`). The offset finds a place in the head's bias where the architecture has one, or where the backbone ends
+in a layer norm with a bias (GPT-2, OPT, Phi, GPT-NeoX, ...): adding offset·weight / |weight|² to that bias adds exactly
+the offset to every score. An RMS norm (Llama, Qwen, Mistral, Gemma) has no bias, and no constant passes through it:
+there the offset stands in the block `castor` of the config, and the code of the model card adds it
+(`castor.models.classifier_card`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from castor.io.checkpoint import atomic_folder
 from castor.io.errors import CastorError
 from castor.model_reference import ModelLike, ModelReference
 from castor.models.backbone import load_backbone, read_tensors
+from castor.models.classifier_card import BLOCK, block_of, input_block, write_classifier_card
 from castor.models.score import ScoreInfo, ScoreModel, ScoreType
 
 OFFSET_TOLERANCE = 1e-7  # of a score, in its normalised unit: nothing to be represented
@@ -41,15 +42,14 @@ def is_classifier(config: PreTrainedConfig) -> bool:
 
 def read_classifier_info(model: ModelLike, config: PreTrainedConfig) -> ScoreInfo:
     """What its score means: what the export noted, else a reward, as is the custom. Raises CastorError if no score."""
-    if config.num_labels != 1:
+    block = block_of(config) or {}
+    if config.num_labels != 1 or block.get("kind") == "moderation":
         raise CastorError(
             f"{model} is a sequence classifier of {config.num_labels} labels: a score model has one, "
             "so give a reward or cost model"
         )
-    settings = cast(Any, config)
-    offset, kind = getattr(settings, "castor_offset", 0.0), getattr(settings, "castor_score_type", "reward")
-    means = (getattr(settings, f"castor_{side}_mean", None) for side in ("safe", "unsafe"))
-    return ScoreInfo(cast(ScoreType, kind), -offset, 1.0, *means)
+    means = (block.get("safe_mean"), block.get("unsafe_mean"))
+    return ScoreInfo(cast(ScoreType, block.get("kind", "reward")), 0.0, float(block.get("std", 1.0)), *means)
 
 
 def load_classifier(model: ModelLike, config: PreTrainedConfig, dtype: torch.dtype) -> ScoreModel:
@@ -59,7 +59,14 @@ def load_classifier(model: ModelLike, config: PreTrainedConfig, dtype: torch.dty
     if "score.weight" not in head:
         raise CastorError(f"{model} is a sequence classifier without the linear head `score`: it cannot score tokens")
     backbone = load_backbone(model, dtype, pickled=True)
-    return ScoreModel.with_head(backbone, info, head["score.weight"], head.get("score.bias"))
+    offset = float((block_of(config) or {}).get("offset", 0.0))
+    bias = head.get("score.bias")
+    if offset:
+        bias = offset + (torch.zeros(1) if bias is None else bias)
+    # the head gives scores that are normalised; a head of ours is followed by the normaliser
+    return ScoreModel.with_head(
+        backbone, info, head["score.weight"] * info.std, None if bias is None else bias * info.std
+    )
 
 
 @torch.no_grad()
@@ -68,44 +75,76 @@ def save_classifier(
     folder: Path,
     tokenizer_from: ModelLike,
     *,
-    drop_offset: bool = False,
+    template: str = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    """Write `folder` so that `AutoModelForSequenceClassification.from_pretrained` gives the same scores.
+    """Write `folder` so that `AutoModelForSequenceClassification.from_pretrained` gives the same scores, with its card.
 
     Args:
         model: in float32.
         folder: written aside and renamed.
         tokenizer_from: the model whose tokenizer is copied and whose padding token the classifier skips.
-        drop_offset: where the architecture cannot represent the constant part of a reward, leave it out.
+        template: prompt format the model was trained with, one of `PromptTemplate`'s kinds; it is noted.
         dtype: of the weights written; another than float32 rounds the scores.
 
     Returns:
-        what has to be added to the classifier's logits to get the scores; 0.0 but for a dropped offset.
+        what has to be added to the classifier's logits to get the scores, as the block in its config says too.
 
     Raises:
-        CastorError: the architecture has no sequence classifier, cannot represent the offset, or the tokenizer pads
-            with its end-of-text token, which the classifier would skip.
+        CastorError: the architecture has no sequence classifier, or the tokenizer pads with its end-of-text token,
+            which the classifier would skip.
 
     """
     tokenizer = load_tokenizer(tokenizer_from)
     require_own_pad_token(tokenizer, tokenizer_from)
     weight, offset = model.folded_head()
-    backbone = copy.deepcopy(model.backbone)
-    left = 0.0
-    if float(offset.abs()) > OFFSET_TOLERANCE and not _absorb(backbone, weight, offset):
-        left = float(offset)
-        _require_droppable(model, left, drop_offset)
-    trusted = ModelReference.of(tokenizer_from).trust_remote_code
-    classifier = classifier_around(backbone, weight, tokenizer.pad_token_id, trusted)
+    backbone, reference = copy.deepcopy(model.backbone), ModelReference.of(tokenizer_from)
+    classifier = classifier_around(backbone, weight, tokenizer.pad_token_id, reference.trust_remote_code)
+    left = float(offset)
+    head = cast(Any, classifier.score)
+    if head.bias is not None:
+        head.bias.copy_(offset)
+        left = 0.0
+    elif abs(left) <= OFFSET_TOLERANCE or _absorb(backbone, weight, offset):
+        left = 0.0
     info = model.info
-    classifier.config.update({"castor_score_type": info.score_type, "castor_offset": left})
-    classifier.config.update({"castor_safe_mean": info.safe_mean, "castor_unsafe_mean": info.unsafe_mean})
+    block = {
+        "kind": info.score_type,
+        "input": input_block(tokenizer, template, "pair", backbone.config),
+        "offset": left,
+        "std": info.std,
+        "safe_mean": info.safe_mean,
+        "unsafe_mean": info.unsafe_mean,
+    }
+    write_classifier(classifier, folder, block, tokenizer, reference, dtype)
+    return left
+
+
+def write_classifier(
+    classifier: PreTrainedModel,
+    folder: Path,
+    block: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    source: ModelReference,
+    dtype: torch.dtype,
+) -> None:
+    """Write a classifier with its tokenizer and its card, whole or not at all.
+
+    Args:
+        classifier: as `classifier_around` makes it.
+        folder: written aside and renamed.
+        block: what its outputs mean, for its config (`castor.models.classifier_card`).
+        tokenizer: goes along.
+        source: the model that is exported; what its card tells is taken over.
+        dtype: of the weights written.
+
+    """
+    classifier.config.update({BLOCK: block})
     with atomic_folder(folder) as aside:
         cast(nn.Module, classifier).to(dtype)
         classifier.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-    return left
+        write_classifier_card(aside, block, source.local(), source.trust_remote_code)
 
 
 def require_own_pad_token(tokenizer: PreTrainedTokenizerBase, name: ModelLike) -> None:
@@ -116,21 +155,6 @@ def require_own_pad_token(tokenizer: PreTrainedTokenizerBase, name: ModelLike) -
             "classifier would skip it and score another token; give it a pad token of its own, or write a score model "
             "--as pku"
         )
-
-
-def _require_droppable(model: ScoreModel, offset: float, drop_offset: bool) -> None:
-    name, kind = model.backbone.config.model_type, model.info.score_type
-    if kind == "reward" and drop_offset:
-        return
-    remedy = (
-        "add --drop-offset, since only differences of rewards matter"
-        if kind == "reward"
-        else "train it with head_bias: false, since a shift would move the safety boundary"
-    )
-    raise CastorError(
-        f"a {name} sequence classifier has nowhere to put the {kind} model's constant offset of {offset:.4g} (its head "
-        f"and its last norm have no bias): {remedy}, or use --as pku"
-    )
 
 
 def _absorb(backbone: PreTrainedModel, weight: Tensor, offset: Tensor) -> bool:
@@ -165,6 +189,8 @@ def classifier_around(
 ) -> PreTrainedModel:
     """The architecture's sequence classifier around the backbone, with a linear head of weight [labels, hidden].
 
+    Where the architecture's head has a bias, it is zero.
+
     It may come from the code that a trusted model ships. Raises CastorError when there is none.
     """
     config = copy.deepcopy(backbone.config)
@@ -183,8 +209,11 @@ def classifier_around(
     if not isinstance(getattr(classifier, "score", None), nn.Linear):
         raise CastorError(f"the sequence classifier of {config.model_type} is no linear head: use --as castor")
     setattr(classifier, classifier.base_model_prefix, backbone)
-    classifier.score = nn.Linear(weight.shape[1], len(weight), bias=False, dtype=backbone.dtype)
+    biased = classifier.score.bias is not None
+    classifier.score = nn.Linear(weight.shape[1], len(weight), bias=biased, dtype=backbone.dtype)
     classifier.score.weight.copy_(weight)
+    if biased:
+        classifier.score.bias.zero_()
     classifier.config = config
     config.architectures = [type(classifier).__name__]
     return cast(PreTrainedModel, classifier)

@@ -47,10 +47,12 @@ def head_kind(model: ModelLike) -> HeadKind | Literal["unknown"] | None:
         return _known(settings.get("score_type"))
     if not any(name.endswith("ForSequenceClassification") for name in architectures) or not _is_linear(folder):
         return None
+    if isinstance(block := settings.get("castor"), dict):  # a classifier that Castor exported
+        return _known(block.get("taxonomy", block.get("kind")))
     named = settings.get("id2label") or dict.fromkeys(range(settings.get("num_labels", 2)))
     labels = [name or f"LABEL_{number}" for number, name in named.items()]
     if len(labels) == 1:
-        return _known(settings.get("castor_score_type", "reward"))
+        return "reward"
     independent = settings.get("problem_type") in (None, "multi_label_classification")
     return taxonomy_of(labels) if independent else None
 

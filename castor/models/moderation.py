@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -18,7 +18,6 @@ from castor.algorithms.moderation import CUTS
 from castor.algorithms.thresholds import Thresholds
 from castor.config.moderation import InputKind, Taxonomy
 from castor.data.tokens.template import load_tokenizer
-from castor.io.checkpoint import atomic_folder
 from castor.io.errors import CastorError, first_line
 from castor.model_reference import ModelLike, ModelReference
 from castor.models.backbone import (
@@ -30,7 +29,8 @@ from castor.models.backbone import (
     packing_of,
     read_tensors,
 )
-from castor.models.export import classifier_around, is_classifier, require_own_pad_token
+from castor.models.classifier_card import block_of, input_block
+from castor.models.export import classifier_around, is_classifier, require_own_pad_token, write_classifier
 from castor.models.head import Float32Linear, Float32Parameters, check_head, save_with_head
 from castor.models.head_kind import MODERATION_FILE as MODERATION_FILE
 from castor.models.head_kind import SCORE_FILE, TAXONOMIES, taxonomy_of
@@ -87,8 +87,18 @@ class SeverityHead(Float32Parameters):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[n, 3] float32 logits of P(severity > k) from hidden states [n, H]."""
-        cuts = torch.cat([self.float32("first_cut"), softplus(self.float32("gaps"))]).cumsum(0)
-        return self.direction(hidden) - cuts
+        return self.direction(hidden) - self.cuts()
+
+    def cuts(self) -> Tensor:
+        """[3] float32 cut points."""
+        return torch.cat([self.float32("first_cut"), softplus(self.float32("gaps"))]).cumsum(0)
+
+    @torch.no_grad()
+    def set_cuts(self, cuts: Tensor) -> None:
+        """Let the cut points be these [3], in rising order."""
+        gaps = cuts.diff()
+        self.first_cut.copy_(cuts[:1])
+        self.gaps.copy_(gaps + torch.log(-torch.expm1(-gaps)))  # the inverse of softplus
 
 
 class ModerationModel(nn.Module):
@@ -153,10 +163,7 @@ def read_moderation_info(model: ModelLike) -> ModerationInfo:
     if path is None:
         return _classifier_info(model)
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        thresholds = values["thresholds"] | {"labels": tuple(values["thresholds"]["labels"])}
-        fields = {"categories": tuple(values["categories"]), "thresholds": Thresholds(**thresholds)}
-        return ModerationInfo(**(values | fields))
+        return _info_of(json.loads(path.read_text(encoding="utf-8")))
     except (KeyError, TypeError, ValueError) as error:
         raise CastorError(f"{path} does not describe a moderation model: {first_line(error)}") from error
 
@@ -167,25 +174,46 @@ def is_moderation_model(model: ModelLike) -> bool:
 
 
 @torch.no_grad()
-def export_classifier(source: ModelLike, out: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a moderation model as a plain `AutoModelForSequenceClassification` with the same labels.
+def export_classifier(source: ModelLike, out: Path, dtype: torch.dtype = torch.float32, template: str = "auto") -> None:
+    """Write a moderation model as a plain `AutoModelForSequenceClassification` with the same verdicts, with its card.
 
-    Its sigmoids are the label probabilities (the temperature is folded into the head); `id2label` has the categories,
-    `problem_type` is multi_label_classification. The severity head and the thresholds have no place in it. `dtype` is
-    that of the weights written; another than float32 rounds the outputs. Raises CastorError when transformers has no
-    such class for the backbone, or when it would read another token.
+    The sigmoids of its first K logits are the label probabilities (the temperature is folded into the head). With a
+    severity head one more logit, `severity`, is the direction of harm: P(severity > k) is the sigmoid of it less a cut
+    point. Cut points, thresholds and the input format stand in the block `castor` of its config; the code in its card
+    applies them.
+
+    Args:
+        source: the moderation model.
+        out: the folder, written aside and renamed.
+        dtype: of the weights written; another than float32 rounds the outputs.
+        template: prompt format the model was trained with, one of `PromptTemplate`'s kinds.
+
+    Raises:
+        CastorError: transformers has no such class for the backbone, or it would read another token.
+
     """
-    model, tokenizer = ModerationModel.load(source, torch.float32), load_tokenizer(source)
+    reference, tokenizer = ModelReference.of(source), load_tokenizer(source)
+    model = ModerationModel.load(source, torch.float32)
     require_own_pad_token(tokenizer, source)
-    weight, trusted = model.label_head.weight / model.info.temperature, ModelReference.of(source).trust_remote_code
-    classifier = classifier_around(model.backbone, weight, tokenizer.pad_token_id, trusted)
-    classifier.config.id2label = dict(enumerate(model.info.categories))
-    classifier.config.label2id = {name: number for number, name in enumerate(model.info.categories)}
+    info, severity = model.info, model.severity_head
+    weight, names, cuts = model.label_head.weight / info.temperature, list(info.categories), None
+    if severity is not None:
+        weight = torch.cat([weight, severity.direction.weight / info.severity_temperature])
+        names, cuts = [*names, "severity"], (severity.cuts().double() / info.severity_temperature).tolist()
+    classifier = classifier_around(model.backbone, weight, tokenizer.pad_token_id, reference.trust_remote_code)
+    classifier.config.id2label = dict(enumerate(names))
+    classifier.config.label2id = {name: number for number, name in enumerate(names)}
     classifier.config.problem_type = "multi_label_classification"
-    with atomic_folder(out) as aside:
-        cast(nn.Module, classifier).to(dtype)
-        classifier.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+    block = {
+        "kind": "moderation",
+        "input": input_block(tokenizer, template, info.input, model.backbone.config),
+        "taxonomy": info.taxonomy,
+        "categories": list(info.categories),
+        "thresholds": asdict(info.thresholds),
+        "temperature": info.temperature,
+        "severity_cuts": cuts,
+    }
+    write_classifier(classifier, out, block, tokenizer, reference, dtype)
 
 
 def _load_heads(moderation: ModerationModel, model: ModelLike) -> None:
@@ -204,7 +232,9 @@ def _load_classifier(model: ModelLike, dtype: torch.dtype) -> ModerationModel:
     info = _classifier_info(model)
     head = read_tensors(model, ("score.",))
     backbone = load_backbone(model, dtype, pickled=True)
-    wanted, found = (len(info.categories), hidden_width(backbone)), {k: tuple(v.shape) for k, v in head.items()}
+    labels = len(info.categories)
+    wanted = (labels + info.severity, hidden_width(backbone))
+    found = {k: tuple(v.shape) for k, v in head.items()}
     if found != {"score.weight": wanted}:
         raise CastorError(
             f"{model} has {found or 'no head'}, and not the linear head score.weight {wanted} without a bias that a "
@@ -212,14 +242,19 @@ def _load_classifier(model: ModelLike, dtype: torch.dtype) -> ModerationModel:
         )
     moderation = ModerationModel(backbone, info)
     with torch.no_grad():
-        moderation.label_head.weight.copy_(head["score.weight"])
+        moderation.label_head.weight.copy_(head["score.weight"][:labels])
+        if moderation.severity_head is not None:
+            moderation.severity_head.direction.weight.copy_(head["score.weight"][labels:])
+            block = block_of(load_config(model)) or {}
+            moderation.severity_head.set_cuts(torch.tensor(block["severity_cuts"], dtype=torch.float64))
     return moderation
 
 
 def _classifier_info(model: ModelLike) -> ModerationInfo:
-    """Of a sequence classifier, from its config: the order of its labels is that of `id2label`, if it names them."""
+    """Of a sequence classifier, from its config: what the export noted, else by the names of its labels, if any."""
     config = load_config(model)
-    if find_file(model, SCORE_FILE) is not None or is_pku(config):
+    block = block_of(config) or {}
+    if find_file(model, SCORE_FILE) is not None or is_pku(config) or block.get("kind", "moderation") != "moderation":
         raise CastorError(f"{model} holds a score model, and a moderation model is needed here: give one, or train one")
     if not is_classifier(config):
         raise CastorError(
@@ -228,6 +263,12 @@ def _classifier_info(model: ModelLike) -> ModerationInfo:
         )
     if config.problem_type not in (None, "multi_label_classification"):
         raise CastorError(f"{model} is a {config.problem_type} model: moderation needs independent labels")
+    if block:
+        try:
+            fields = {"input": block["input"]["part"], "severity": block["severity_cuts"] is not None}
+            return _info_of({key: block[key] for key in ("taxonomy", "categories", "thresholds")} | fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CastorError(f"{model}: `castor` in its config.json is damaged: {first_line(error)}") from error
     names = tuple(str(name) for _, name in sorted((int(number), name) for number, name in _labels(config)))
     taxonomy = taxonomy_of(names)
     if taxonomy is None:
@@ -237,6 +278,13 @@ def _classifier_info(model: ModelLike) -> ModerationInfo:
         )
     info = ModerationInfo.fresh(taxonomy, "pair", severity=False)
     return replace(info, categories=names) if sorted(names) == sorted(info.categories) else info
+
+
+def _info_of(values: dict[str, Any]) -> ModerationInfo:
+    """From JSON values. Raises KeyError, TypeError or ValueError for those of none."""
+    thresholds = values["thresholds"] | {"labels": tuple(values["thresholds"]["labels"])}
+    fields = {"categories": tuple(values["categories"]), "thresholds": Thresholds(**thresholds)}
+    return ModerationInfo(**(values | fields))
 
 
 def _labels(config: PreTrainedConfig) -> Iterable[tuple[int | str, str]]:

@@ -12,6 +12,8 @@ from castor.data.rows.schemas import Exchange
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.io.errors import CastorError
 from castor.model_reference import ModelLike
+from castor.models.backbone import load_config
+from castor.models.classifier_card import block_of
 from castor.models.moderation import is_moderation_model
 from castor.models.policy import context_length
 from castor.models.score import ScoreModel
@@ -33,9 +35,16 @@ class TextModel:
 
     @classmethod
     def around(cls, frozen: FrozenModel, model: ModelLike, template: str) -> TextModel:
-        """With the tokenizer and the context of the model that `frozen` was loaded from."""
+        """With the tokenizer and the context of the model that `frozen` was loaded from.
+
+        `template` `auto` is the format that an exported classifier notes, where it is one.
+        """
+        exported = block_of(load_config(model))
+        if exported is not None and template == "auto":
+            template = exported["input"]["template"]
         # published moderation classifiers were trained on texts tokenised in one piece
-        one_piece = not isinstance(frozen.model, ScoreModel) and not is_moderation_model(model)
+        ours = exported is not None or is_moderation_model(model)
+        one_piece = not isinstance(frozen.model, ScoreModel) and not ours
         return cls(frozen, PromptTemplate(load_tokenizer(model), template), context_length(model), one_piece)
 
     def encode(self, text: Exchange) -> NDArray[np.int64]:

@@ -19,9 +19,9 @@ def input_state(name: str) -> Any:
     """A JSON value that changes when what `name` stands for changes; None where that cannot be seen.
 
     `name` is what a config gives as a source of rows or as a model. A file: its hash. A folder: names, sizes and times
-    of all its files. A URL: what its file system says of size, time and etag. `module:function`: the hash of the
-    module's source text (not of what it imports). A data set or model of the hub, the synthetic corpus and `stage:NAME`
-    have None: the config alone decides them.
+    of all its files but its README.md. A URL: what its file system says of size, time and etag. `module:function`: the
+    hash of the module's source text (not of what it imports). A data set or model of the hub, the synthetic corpus and
+    `stage:NAME` have None: the config alone decides them.
     """
     if name == SYNTHETIC or stage_of(name) is not None:
         return None
@@ -59,5 +59,6 @@ def _module_hash(module: str) -> str | None:
 
 
 def _folder_state(folder: Path) -> list[tuple[str, int, int]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    card = folder / "README.md"  # meant for people, who edit it
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != card)
     return [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

@@ -18,6 +18,7 @@ class NamedSet:
     `revision` is a commit, so that a release that changes under its name changes nothing here; None where no commit is
     known. `revisions` gives the commits of its named branches. `configs` are configurations; `folders` maps what a
     config may give as `name` to a folder of the set, where the set has folders instead. Empty `splits`: not known.
+    `licence` is the identifier that the set's own card gives; None where it is not known here.
     """
 
     id: str
@@ -25,6 +26,7 @@ class NamedSet:
     revisions: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    licence: str | None = None
     configs: tuple[str, ...] = ()
     folders: Mapping[str, str] = field(default_factory=dict)
 
@@ -42,6 +44,7 @@ NAMED_SETS: tuple[NamedSet, ...] = (
         "PKU-Alignment/BeaverTails",
         revision="8401fe609d288129cc684a9b3be6a93e41cfe678",
         splits=("30k_train", "30k_test", "330k_train", "330k_test"),
+        licence="cc-by-nc-4.0",
     ),
     NamedSet("PKU-Alignment/BeaverTails-Evaluation", splits=("test",)),
     NamedSet(
@@ -50,6 +53,7 @@ NAMED_SETS: tuple[NamedSet, ...] = (
         revisions={"v0": "ff7ba91063016c78a225b0f74e1c0860bb18230f"},
         aliases=("saferlhf",),
         splits=("train", "test"),
+        licence="cc-by-nc-4.0",
         configs=("default", *_PER_MODEL),
     ),
     NamedSet("PKU-Alignment/PKU-SafeRLHF-30K", aliases=("saferlhf-30k",), splits=("train", "test")),
@@ -57,11 +61,17 @@ NAMED_SETS: tuple[NamedSet, ...] = (
     NamedSet("PKU-Alignment/PKU-SafeRLHF-single-dimension", splits=("train", "test"), folders=_PER_MODEL),
     NamedSet("PKU-Alignment/PKU-SafeRLHF-QA", splits=("train", "test"), folders=_PER_MODEL),
     NamedSet("PKU-Alignment/PKU-SafeRLHF-prompt", folders=_PER_MODEL),
-    NamedSet("tatsu-lab/alpaca", revision="dce01c9b08f87459cf36a430d809084718273017", splits=("train",)),
+    NamedSet(
+        "tatsu-lab/alpaca",
+        revision="dce01c9b08f87459cf36a430d809084718273017",
+        splits=("train",),
+        licence="cc-by-nc-4.0",
+    ),
     NamedSet(
         "Anthropic/hh-rlhf",
         revision="09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
         splits=("train", "test"),
+        licence="mit",
         folders={name: name for name in _HH_FOLDERS},
     ),
 )

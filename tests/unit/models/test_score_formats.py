@@ -336,17 +336,39 @@ def test_a_plain_sequence_classifier_gives_the_same_scores(name, folders, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])
-def test_an_offset_that_cannot_be_represented_is_refused_or_noted(name, folders, tmp_path):
-    cost = make_score_model(folders(name), ScoreInfo("cost", std=2.0))
-    for drop_offset in (False, True):
-        with pytest.raises(CastorError, match=r"constant offset of 0.35.*head_bias: false.*or use --as pku"):
-            save_classifier(cost, tmp_path / "classifier", folders(name), drop_offset=drop_offset)
-    reward = make_score_model(folders(name), ScoreInfo("reward", mean=0.2, std=2.0))
-    with pytest.raises(CastorError, match=r"constant offset of 0.25.*--drop-offset"):
-        save_classifier(reward, tmp_path / "classifier", folders(name))
-    assert save_classifier(reward, tmp_path / "classifier", folders(name), drop_offset=True) == pytest.approx(0.25)
-    assert_close(transformers_scores(tmp_path / "classifier") + 0.25, scores(reward), TINY_MODELS)
-    assert_close(scores(load_score_model(tmp_path / "classifier", torch.float32)), scores(reward), TINY_MODELS)
+def test_an_offset_without_a_place_is_noted(name, folders, tmp_path):
+    for info, offset in ((ScoreInfo("cost", std=2.0, safe_mean=-0.9), 0.35), (ScoreInfo("reward", 0.2, 2.0), 0.25)):
+        model = make_score_model(folders(name), info)
+        assert save_classifier(model, tmp_path / "classifier", folders(name)) == pytest.approx(offset)
+        assert_close(transformers_scores(tmp_path / "classifier") + offset, scores(model), TINY_MODELS)
+        loaded = load_score_model(tmp_path / "classifier", torch.float32)
+        assert_close(scores(loaded), scores(model), TINY_MODELS)
+        assert loaded.info == ScoreInfo(info.score_type, 0.0, 2.0, info.safe_mean)
+
+
+def test_the_command_says_what_a_bare_logit_lacks_and_how_prompts_are_read(folders, tmp_path):
+    model, run = make_score_model(folders("llama"), ScoreInfo("cost", std=2.0)), tmp_path / "run"
+    save_score_model(run / "cost", model.backbone, dict(model.state_dict()), model.info, folders("llama"))
+    (run / "config.yaml").write_text("template: pku\n")
+    (run / "stages.json").write_text("{}")
+    for options, template in (([], "pku"), (["--template", "Q: {prompt} A:"], "Q: {prompt} A:")):
+        target = tmp_path / template[:1]
+        arguments = ["export", str(run / "cost"), str(target), "--as", "sequence-classification", *options]
+        told = " ".join(CliRunner().invoke(app, arguments, catch_exceptions=False).output.split())
+        assert "the cost is its logit plus 0.35 (castor.offset in config.json)" in told
+        assert f"it reads prompts in the format {template!r}" in told
+        assert json.loads((target / "config.json").read_text())["castor"]["input"]["template"] == template
+
+
+@pytest.mark.parametrize("kind", ["language model", "LoRA adapter"])
+def test_what_needs_no_export_is_told_so(kind, folders, tmp_path):
+    source = Path(folders("llama"))
+    if kind == "LoRA adapter":
+        source = tmp_path / "policy.adapter"
+        source.mkdir()
+        (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(CastorError, match=f"is a {kind}, .*reads? as it is"):
+        CliRunner().invoke(app, ["export", str(source), str(tmp_path / "out"), "--as", "pku"], catch_exceptions=False)
 
 
 def test_a_tokenizer_that_pads_with_its_end_of_text_cannot_be_a_classifiers(folders, tmp_path):

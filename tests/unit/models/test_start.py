@@ -100,7 +100,7 @@ def test_a_moderation_head_of_the_same_taxonomy_goes_on(folders, tmp_path):
 def test_every_layout_tells_its_kind(folders, tmp_path):
     reward = load_score_model(folders / "reward", torch.float32)
     save_pku(reward, tmp_path / "pku", folders / "reward")
-    save_classifier(reward, tmp_path / "classifier", folders / "reward", drop_offset=True)
+    save_classifier(reward, tmp_path / "classifier", folders / "reward")
     export_classifier(folders / "beavertails", tmp_path / "labels")
     assert head_kind(tmp_path / "pku") == head_kind(tmp_path / "classifier") == "reward"
     assert head_kind(tmp_path / "labels") == "beavertails"

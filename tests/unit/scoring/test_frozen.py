@@ -1,5 +1,7 @@
 """The frozen scorer: order, budgets, and what it says of a number that is none."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -111,8 +113,12 @@ def test_a_published_classifier_reads_prompt_and_response_in_one_piece(tiny_mode
     model = ModerationModel.from_backbone(tiny_models.policy, info, torch.float32)
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
     save_moderation_model(tmp_path / "ours", model.backbone, weights, info, tiny_models.policy)
-    export_classifier(tmp_path / "ours", tmp_path / "published")
-    for name, one_piece in (("ours", False), ("published", True)):
+    for name in ("exported", "published"):
+        export_classifier(tmp_path / "ours", tmp_path / name)
+    config = json.loads((tmp_path / "published" / "config.json").read_text())
+    del config["castor"]  # as somebody else would have published it
+    (tmp_path / "published" / "config.json").write_text(json.dumps(config))
+    for name, one_piece in (("ours", False), ("exported", False), ("published", True)):
         folder = str(tmp_path / name)
         cost = FrozenModel.load_scores(folder, "float32", 100, classifier=Classifier())
         assert TextModel.around(cost, folder, "pku").one_piece is one_piece
