@@ -80,13 +80,17 @@ clean: ## Remove caches and build output; .venv and runs/ stay
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-# A stamp is written last, so an interrupted install starts again where it must.
-$(MADE): requirements/bootstrap.lock
-	@test -n "$(PYTHON)" || { echo "Castor needs Python 3.11 or newer:" \
+define PYTHON_IS_THERE
+@test -n "$(PYTHON)" || { echo "Castor needs Python 3.11 or newer:" \
 		"install it, or name it with make PYTHON=/path/to/python3." >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "This Python cannot make virtual environments:" \
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "This Python cannot make virtual environments:" \
 		"install its venv package (on Debian and Ubuntu:" \
 		"apt install $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'))." >&2; exit 1; }
+endef
+
+# A stamp is written last, so an interrupted install starts again where it must.
+$(MADE): requirements/bootstrap.lock
+	$(PYTHON_IS_THERE)
 	@echo "Making $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock
@@ -94,6 +98,7 @@ $(MADE): requirements/bootstrap.lock
 
 # The pages are built apart from the stacks, whose locks know nothing of it.
 $(DOCS)/.installed: requirements/docs.lock
+	$(PYTHON_IS_THERE)
 	@$(PYTHON) -m venv --clear $(DOCS)
 	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.lock
 	@touch $@

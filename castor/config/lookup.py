@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-from castor.config.reference import NAME, Key, Path
+from castor.config.reference import NAME, Key, Parts
 
 
 def find(query: str, known: Sequence[Key]) -> list[Key]:
@@ -11,9 +11,10 @@ def find(query: str, known: Sequence[Key]) -> list[Key]:
 
     In a whole name, a name of the user's choice may stand as it is, as NAME, or be left out: `rlhf.ppo.steps`,
     `rlhf.NAME.steps` and `rlhf.steps` are one option. Without such an option, `query` may be the end of a name:
-    `optimizer.lr` is the learning rate of every optimiser.
+    `optimizer.lr` is the learning rate of every optimiser. The number of an entry of a list, as findings have it in
+    `sft.data.0.source`, is passed over.
     """
-    parts = tuple(query.split("."))
+    parts = tuple(part for part in query.split(".") if not part.isdigit())
     whole = [(fit, key) for key in known if (fit := _fit(parts, key.path, key.named)) is not None]
     if whole:
         best = max(fit for fit, _ in whole)
@@ -21,7 +22,7 @@ def find(query: str, known: Sequence[Key]) -> list[Key]:
     return [key for key in known if _is_end(parts, key)]
 
 
-def _fit(parts: Path, path: Path, named: bool) -> int | None:
+def _fit(parts: Parts, path: Parts, named: bool) -> int | None:
     """How many of `parts` stand literally in `path`, all of which they name; None where they do not name it."""
     if not parts:
         return 0 if all(part == NAME for part in path) else None
@@ -37,8 +38,8 @@ def _fit(parts: Path, path: Path, named: bool) -> int | None:
     return max(fits, default=None)
 
 
-def _is_end(parts: Path, key: Key) -> bool:
-    starts = (start for start, part in enumerate(key.path) if part == parts[0])
+def _is_end(parts: Parts, key: Key) -> bool:
+    starts = (start for start, part in enumerate(key.path) if parts and part == parts[0])
     return any(_fit(parts, key.path[start:], key.named) is not None for start in starts)
 
 

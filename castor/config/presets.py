@@ -8,13 +8,14 @@ import castor
 from castor.config.base import Section
 from castor.config.differences import written
 from castor.config.extend import EXTENDS
-from castor.config.reference import ROOTS, Key, keys
+from castor.config.reference import ROOTS, Key, Parts, keys
 from castor.config.yaml_core import parse
 
 FOLDER = Path(castor.__file__).parents[1] / "configs" if castor.__file__ else Path("configs")
 """Beside the code in a checkout; where Castor is installed without them, no preset is known."""
 
-Settings = dict[tuple[str, ...], dict[str, list[str]]]
+_Known = dict[tuple[Parts, type[Section]], Key]
+Settings = dict[Parts, dict[str, list[str]]]
 """By the path of an option: the values that presets give it, and the names of those that do."""
 
 
@@ -40,16 +41,13 @@ def _root(values: dict[str, Any]) -> type[Section] | None:
     return next((root for root in ROOTS.values() if values.keys() <= root.model_fields.keys()), None)
 
 
-Known = dict[tuple[tuple[str, ...], type[Section]], Key]
-
-
 def _set(
-    values: dict[str, Any], above: tuple[str, ...], sections: tuple[type[Section], ...], known: Known
-) -> Iterator[tuple[tuple[str, ...], Any]]:
+    values: dict[str, Any], above: Parts, sections: tuple[type[Section], ...], known: _Known
+) -> Iterator[tuple[Parts, Any]]:
     for name, value in values.items():
         path = (*above, name)
         key = next((known[path, section] for section in sections if (path, section) in known), None)
-        if key is None:  # extends: NAME in an entry, or * for every one
+        if key is None:  # extends: NAME in an entry
             continue
         entries = value if isinstance(value, list) else [value]
         if not key.sections or not all(isinstance(entry, dict) for entry in entries):

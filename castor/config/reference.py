@@ -20,7 +20,7 @@ NAME = "NAME"
 ROOTS: dict[str, type[Section]] = {"castor pipeline": Config, "castor serve": Serve, "castor assess": Assess}
 """Whose configs there are: the command that reads one, and its outermost section."""
 
-Path = tuple[str, ...]
+Parts = tuple[str, ...]
 
 _WORDS: dict[Any, str] = {
     int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null", Any: "anything"
@@ -32,7 +32,7 @@ _SIGNS = ((Ge, "ge", "≥"), (Gt, "gt", ">"), (Le, "le", "≤"), (Lt, "lt", "<")
 class Key:
     """One option."""
 
-    path: Path  # parts of the dotted name, NAME for a name of the user's choice
+    path: Parts  # parts of the dotted name, NAME for a name of the user's choice
     kind: str  # its type, in words
     allowed: str  # its range, or the values it may have; empty: whatever its type has
     default: str
@@ -47,7 +47,7 @@ class Key:
         return ".".join(self.path)
 
     @property
-    def below(self) -> Path:
+    def below(self) -> Parts:
         """The path of what lies in it."""
         return (*self.path, NAME) if self.named else self.path
 
@@ -57,7 +57,7 @@ def keys(root: type[Section]) -> Iterator[Key]:
     yield from _keys(root, (), None, "")
 
 
-def _keys(section: type[Section], above: Path, absent: Section | None, owner: str) -> Iterator[Key]:
+def _keys(section: type[Section], above: Parts, absent: Section | None, owner: str) -> Iterator[Key]:
     """The options of `section` at the path `above`. `absent` is what holds if `owner`, a key above, is left out."""
     for name, field in section.model_fields.items():
         path, default = (*above, name), default_of(field)

@@ -1,10 +1,14 @@
-"""`castor explain`, and what a dry run says of the config."""
+"""`castor explain`, and `--full` of a dry run."""
+
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from castor.cli.main import app
 from castor.io.errors import CastorError
+
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
 
 def told(*words):
@@ -54,3 +58,8 @@ def test_options_of_several_commands_are_told_apart_and_without_a_key_all_sectio
 def test_an_unknown_option_gets_the_nearest_one(key, hint):
     with pytest.raises(CastorError, match=hint):
         told(key)
+
+
+def test_the_whole_config_belongs_to_a_dry_run():
+    with pytest.raises(CastorError, match="--full tells more of a dry run: add --dry-run"):
+        CliRunner().invoke(app, ["sft", str(DEMO), "--full"], catch_exceptions=False)

@@ -91,6 +91,8 @@ def names(query):
         ("multipliers.rule", ["rlhf.NAME.multipliers.rule"]),
         ("rlhf.ppo.signals.harm.critic.zero_stage", ["rlhf.NAME.signals.NAME.critic.zero_stage"]),
         ("signals.harm.threshold", ["rlhf.NAME.signals.NAME.threshold"]),
+        ("reward.data.0.source", ["reward.data.source"]),
+        ("0", []),
         ("lambda_lr", ["rlhf.NAME.signals.NAME.multiplier.lambda_lr", "rlhf.NAME.multipliers.lambda_lr"]),
         ("rlhf.ppo_lag.nothing", []),
         ("seed.more", []),
