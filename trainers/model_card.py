@@ -72,4 +72,4 @@ def _figures(run: StageRun) -> dict[str, Any]:
         return {}
     last, many = steps[-1], (("mean_costs", "mean cost"), ("multipliers", "multiplier"))
     named = {f"{word} {name}": value for key, word in many for name, value in last.get(key, {}).items()}
-    return {key: last[key] for key in ("step", "mean_reward", "kl") if key in last} | named
+    return {key: last[key] for key in ("step", "weighted_reward", "kl") if key in last} | named
