@@ -90,6 +90,12 @@ _INVERSE: dict[str, tuple[str, ...]] = {
 }
 
 
+def nearest_category(name: str, taxonomy: Iterable[str]) -> str:
+    """The category of `taxonomy` that is spelt most like `name`, whatever the case."""
+    known = {category.casefold(): category for category in taxonomy}
+    return known[difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.0)[0]]
+
+
 class UnknownCategoryError(CastorError, KeyError):
     """A harm category that is in neither taxonomy, or in the other one."""
 
@@ -102,7 +108,7 @@ def _related(categories: Iterable[str], relation: Mapping[str, tuple[str, ...]],
     found: set[str] = set()
     for category in categories:
         if category not in relation:
-            nearest = difflib.get_close_matches(category, relation, n=1, cutoff=0.0)[0]
+            nearest = nearest_category(category, relation)
             raise UnknownCategoryError(f"{category!r} is no {taxonomy} harm category; the nearest one is {nearest!r}")
         found.update(relation[category])
     return frozenset(found)

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from castor.taxonomy import nearest_category
+
 
 def label_matrix(rows: Iterable[Collection[str]], taxonomy: tuple[str, ...]) -> NDArray[np.bool_]:
     """[rows, len(taxonomy)] bool from each row's categories. Raises ValueError for a name outside the taxonomy."""
@@ -20,5 +22,7 @@ def label_matrix(rows: Iterable[Collection[str]], taxonomy: tuple[str, ...]) -> 
 
 def _column(columns: dict[str, int], name: str) -> int:
     if name not in columns:
-        raise ValueError(f"{name!r} is no category of this taxonomy, which begins with {next(iter(columns))!r}")
+        raise ValueError(
+            f"{name!r} is no category of this taxonomy; the nearest one is {nearest_category(name, columns)!r}"
+        )
     return columns[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import socket
@@ -22,6 +21,7 @@ from castor.model_reference import ModelReference
 from castor.run.plan import Plan
 from castor.run.stages.stage import Stage
 from castor.run.survey import plan_of_run
+from castor.taxonomy import nearest_category
 from serve.judgement import JUDGES, JudgeName
 
 APPLICATION = "castor"  # name of the Serve application
@@ -97,7 +97,7 @@ def _check_categories(targets: Targets, config: Serve) -> None:
         raise CastorError("guard.categories are of a moderation model, and there is none: set judges.moderation")
     known = read_head_categories(targets.judges["moderation"].model)
     for name in sorted(named - set(known)):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        near = nearest_category(name, known)
         raise CastorError(f"guard.categories: the moderation model has no {name!r}; the nearest one is {near!r}")
 
 

@@ -20,12 +20,14 @@ from castor.config.evaluate import Evaluate
 from castor.config.signal import Classifier
 from castor.data.rows.load import load_prompt_rows
 from castor.data.tokens.prompt_stream import Prompt
+from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import JudgedResponse, write_responses
 from castor.io.terminal import Bar
 from castor.model_reference import ModelReference
 from castor.models.classifier_cost import check_classifier
 from castor.models.moderation import read_moderation_info
 from castor.run.actors import Frozen
+from castor.statistics.bootstrap import Estimate
 from castor.synthetic.judge import judge
 from castor.synthetic.prompts import find_prompt
 from trainers.prompts import fitting_prompts
@@ -48,12 +50,23 @@ def run_evaluate(run: StageRun) -> str:
     prompts = fitting_prompts(run, [row.prompt for row in loaded], next(iter(policies.values())), stage.rollout)
     with run.terminal.bar(run.name) as bar, reserve(run.bundles, run.name) as reservation:
         rows = evaluate(run, stage, policies, prompts, reservation, bar)
+    run.tracker.declare(run.name)
     for name, judged in rows.items():
-        named = (replace(row, category=row.category or written_for.get(row.prompt)) for row in judged)
-        write_responses(run.files.responses(name), named)
+        judged = [replace(row, category=row.category or written_for.get(row.prompt)) for row in judged]
+        write_responses(run.files.responses(name), judged)
+        _track(run, name, judged)
     long = len(loaded) - len(prompts)
     told = f"{len(policies)} policies on {len(prompts):,} held-out prompts"
     return f"{told}; {long:,} more are too long" if long else told
+
+
+def _track(run: StageRun, policy: str, judged: list[JudgedResponse]) -> None:
+    """A policy's figures, and some of its responses, to the tracker."""
+    found = {name: each.value for name, each in policy_metrics(judged, seed=run.seed) if isinstance(each, Estimate)}
+    run.tracker.log(run.name, 1, {f"{policy}/{name}": value for name, value in found.items()})
+    columns = ("prompt", "response", "reward", "cost", "n_tokens")
+    samples = [[getattr(row, column) for column in columns] for row in judged]
+    run.tracker.samples(f"{run.name}/{policy}", columns, samples)
 
 
 def evaluate(

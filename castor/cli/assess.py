@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from castor.cli.failures import failures_told
 from castor.cli.run_format import format_of_runs
@@ -19,8 +20,8 @@ Arguments = Annotated[
 
 
 def assess(arguments: Arguments) -> None:
-    """Measure reward, cost and moderation models on labelled rows: assess.json, and assess.html with the papers'
-    figures beside."""
+    """Measure reward, cost and moderation models, or another system's predictions, on labelled rows: assess.json, and
+    assess.html with the figures of trivial baselines and of the papers beside."""
     from castor.config.assess import Assess
     from castor.config.load import load_file, load_section
     from castor.io.terminal import captured
@@ -37,9 +38,15 @@ def assess(arguments: Arguments) -> None:
         terminal.line(f"[bold]castor assess[/]  {config.out}  [dim]log: {log}[/]")
         from castor.evaluation.assess import assess as measure
         from castor.reports.assess_page import write_page
-        from castor.reports.table import assessment_table
+        from castor.reports.beaten import findings
+        from castor.reports.table import assessment_table, baseline_tables
 
         assessment, scored = measure(config, terminal)
         write_page(config.out / "assess.html", assessment, scored)
+        for finding in findings(assessment):
+            colour = {"bad": "red", "mixed": "yellow", "good": "green"}[finding.tone]
+            terminal.line(Text(finding.sentence, style=colour))
         terminal.line(assessment_table(assessment))
+        for table in baseline_tables(assessment):
+            terminal.line(table)
         terminal.line(f"{config.out / 'assess.html'}\n{config.out / 'assess.json'}")

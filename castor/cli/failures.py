@@ -41,6 +41,8 @@ def failures_told(terminal: Terminal, log: Path) -> Iterator[None]:
         raise Interrupted(str(ended)) from None
     except Exception as error:
         if isinstance(error, CastorError) and not asked_to_end():
+            if error.__cause__ is not None:
+                traceback.print_exc()  # of the user's own function, say
             raise
         traceback.print_exc()  # stderr is the log here
         if asked_to_end():

@@ -49,15 +49,33 @@ class LLMJudge(ChatServer):
 Judge = Annotated[KeywordJudge | LLMJudge, Field(discriminator="kind")]
 
 
+class Predictions(Section):
+    """The answers of another system: a file of them, or a function of yours that gives them."""
+
+    source: FolderOrName = Field(
+        description="a .jsonl, .json, .parquet or .csv file with one row an answer, or module:function, called with "
+        "the prompts and the responses of a chunk for one prediction each (docs/assess.md)"
+    )
+    kind: Literal["reward", "cost", "moderation"] = Field(
+        "moderation", description="what the system tells; reward and cost: its predictions have a score"
+    )
+
+
 class Assess(Section):
     """Models, the rows they are measured on, and the judges their verdicts are compared with."""
 
-    models: dict[str, FolderOrName] = Field(
+    models: dict[str, FolderOrName | Predictions] = Field(
         min_length=1,
-        description="folders or hub ids by name; whether one is a reward, cost or moderation model is read from it",
+        description="folders or hub ids by name; whether one is a reward, cost or moderation model is read from it. "
+        "Another system is named by the file or function of its predictions",
     )
     data: DataSource = Field(description="labelled rows the models were not trained on; a string is the source")
     out_of_distribution: DataSource | None = Field(None, description="a second set of another origin, measured alike")
+    training: DataSource | None = Field(
+        None,
+        description="rows that the trivial baselines learn from, best those that the models did; prompts of the rows "
+        "assessed are left out. null: the rows assessed teach them, in folds by prompt",
+    )
     judges: dict[str, Judge] = Field(
         {
             "keywords": KeywordJudge(kind="keywords"),
@@ -74,9 +92,9 @@ class Assess(Section):
     max_length: int = Field(512, ge=2, description="longest prompt + response in tokens; longer rows are left out")
     batch_tokens: int = Field(16384, ge=1, description="token budget of one forward pass")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")
-    seed: int = Field(0, description="of the bootstrap and of the draw of items for LLM judges")
+    seed: int = Field(0, description="of the bootstrap, the folds and the draw of items for LLM judges")
 
-    @field_validator("data", "out_of_distribution", mode="before")
+    @field_validator("data", "out_of_distribution", "training", mode="before")
     @classmethod
     def _a_string_is_the_source(cls, value: object) -> object:
         return {"source": value} if isinstance(value, str | int | float) else value

@@ -1,6 +1,5 @@
 """A signal: what judges a finished response, which limit a constraint keeps, and how its critic is trained."""
 
-import difflib
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,7 +10,7 @@ from castor.config.model import ModelOption, source_of
 from castor.config.multipliers import Constraint, Multipliers
 from castor.config.template import PromptFormat
 from castor.config.training import Engine, Optimizer, Resources
-from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES
+from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES, nearest_category
 
 
 class Classifier(Section):
@@ -34,7 +33,7 @@ class Classifier(Section):
         known = (*BEAVERTAILS_CATEGORIES, *PKU_CATEGORIES)
         for name in value:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                near = nearest_category(name, known)
                 raise ValueError(f"{name!r} is no harm category; the nearest one is {near!r}")
         if not value:
             raise ValueError("an empty list of categories gives no cost: name at least one")

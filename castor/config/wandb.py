@@ -15,5 +15,8 @@ class WandB(Section):
         description="auto: as WANDB_MODE, WANDB_DISABLED or `wandb offline` say, else online where an API key is "
         "configured and offline otherwise; any other mode goes before the environment",
     )
-    project: str = Field("castor", description="project")
-    entity: str | None = Field(None, description="team or user")
+    project: str | None = Field(None, description="project; default: WANDB_PROJECT, else castor")
+    entity: str | None = Field(None, description="team or user; default: WANDB_ENTITY, else the key's own")
+    samples: int = Field(
+        32, ge=0, description="responses of each evaluated policy in a table, cut to 500 characters; 0: no texts leave"
+    )

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 import castor
-from castor.config.assess import Assess, KeywordJudge, LLMJudge
+from castor.config.assess import Assess, KeywordJudge, LLMJudge, Predictions
 from castor.evaluation.anchors import ANCHORS
 from castor.evaluation.assessment import (
     Assessment,
+    Baseline,
     DataSet,
     JudgeRun,
     Model,
@@ -26,9 +27,11 @@ from castor.evaluation.assessment import (
     SetName,
     write_assessment,
 )
-from castor.evaluation.labelled import LabelledSet, load_labelled
-from castor.evaluation.model_figures import figures_of, majority_of
+from castor.evaluation.baselines import Fold, folds_of, helpfulness_baselines, safety_baselines
+from castor.evaluation.labelled import LabelledSet, data_taxonomy, load_labelled
+from castor.evaluation.model_figures import figures_of
 from castor.evaluation.model_outputs import Outputs, model_kind, run_model
+from castor.evaluation.predictions import predictions_named, run_predictions
 from castor.io.terminal import Terminal
 from castor.scoring.chat_judge import judge_pairs, judge_safety
 from castor.scoring.keywords import keyword_verdicts
@@ -39,10 +42,12 @@ LABELS = "labels"  # the judge that is the data's own labels
 
 @dataclass(frozen=True)
 class Scored:
-    """A labelled set with every model's outputs on its texts."""
+    """A labelled set with every model's outputs on its texts, and who teaches the baselines what."""
 
     data: LabelledSet
     outputs: dict[str, Outputs]
+    folds: list[Fold]
+    fitted: str
 
 
 def assess(config: Assess, terminal: Terminal) -> tuple[Assessment, dict[SetName, Scored]]:
@@ -50,11 +55,14 @@ def assess(config: Assess, terminal: Terminal) -> tuple[Assessment, dict[SetName
 
     Raises CastorError for a model, data set or judge that does not fit; see their modules.
     """
-    kinds = {name: model_kind(name, model) for name, model in config.models.items()}
+    kinds = {name: _kind(name, model) for name, model in config.models.items()}
     sets = [load_labelled("data", config.data, kinds.values())]
     if config.out_of_distribution is not None:
         sets.append(load_labelled("out_of_distribution", config.out_of_distribution, kinds.values()))
-    scored = [Scored(data, _outputs(config, kinds, data, terminal)) for data in sets]
+    training = None if config.training is None else load_labelled("data", config.training, kinds.values())
+    scored = [
+        Scored(data, _outputs(config, kinds, data, terminal), *folds_of(data, training, config.seed)) for data in sets
+    ]
     found: dict[SetName, list[Agreement]] = {}
     runs: list[JudgeRun] = []
     for each in scored:
@@ -69,8 +77,9 @@ def assess(config: Assess, terminal: Terminal) -> tuple[Assessment, dict[SetName
             "torch": version("torch"),
             "transformers": version("transformers"),
         },
-        data={each.data.name: _described(each.data) for each in scored},
+        data={each.data.name: _described(each) for each in scored},
         models=_models(config, kinds, scored, terminal),
+        baselines=_baselines(config, scored, terminal),
         agreement=found,
         judges=runs,
         anchors=list(ANCHORS),
@@ -79,13 +88,22 @@ def assess(config: Assess, terminal: Terminal) -> tuple[Assessment, dict[SetName
     return assessment, {each.data.name: each for each in scored}
 
 
+def _kind(name: str, model: str | Predictions) -> ModelKind:
+    predictions = predictions_named(model)
+    return model_kind(name, str(model)) if predictions is None else predictions.kind
+
+
 def _outputs(
     config: Assess, kinds: Mapping[str, ModelKind], data: LabelledSet, terminal: Terminal
 ) -> dict[str, Outputs]:
     outputs = {}
     for name, model in config.models.items():
         with terminal.bar(f"{name} on {data.source.source}") as bar:
-            outputs[name] = run_model(name, model, kinds[name], data.texts, config, bar.update)
+            predictions = predictions_named(model)
+            if predictions is not None:
+                outputs[name] = run_predictions(name, predictions, data, bar.update)
+            else:
+                outputs[name] = run_model(name, str(model), kinds[name], data.texts, config, bar.update)
     return outputs
 
 
@@ -93,7 +111,8 @@ def _models(
     config: Assess, kinds: Mapping[str, ModelKind], scored: list[Scored], terminal: Terminal
 ) -> dict[str, Model]:
     models = {}
-    for name, folder in config.models.items():
+    for name, named in config.models.items():
+        folder = named.source if isinstance(named, Predictions) else named
         sets: dict[SetName, ModelOnSet] = {}
         for each in scored:
             with terminal.bar(f"intervals of {name}"):
@@ -102,7 +121,31 @@ def _models(
     return models
 
 
-def _described(data: LabelledSet) -> DataSet:
+def _baselines(config: Assess, scored: list[Scored], terminal: Terminal) -> list[Baseline]:
+    """Every baseline on every set: of safety once for each taxonomy that the models have, of helpfulness once."""
+    said = [outputs for each in scored for outputs in each.outputs.values()]
+    taxonomies = list(dict.fromkeys(outputs.categories for outputs in said if outputs.categories))
+    costs, rewards = (any(outputs.kind == kind for outputs in said) for kind in ("cost", "reward"))
+    found: dict[tuple[str, str, int], Baseline] = {}
+
+    def add(of: Literal["safety", "helpfulness"], count: int, each: Scored, outputs: dict[str, Outputs]) -> None:
+        for name, one in outputs.items():
+            baseline = found.setdefault((of, name, count), Baseline(name=name, of=of, categories=count, sets={}))
+            baseline.sets[each.data.name] = figures_of(one, each.data, config.seed)
+
+    for each in scored:
+        with terminal.bar(f"baselines on {each.data.source.source}") as bar:
+            if each.data.rows:
+                for categories in taxonomies or [data_taxonomy(each.data.rows)]:
+                    made = safety_baselines(each.data, each.folds, categories, costs, bar.update)
+                    add("safety", len(categories), each, made)
+            if rewards:
+                add("helpfulness", 0, each, helpfulness_baselines(each.data, each.folds))
+    return list(found.values())
+
+
+def _described(scored: Scored) -> DataSet:
+    data = scored.data
     return DataSet(
         source=data.source.source,
         split=None if Path(data.source.source).exists() else data.source.split,
@@ -111,7 +154,7 @@ def _described(data: LabelledSet) -> DataSet:
         prompts=data.prompt_count,
         unsafe_share=float(data.unsafe.mean()) if data.rows else None,
         dropped=data.dropped,
-        majority=majority_of(data),
+        fitted=scored.fitted,
     )
 
 

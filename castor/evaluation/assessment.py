@@ -18,6 +18,8 @@ from castor.statistics.calibration import Bin
 
 ModelKind = Literal["reward", "cost", "moderation"]
 SetName = Literal["data", "out_of_distribution"]
+ALWAYS_UNSAFE, NO_LABELS, MAJORITY = "always unsafe", "no labels", "majority of each label"  # names of baselines
+LENGTH, PAIR = "answer length", "TF-IDF, question and answer"
 Figures = dict[str, Measure | None]
 
 
@@ -31,9 +33,7 @@ class DataSet(Part):
     prompts: int = Field(ge=1, description="Different prompts.")
     unsafe_share: float | None = Field(description="Share of the rows labelled unsafe.")
     dropped: dict[str, int] = Field(description="Bad rows left out, by reason.")
-    majority: dict[str, float] = Field(
-        description="What always giving the most frequent answer scores, by figure: what a model has to beat."
-    )
+    fitted: str = Field(description="What the baselines learnt from to judge these rows, in words.")
 
 
 class Label(Part):
@@ -66,7 +66,18 @@ class Model(Part):
     """A model and its figures by data set."""
 
     kind: ModelKind
-    folder: str
+    folder: str = Field(
+        description="Its folder or hub id; of another system the file or function that gave its answers."
+    )
+    sets: dict[SetName, ModelOnSet]
+
+
+class Baseline(Part):
+    """An answer that needs no model, or a linear one, and its figures by data set: what a model has to beat."""
+
+    name: str
+    of: Literal["safety", "helpfulness"] = Field(description="What it tells; helpfulness: to set beside reward models.")
+    categories: int = Field(ge=0, description="Categories of its labels: 14 or 19; 0 of a baseline of helpfulness.")
     sets: dict[SetName, ModelOnSet]
 
 
@@ -84,12 +95,13 @@ class JudgeRun(Part):
 class Assessment(Part):
     """What was measured of some models, and what the papers report of theirs."""
 
-    schema_version: Literal[1] = Field(default=1, description="Version of this format.")
+    schema_version: Literal[2] = Field(default=2, description="Version of this format.")
     created: AwareDatetime = Field(description="When it was measured, ISO 8601 with a UTC offset.")
     seed: int
     versions: dict[str, str] = Field(description="Versions of castor, python, torch and transformers.")
     data: dict[SetName, DataSet]
     models: dict[str, Model] = Field(min_length=1, description="Models by the name the config gives them.")
+    baselines: list[Baseline] = Field(description="What the models have to beat, measured alike.")
     agreement: dict[SetName, list[Agreement]] = Field(description="Every two judges on each question, by data set.")
     judges: list[JudgeRun] = Field(description="Judges that were asked: the keyword lists and language models.")
     anchors: list[Anchor] = Field(description="Figures of the papers, for comparison.")

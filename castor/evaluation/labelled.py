@@ -95,6 +95,12 @@ def safer_pairs(data: LabelledSet) -> NDArray[np.int64]:
     return np.flatnonzero([_ranked_by_safety(row) for row in data.pairs])
 
 
+def data_taxonomy(rows: Iterable[QARow]) -> tuple[str, ...]:
+    """The taxonomy whose names the rows have; of rows without categories, that of PKU-SafeRLHF."""
+    names = {name for row in rows for name in row.category or ()}
+    return BEAVERTAILS_CATEGORIES if names and names <= set(BEAVERTAILS_CATEGORIES) else PKU_CATEGORIES
+
+
 def label_vectors(
     rows: Iterable[QARow], categories: tuple[str, ...]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], bool]:

@@ -23,7 +23,7 @@ _Groups = dict[str, Figures]
 
 
 def figures_of(outputs: Outputs, data: LabelledSet, seed: int) -> ModelOnSet:
-    """Every figure that this kind of model has on `data`."""
+    """Every figure on `data` that these outputs give."""
     collected = _Collected(data, seed)
     if outputs.kind == "reward":
         collected.add_reward_figures(outputs)
@@ -31,9 +31,8 @@ def figures_of(outputs: Outputs, data: LabelledSet, seed: int) -> ModelOnSet:
         if outputs.kind == "cost":
             collected.add_cost_figures(outputs)
         collected.add_verdict_figures(outputs)
-        if outputs.kind == "moderation":
-            collected.add_label_figures(outputs)
-            collected.add_severity_figures(outputs)
+        collected.add_label_figures(outputs)
+        collected.add_severity_figures(outputs)
     return ModelOnSet(
         too_long=int((~outputs.kept).sum()),
         overall=collected.overall,
@@ -43,23 +42,6 @@ def figures_of(outputs: Outputs, data: LabelledSet, seed: int) -> ModelOnSet:
         labels_mapped=collected.labels_mapped,
         reliability=collected.reliability_curve(outputs),
     )
-
-
-def majority_of(data: LabelledSet) -> dict[str, float]:
-    """The accuracy of always giving the most frequent answer, for verdicts, label vectors and severities."""
-    if not data.rows:
-        return {}
-    answers: dict[str, NDArray[np.generic]] = {"accuracy": data.unsafe}
-    labelled = [row.category for row in data.rows if row.category is not None]
-    if labelled:
-        numbers: dict[frozenset[str], int] = {}
-        answers["exact_match"] = np.array([numbers.setdefault(names, len(numbers)) for names in labelled])
-    levels = [row.severity_level for row in data.rows if row.severity_level is not None]
-    if levels:
-        answers["severity_accuracy"] = np.array(levels)
-        if any(levels):
-            answers["severity_accuracy_unsafe"] = np.array([level for level in levels if level])
-    return classification.majority(answers)
 
 
 class _Collected:
@@ -99,20 +81,23 @@ class _Collected:
     def add_verdict_figures(self, outputs: Outputs) -> None:
         rows, texts = self._kept_rows(outputs)
         assert outputs.unsafe is not None
-        assert outputs.probability is not None
-        unsafe, probability = self.data.unsafe[rows], outputs.probability[texts]
+        unsafe = self.data.unsafe[rows]
         statistics = classification.binary(outputs.unsafe[texts], unsafe)
-        statistics["ece"] = expected_calibration_error(probability, unsafe)
-        statistics["brier"] = brier_score(probability, unsafe)
+        if outputs.probability is not None:
+            probability = outputs.probability[texts]
+            statistics["auroc"] = classification.auroc(probability, unsafe)
+            statistics["ece"] = expected_calibration_error(probability, unsafe)
+            statistics["brier"] = brier_score(probability, unsafe)
         self._add_rows(statistics, rows)
 
     def add_label_figures(self, outputs: Outputs) -> None:
+        if outputs.labels is None:
+            return
         rows, texts = self._kept_rows(outputs)
         actual, known, mapped = label_vectors([self.data.rows[i] for i in rows], outputs.categories)
         if not known.any():
             return
         self.labels_mapped = mapped
-        assert outputs.labels is not None
         predicted, actual = outputs.labels[texts][known], actual[known]
         overall, each = classification.labels(predicted, actual, outputs.categories)
         self._add_rows(overall, rows[known])

@@ -27,6 +27,7 @@ from rich.table import Column
 
 from castor.io.encoding import READABLE
 from castor.io.files import make_folder, refusals_named
+from castor.io.repeats import Collapsing
 
 PACKAGES = ("castor", "engines", "actors", "trainers", "serve")
 WIDE = 60  # columns of a terminal that shows more than the number and the time left
@@ -117,7 +118,9 @@ def captured(log: Path) -> Iterator[Terminal]:
 
     Libraries print from Python, from C and from other processes, so the file descriptors themselves are redirected;
     the terminal yielded writes to the original stdout. The first line in the log is the time and the command; what our
-    own packages log from INFO on has its time, too. Raises CastorError where `log` cannot be written.
+    own packages log from INFO on has its time, too; what workers say again and again is counted (`castor.io.repeats`).
+
+    Raises CastorError where `log` cannot be written.
     """
     make_folder(log.parent)
     with refusals_named(log):
@@ -135,7 +138,10 @@ def captured(log: Path) -> Iterator[Terminal]:
     encodings = [(stream.encoding, stream.errors) for stream in streams]
     for stream in streams:
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    told = logging.StreamHandler()
+    outer = sys.stdout, sys.stderr
+    collapsing = Collapsing(sys.stdout), Collapsing(sys.stderr)
+    sys.stdout, sys.stderr = collapsing
+    told = logging.StreamHandler(outer[1])
     told.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in PACKAGES:
         logging.getLogger(name).setLevel(logging.INFO)
@@ -145,6 +151,9 @@ def captured(log: Path) -> Iterator[Terminal]:
     finally:
         for name in PACKAGES:
             logging.getLogger(name).removeHandler(told)
+        for each in collapsing:
+            each.finish()
+        sys.stdout, sys.stderr = outer
         try:
             with refusals_named(log):
                 sys.stdout.flush()

@@ -11,6 +11,7 @@ from castor.io.errors import CastorError
 from castor.models.moderation import ModerationInfo, ModerationModel
 from castor.models.score import ScoreInfo
 from castor.packing import PackedRows
+from castor.taxonomy import nearest_category
 
 _EDGE = 1e-6
 
@@ -62,4 +63,8 @@ def check_classifier(info: ModerationInfo, classifier: Classifier, name: str) ->
         raise CastorError(f"{name} has no severity head, so no expected severity: train one with severity: true")
     missing = [] if isinstance(classifier.reduce, str) else sorted(set(classifier.reduce) - set(info.categories))
     if missing:
-        raise CastorError(f"{name} has the taxonomy {info.taxonomy}, which has no category {missing[0]!r}")
+        near = nearest_category(missing[0], info.categories)
+        raise CastorError(
+            f"{name} has the taxonomy {info.taxonomy}, which has no category {missing[0]!r}; the nearest one is "
+            f"{near!r}"
+        )

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from castor.evaluation.anchors import ACCOUNTS, Anchor, Task
-from castor.evaluation.assessment import Assessment, DataSet, ModelOnSet, SetName
+from castor.evaluation.assessment import MAJORITY, PAIR, Assessment, DataSet, ModelOnSet, SetName
 from castor.evaluation.labelled import LabelledSet, better_pairs
 from castor.io.files import write_text
 from castor.reports.assess_plots import FAINT_ROWS, model_looks, reliability_plot
+from castor.reports.beaten import findings
 from castor.reports.page import Figure, render
 from castor.reports.plots import Look, rates_by_group, score_histograms
 from castor.reports.svg import ALARM, GOOD, POLICY_COLOURS
@@ -48,6 +49,7 @@ _PREFERENCE = (
 _MODERATION = (
     Column("accuracy", "Accuracy", "safe or unsafe"),
     Column("f1", "F1", "unsafe is positive"),
+    Column("auroc", "AUROC", "of the probabilities"),
     Column("false_positive_rate", "False positives", "share of the safe", "low"),
     Column("exact_match", "Exact match", "all labels right"),
     Column("severity_accuracy", "Severity accuracy", "none to severe"),
@@ -72,7 +74,7 @@ _QUESTIONS: dict[Question, str] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table: a model of ours, a baseline, or a system of a paper."""
+    """One row of a table: a model, a baseline, or a system of a paper."""
 
     title: str
     note: str
@@ -85,23 +87,31 @@ def write_page(path: Path, assessment: Assessment, scored: Mapping[SetName, Scor
     """Writes the page as one HTML file that loads nothing from elsewhere; `scored` holds what `assessment` measured."""
     looks = model_looks(list(assessment.models))
     first = scored["data"]
+    labelled = {name: model.sets["data"] for name, model in assessment.models.items() if model.sets["data"].by_label}
+    if labelled:
+        labelled |= {each.name: each.sets["data"] for each in assessment.baselines if each.name in (MAJORITY, PAIR)}
     page = render(
         "assess.html.j2",
         assessment=assessment,
         sets=SETS,
         titles={name: _title(data) for name, data in assessment.data.items()},
         headline=_headline(assessment),
+        findings=findings(assessment),
         preference=_table(assessment, looks, "preference", _PREFERENCE),
         moderation=_table(assessment, looks, "moderation", _MODERATION),
         more=_table(assessment, looks, None, _MORE),
         shift=list(_shift(assessment, looks)),
         matrices=list(_matrices(assessment)),
         annotators=[anchor for anchor in assessment.anchors if anchor.task == "agreement"],
-        histograms=[_histogram(name, each, first.data, looks) for name, each in first.outputs.items()],
+        histograms=[
+            _histogram(name, each, first.data, looks)
+            for name, each in first.outputs.items()
+            if each.scores is not None or each.probability is not None
+        ],
         reliability=_reliability(assessment, looks),
         by_category=list(_bars(assessment, looks, by_severity=False)),
         by_severity=list(_bars(assessment, looks, by_severity=True)),
-        labelled={name: model.sets["data"] for name, model in assessment.models.items() if model.sets["data"].by_label},
+        labelled=labelled,
         looks=looks,
         taxonomies=_occurring(assessment),
         colours={name: f"var(--p{POLICY_COLOURS.index(look.colour)})" for name, look in looks.items()},
@@ -122,7 +132,7 @@ def _headline(assessment: Assessment) -> str:
 def _table(
     assessment: Assessment, looks: Mapping[str, Look], task: Task | None, columns: Sequence[Column]
 ) -> dict[str, Any] | None:
-    """Ours, then the majority baseline, then the papers' systems; None when no model of ours has any of the figures."""
+    """The models, then the baselines, then the papers' systems; None when no model has any of the figures."""
     ours = []
     for name, model in assessment.models.items():
         for set_name, measured in model.sets.items():
@@ -131,11 +141,16 @@ def _table(
                 ours.append(Line(looks[name].title, _where(assessment, set_name), cells, name))
     if not ours:
         return None
+    shown = [any(line.cells[i] is not None for line in ours) for i in range(len(columns))]
+    several = len({each.categories for each in assessment.baselines if each.of == "safety"}) > 1
     baselines = []
-    for set_name, data in assessment.data.items():
-        cells = [data.majority.get(column.name) for column in columns]
-        if any(cell is not None for cell in cells):
-            baselines.append(Line("Most frequent answer, always", _where(assessment, set_name), cells))
+    for baseline in assessment.baselines:
+        for set_name, measured in baseline.sets.items():
+            cells = [measured.overall.get(column.name) if shown[i] else None for i, column in enumerate(columns)]
+            if any(cell is not None for cell in cells):
+                labels = f", {baseline.categories} labels" if several and baseline.categories else ""
+                of = " (helpfulness)" if baseline.of == "helpfulness" else ""
+                baselines.append(Line(f"{baseline.name}{of}", _where(assessment, set_name) + labels, cells))
     papers = [_paper_line(anchor, columns) for anchor in assessment.anchors if anchor.task == task]
     used = [i for i in range(len(columns)) if any(line.cells[i] is not None for line in (*ours, *baselines, *papers))]
     lines = {"ours": ours, "baselines": baselines, "papers": papers}

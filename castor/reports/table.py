@@ -30,8 +30,8 @@ def closing_table(summary: Summary) -> Table:
 
 
 TERMINAL_FIGURES = (
-    "reward_accuracy", "cost_ranking_accuracy", "cost_sign_accuracy", "accuracy", "f1", "false_positive_rate",
-    "exact_match", "severity_accuracy",
+    "reward_accuracy", "cost_ranking_accuracy", "cost_sign_accuracy", "accuracy", "f1", "auroc", "false_positive_rate",
+    "exact_match", "macro_f1", "severity_accuracy",
 )  # fmt: skip
 
 
@@ -48,6 +48,29 @@ def assessment_table(assessment: Assessment) -> Table:
             if any(estimate is not None for estimate in found):
                 table.add_row(name, figure, *(_cell(estimate, True, None) for estimate in found))
     return table
+
+
+def baseline_tables(assessment: Assessment) -> list[Table]:
+    """The figures of the models and of every baseline side by side, one table a data set; values only."""
+    tables = []
+    for set_name, data in assessment.data.items():
+        lines = [(name, model.sets[set_name].overall) for name, model in assessment.models.items()]
+        lines += [(each.name, each.sets[set_name].overall) for each in assessment.baselines if set_name in each.sets]
+        models = len(assessment.models)
+        figures = [figure for figure in TERMINAL_FIGURES if any(found.get(figure) for _, found in lines[:models])]
+        table = Table(
+            title=f"Models and trivial baselines on {data.source} ({data.fitted})",
+            title_justify="left", header_style="bold", box=None,
+        )  # fmt: skip
+        table.add_column("", overflow="fold")
+        for figure in figures:
+            table.add_column(figure.replace("_", " "), justify="right", overflow="fold")
+        for index, (name, found) in enumerate(lines):
+            values = [found.get(figure) for figure in figures]
+            cells = ["" if value is None else number(value.value, True) for value in values]
+            table.add_row(name, *cells, style="" if index < models else "dim")
+        tables.append(table)
+    return tables
 
 
 def _cell(estimate: Estimate | None, is_share: bool, winner: float | None) -> Text:

@@ -13,6 +13,8 @@ from castor.config.model import STAGE, Model, source_of, stage_of
 from castor.data.sources.file_names import is_data_file, is_url
 from castor.data.sources.known_sets import unknown_name
 from castor.io.errors import CastorError
+from castor.io.user_function import function_finding
+from castor.models.head_kind import TAXONOMIES, head_kind
 from castor.run.check_gpus import gpu_findings, heads_finding
 from castor.run.plan import Plan
 from castor.run.stages.stage import ANY_MODEL, LANGUAGE_MODEL, ROWS, Read, Stage
@@ -22,7 +24,8 @@ def check(plan: Plan) -> None:
     """Raise CastorError, one line per finding, when sections contradict each other.
 
     Looked at: what each stage finds wrong with itself, every `stage:NAME` (is there such a section, does it run
-    earlier, does it make the right thing), every local path, contexts (prompt + response against the context of the
+    earlier, does it make the right thing), every local path, the head of a model in a local folder, functions (they are
+    imported, and must take what they will be given), contexts (prompt + response against the context of the
     model that reads them), and GPUs (`castor.run.check_gpus`). What is only known on the cluster or the hub is not
     looked at.
     """
@@ -50,7 +53,7 @@ def _finding(plan: Plan, stage: Stage, read: Read) -> str | None:
     reference, key = source_of(read.reference), f"{stage.place}.{read.key}"
     name, order = stage_of(reference), list(plan.stages)
     if name is None:
-        return _path_finding(plan, key, reference, rows=read.kinds == ROWS)
+        return _path_finding(plan, key, reference, rows=read.kinds == ROWS) or _head_finding(key, reference, read)
     place = f"{key}: {reference}"
     if name not in order:
         near = difflib.get_close_matches(name, order, n=1, cutoff=0.5)
@@ -68,7 +71,10 @@ def _finding(plan: Plan, stage: Stage, read: Read) -> str | None:
 def _path_finding(plan: Plan, key: str, text: str, *, rows: bool) -> str | None:
     """A local path, or a data set, that is not there. Paths in the run's own folder may be made by the run itself."""
     path = Path(text).expanduser()
-    if path.exists() or (rows and (text == SYNTHETIC or is_url(text) or is_function(text))):
+    if rows and is_function(text):
+        finding = function_finding(text, ["source"])
+        return finding and f"{key}: {finding}"
+    if path.exists() or (rows and (text == SYNTHETIC or is_url(text))):
         return None
     names_a_path = text.startswith((".", "/", "~")) or text.count("/") > 1
     if names_a_path or (rows and is_data_file(text)):
@@ -76,6 +82,22 @@ def _path_finding(plan: Plan, key: str, text: str, *, rows: bool) -> str | None:
         return None if made_here else f"{key}: there is no {text}: fix the path"
     finding = unknown_name(text) if rows else None
     return finding and f"{key}: {finding}"
+
+
+def _head_finding(key: str, text: str, read: Read) -> str | None:
+    """A folder whose model has another head than is read here. What is not on this machine is not looked at."""
+    if read.kinds in (ROWS, ANY_MODEL) or not Path(text).is_dir():
+        return None
+    head = head_kind(str(Path(text)))
+    if head == "unknown":
+        return None
+    if head in TAXONOMIES:
+        made = "moderation model"
+    else:
+        made = "language model" if head is None else "critic" if head == "critic" else f"{head} model"
+    if made in read.kinds:
+        return None
+    return f"{key}: {text} holds a {made}, but needed is a {' or '.join(sorted(read.kinds))}: give another folder"
 
 
 def _context_findings(plan: Plan, stage: Stage, read: Read) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from castor.io.errors import CastorError
 from castor.io.files import make_folder, write_text
 
 Mode = Literal["online", "offline", "shared", "disabled"]
+PROJECT = "castor"  # where neither the config nor the environment names one
+SHOWN_CHARACTERS = 500  # of a text in a table
 _MODES: dict[str, Mode] = {  # wandb's own names, old ones included
     "online": "online", "offline": "offline", "disabled": "disabled", "shared": "shared", "run": "online",
     "dryrun": "offline",
@@ -42,6 +45,16 @@ class Tracker:
         if self._run is not None:
             self._run.log({f"{series}/{name}": value for name, value in metrics.items()} | {f"{series}/step": step})
 
+    def samples(self, series: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log the first `wandb.samples` rows as a table of `series`; texts are cut. 0 keeps all texts here."""
+        if self._run is None or not self._config.samples or not rows:
+            return
+        import wandb
+
+        cut = [[cell[:SHOWN_CHARACTERS] if isinstance(cell, str) else cell for cell in row] for row in rows]
+        table = wandb.Table(columns=list(columns), data=cut[: self._config.samples])
+        self._run.log({f"{series}/samples": table})
+
     def start_over(self) -> None:
         """Track what comes as another run. To be called before the first series is declared."""
         self._identity.unlink(missing_ok=True)
@@ -67,7 +80,7 @@ class Tracker:
         return wandb.init(
             id=self._identity.read_text(),
             resume=None if mode == "offline" else "allow",  # what is offline is put together when it is synchronised
-            project=self._config.project,
+            project=self._config.project or os.environ.get("WANDB_PROJECT") or PROJECT,
             entity=self._config.entity,
             name=self._name,
             dir=str(self._folder),

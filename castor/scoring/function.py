@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from castor.io.errors import CastorError
-from castor.io.user_function import load_function
+from castor.io.user_function import call_function, load_function
 
 
 class FunctionScorer:
@@ -18,12 +18,12 @@ class FunctionScorer:
         self.name, self.function = name, load_function(name, directory)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """One number a response. What the function raises propagates.
+        """One number a response.
 
         Raises CastorError, naming the function and a prompt, when it returns something else, or a number that is not
-        finite.
+        finite; with its message, file and line, when it raises.
         """
-        returned = self.function(list(prompts), list(responses))
+        returned = call_function(self.name, self.function, list(prompts), list(responses))
         # a string is iterable, and a mapping's keys are no scores
         if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | dict):
             raise CastorError(

@@ -72,9 +72,10 @@ _ANY = re.compile(
 
 def keyword_verdicts(texts: Sequence[Exchange], reads: InputKind = "pair") -> list[bool]:
     """For each text: does a keyword occur in what the judge reads? Earlier turns go with the question."""
-    return [any(_ANY.search(part) for part in _parts(text, reads)) for text in texts]
+    return [any(_ANY.search(part) for part in parts_read(text, reads)) for text in texts]
 
 
-def _parts(text: Exchange, reads: InputKind) -> list[str]:
+def parts_read(text: Exchange, reads: InputKind) -> list[str]:
+    """The texts that a judge of this kind reads, in order. Earlier turns go with the question."""
     asked = [*(turn for exchange in text.history for turn in exchange), text.prompt]
     return {"pair": [*asked, text.response], "answer": [text.response], "question": asked}[reads]

@@ -102,6 +102,31 @@ def run_dpo(run: StageRun) -> str:
     )
 
 
+def validation_line(stage: Supervised, progress: Progress) -> str | None:
+    """What a validation found, in words, and where that leaves early stopping; None for a step of training."""
+    found = {
+        name.removeprefix("validation/"): value
+        for name, value in progress.metrics.items()
+        if name.startswith("validation/")
+    }
+    if not found:
+        return None
+    shown = [name for name in ("validation_loss", stage.best.metric if stage.best else "accuracy") if name in found]
+    shown = list(dict.fromkeys(shown)) or list(found)[:1]
+    told = f"step {progress.done} of {progress.total}: {', '.join(f'{name} {found[name]:.4g}' for name in shown)}"
+    if stage.best is None:
+        return told
+    since = int(found["since_best"])
+    if since == 0:
+        return f"{told} (the best so far)"
+    told += f" (the best was step {found['best_step']:.0f}"
+    if stage.patience is None:
+        return f"{told})"
+    return f"{told}; {since} of {stage.patience} in a row without a better one" + (
+        ": stops early)" if since >= stage.patience else ")"
+    )
+
+
 def _train(run: StageRun, stage: Supervised, rows: Sequence[Any], head: HeadKind | None = None) -> dict[str, float]:
     """Train on Ray Train; `head` is the kind of the head that the stage puts on a backbone."""
     load_config(run.models["model"])  # a model that cannot be loaded is refused before workers are started for it
@@ -113,7 +138,9 @@ def _train(run: StageRun, stage: Supervised, rows: Sequence[Any], head: HeadKind
 
         def show(progress: Progress) -> None:
             nonlocal note
-            if "loss" in progress.metrics:  # and not a validation
+            if (told := validation_line(stage, progress)) is not None:
+                run.terminal.line(f"  {run.name} {told}")
+            else:
                 note = f"loss {progress.metrics['loss']:.3f}  {progress.metrics['tokens_per_s']:,.0f} tokens/s"
             bar.update(progress.done, progress.total, note)
             if progress.done:

@@ -219,7 +219,10 @@ class Worker:
         dist.broadcast_object_list(metrics, 0)
         improved = self.state.note_validation(metrics[0], self.job.stage.best)
         if self.rank == 0:
-            self._post({f"validation/{name}": value for name, value in metrics[0].items()})
+            found = {name: value for name, value in self.state.entry(self.state.step).items() if name != "step"}
+            if self.job.stage.best is not None:
+                found |= {"best_step": self.state.best_step, "since_best": self.state.since_best}
+            self._post({f"validation/{name}": value for name, value in found.items()})
         if improved:
             self._save(self.files.best(self.state.step) / "model")
             sum_over_ranks({"saved": 1.0})  # nobody goes on before it is on disk

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from castor.data.sources.record import Reason, RowError
-from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES, Severity
+from castor.taxonomy import BEAVERTAILS_CATEGORIES, PKU_CATEGORIES, Severity, nearest_category
 
 History = tuple[tuple[str, str], ...]
 """Earlier exchanges of a conversation, oldest first: (what the user said, what the assistant answered)."""
@@ -172,8 +172,11 @@ def _holding(labels: Mapping[Any, bool | None], field: str) -> tuple[frozenset[s
 
 
 def _known(name: object, field: str) -> str:
-    if not isinstance(name, str) or name not in _CATEGORIES:
+    if not isinstance(name, str):
         raise RowError("unknown category", f"{field} names {name!r}")
+    if name not in _CATEGORIES:
+        nearest = nearest_category(name, (*PKU_CATEGORIES, *BEAVERTAILS_CATEGORIES))
+        raise RowError("unknown category", f"{field} names {name!r}: did you mean {nearest!r}?")
     return name
 
 

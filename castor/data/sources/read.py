@@ -12,7 +12,7 @@ from castor.data.sources.hub import is_saved_dataset, read_hub, read_saved
 from castor.data.sources.record import Record, RowError
 from castor.data.sources.report import RowReport
 from castor.io.errors import CastorError
-from castor.io.user_function import load_function
+from castor.io.user_function import call_function, iterated, load_function
 
 Kind = Literal["preference", "qa", "demonstration", "prompt"]
 
@@ -45,10 +45,10 @@ def raw_records(source: DataSource, kind: Kind, report: RowReport | None = None)
 
 def _own_rows(source: DataSource) -> Iterator[Record]:
     """What the function named `module:function` returns for the source: an iterable of rows."""
-    rows = load_function(source.source)(source)
+    rows = call_function(source.source, load_function(source.source), source)
     if not isinstance(rows, Iterable) or isinstance(rows, Mapping | str):
         raise CastorError(f"{source.source} returned {type(rows).__name__}; it must return an iterable of rows")
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(iterated(source.source, rows), start=1):
         wrong = RowError("wrong type", f"the row is a {type(row).__name__}, not an object")
         yield Record(f"{source.source}:row {number}", dict(row) if isinstance(row, Mapping) else wrong)
 

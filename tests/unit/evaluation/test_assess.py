@@ -22,7 +22,7 @@ from castor.evaluation.anchors import ACCOUNTS, ANCHORS
 from castor.evaluation.assess import assess
 from castor.evaluation.assessment import Assessment, schema_text
 from castor.evaluation.labelled import category_groups, label_vectors, load_labelled
-from castor.evaluation.model_figures import figures_of, majority_of
+from castor.evaluation.model_figures import figures_of
 from castor.evaluation.model_outputs import Outputs, model_kind, run_model
 from castor.io.errors import CastorError
 from castor.io.terminal import Terminal
@@ -139,9 +139,6 @@ def test_figures_of_a_moderation_model_by_hand(four_pairs: DataSource) -> None:
     assert found.by_label["Violence"].f1.value == pytest.approx(6 / 7)
     assert found.by_label["Animal Abuse"].f1 is None
     assert not found.labels_mapped
-    assert majority_of(data) == {
-        "accuracy": 0.5, "exact_match": 0.5, "severity_accuracy": 0.5, "severity_accuracy_unsafe": 1.0,
-    }  # fmt: skip
 
 
 def test_labels_of_the_other_taxonomy_are_translated_and_said_to_be() -> None:
@@ -257,6 +254,13 @@ def test_everything_from_folders_to_json_and_page(
     moderation = found.models["moderation"].sets["data"].overall
     assert {"accuracy", "f1", "false_positive_rate", "exact_match", "severity_kappa", "ece"} <= set(moderation)
     assert "exact_match" not in found.models["moderation"].sets["out_of_distribution"].overall  # no categories there
+    baselines = {(each.of, each.name) for each in found.baselines}
+    assert {
+        ("safety", "always unsafe"),
+        ("safety", "TF-IDF, answer only"),
+        ("helpfulness", "answer length"),
+    } <= baselines
+    assert "cross-validated over 5 folds" in found.data["data"].fitted
     asked = [each for each in found.agreement["data"] if each.question == "unsafe"]
     assert {(each.first, each.second) for each in asked} >= {("labels", "cost"), ("words", "a model")}
     run = next(
@@ -273,6 +277,8 @@ def test_everything_from_folders_to_json_and_page(
     assert not re.search(r"\b(?:nan|inf)\b", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL))
     for anchor in ANCHORS:
         assert anchor.system in page
+    assert "TF-IDF, question and answer" in page
+    assert page.index("trivial baseline") < page.index("<table")
     assert len(re.findall("<svg", page)) >= 8
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -367,7 +373,7 @@ def test_scores_that_are_no_numbers_are_an_error(tiny_models: TinyModels, tmp_pa
     options = config(tmp_path, {"r": str(tmp_path / "damaged")})
     data = load_labelled("data", options.data, ["reward"])
     with pytest.raises(CastorError, match="model 'r' gives 80 of 80 texts a number that is not finite"):
-        run_model("r", options.models["r"], "reward", data.texts, options, lambda *done: None)
+        run_model("r", str(tmp_path / "damaged"), "reward", data.texts, options, lambda *done: None)
 
 
 # ---- conversations

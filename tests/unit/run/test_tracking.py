@@ -1,5 +1,7 @@
 """Where a run is tracked: the config's own mode, else what the environment says."""
 
+import json
+
 import pytest
 
 from castor.config.wandb import WandB
@@ -88,3 +90,33 @@ def test_a_run_that_goes_on_is_tracked_as_the_same_one(tmp_path):
     assert identities() == {first}
     Tracker(WandB(mode="offline"), tmp_path / "wandb", "demo", {}).start_over()
     assert len(identities()) == 2
+
+
+def test_the_project_is_the_configs_else_the_environments_else_ours(monkeypatch, tmp_path):
+    def project(**options):
+        tracker = Tracker(WandB(mode="offline", **options), tmp_path / "wandb", "demo", {})
+        tracker.declare("sft")
+        found = tracker._run.project
+        tracker.finish()
+        return found
+
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    assert project() == "castor"
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    assert project() == "theirs"
+    assert project(project="mine") == "mine"
+
+
+def test_samples_are_cut_and_can_be_left_out(tmp_path):
+    def tables(samples):
+        folder = tmp_path / f"wandb{samples}"
+        tracker = Tracker(WandB(mode="offline", samples=samples), folder, "demo", {})
+        tracker.declare("evaluate")
+        tracker.samples("evaluate/sft", ("prompt", "cost"), [["x" * 1000, 1.5], ["second", 2.5]])
+        tracker.finish()
+        return [json.loads(path.read_text()) for path in folder.glob("wandb/offline-run-*/files/media/table/**/*.json")]
+
+    (table,) = tables(1)
+    assert table["columns"] == ["prompt", "cost"]
+    assert table["data"] == [["x" * 500, 1.5]]
+    assert tables(0) == []

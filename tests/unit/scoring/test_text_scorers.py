@@ -12,7 +12,7 @@ import pytest
 
 from castor.config.signal import HTTPScorer
 from castor.io.errors import CastorError
-from castor.io.user_function import load_function
+from castor.io.user_function import function_finding, load_function
 from castor.scoring.function import FunctionScorer
 from castor.scoring.http import RemoteScorer
 
@@ -60,9 +60,32 @@ def test_what_is_no_score_is_an_error_with_the_function_and_the_prompt(module, n
         FunctionScorer(f"my_scores:{name}", module)(["a", "b"], ["x", "y"])
 
 
-def test_an_exception_of_the_function_is_its_own(module):
-    with pytest.raises(RuntimeError, match="asleep"):
+def test_an_exception_of_the_function_is_told_with_its_file_and_line(module):
+    message = r"my_scores:fails failed: RuntimeError: the judge is asleep \(.*my_scores\.py, line 9: def fails"
+    with pytest.raises(CastorError, match=message) as told:
         FunctionScorer("my_scores:fails", module)(["a"], ["x"])
+    assert isinstance(told.value.__cause__, RuntimeError)  # whose traceback goes to the log
+
+
+def test_a_module_that_cannot_be_imported_is_told_with_its_line(module):
+    (module / "my_scores.py").write_text("x = 1\ny = x / 0\n")
+    with pytest.raises(
+        CastorError, match=r"my_scores:score cannot be imported: ZeroDivisionError: .*, line 2: y = x / 0"
+    ):
+        load_function("my_scores:score", module)
+    (module / "my_scores.py").write_text("def score(:\n")
+    with pytest.raises(CastorError, match=r"cannot be imported: SyntaxError: .*my_scores\.py, line 1\)"):
+        load_function("my_scores:score", module)
+
+
+def test_a_function_is_asked_whether_it_takes_what_it_will_be_given(module, monkeypatch):
+    monkeypatch.chdir(module)
+    assert function_finding("my_scores:score", ["prompts", "responses"]) is None
+    found = function_finding("my_scores:score", ["source"])
+    assert found == (
+        "my_scores:score(prompts, responses) will be called with (source): missing a required argument: 'responses'"
+    )
+    assert "has no function scor;" in (function_finding("my_scores:scor", ["prompts", "responses"]) or "")
 
 
 def test_a_function_that_is_not_there_is_named(module):

@@ -50,7 +50,7 @@ def test_the_card_of_a_stage_that_left_no_figures(tmp_path):
 def test_the_card_of_a_policy_has_its_signals_its_last_step_and_the_comparison(tmp_path):
     plan = make_run(tmp_path / "run", ["model", "ppo_lag"])
     run = run_of(plan, "ppo_lag")
-    step = {"step": 4, "mean_reward": 1.5, "kl": 0.25, "mean_costs": {"harm": -0.5}, "multipliers": {"harm": 2.0}}
+    step = {"step": 4, "weighted_reward": 1.5, "kl": 0.25, "mean_costs": {"harm": -0.5}, "multipliers": {"harm": 2.0}}
     write_json(run.files.run_record, {"ledger": asdict(TERMS), "steps": [{"step": 3}, step]})
     write_model_card(plan, run)
     policies = {name: policy_metrics(responses()) for name in plan.policies}

@@ -166,7 +166,10 @@ def test_worked_safety_losses_and_sign_accuracy():
     assert float(task.loss(forward, packed, [2, 0])) == pytest.approx(expected, abs=1e-9)
     assert forward.positions.tolist() == packed.last_positions().tolist()
     outputs = [torch.tensor([-1.0, 2.0]), torch.tensor([0.0])]
-    assert task.measure(outputs, [0, 1, 2]) == pytest.approx({"sign_accuracy": 2 / 3, "score_mean": 1 / 3})
+    loss = nlog_sigmoid(1.0) + nlog_sigmoid(2.0) + nlog_sigmoid(0.0) + 0.05 * (1 + 4) / 3
+    assert task.measure(outputs, [0, 1, 2]) == pytest.approx(
+        {"validation_loss": loss, "sign_accuracy": 2 / 3, "score_mean": 1 / 3}
+    )
     with pytest.raises(ValueError, match="without is_safe"):
         make_task(Cost(data=DATA, loss="sign"), [QARow("p", "a")], "m")
     with pytest.raises(ValueError, match="token-wise compares two"):
@@ -185,9 +188,12 @@ class _Words:
 
 def test_accuracies_are_strict():
     """A tie is no preference, and a score of exactly zero has no sign."""
-    reward = make_task(Reward(data=DATA), [row()] * 3, "m")
+    reward = make_task(Reward(data=DATA, regularization=0.0), [row()] * 3, "m")
     scores = [torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([[0.0, 1.0]])]
-    assert reward.measure(scores, [0, 1, 2]) == pytest.approx({"accuracy": 1 / 3, "score_mean": 0.5})
+    loss = (nlog_sigmoid(1.0) + nlog_sigmoid(0.0) + nlog_sigmoid(-1.0)) / 3
+    assert reward.measure(scores, [0, 1, 2]) == pytest.approx(
+        {"validation_loss": loss, "accuracy": 1 / 3, "score_mean": 0.5}
+    )
     # safer: response 1 of row 1, which is the second (unsafe) one of the others
     rows = [row(safer=0), row(safer=1, safe=(False, True)), row(safer=0, safe=(True, True))]
     cost = make_task(Cost(data=DATA), rows, "m")

@@ -67,7 +67,7 @@ class ModerationTask(Task):
         return forward(packed.rows, packed.last_positions())
 
     def measure(self, outputs: Sequence[Tensor], rows: Sequence[int]) -> dict[str, float]:
-        """See `Task`: the metrics of `moderation_metrics`, with thresholds that never saw the row they decide on.
+        """See `Task`: the loss, and `moderation_metrics` with thresholds that never saw the row they decide on.
 
         The validation prompts are dealt to two halves; each half is decided with the thresholds of the other one.
         """
@@ -88,7 +88,9 @@ class ModerationTask(Task):
             info = self._fitted(logits[there], targets[torch.from_numpy(there)])
             probabilities, cumulative = split_outputs(logits[here], info)
             pieces.append((here, decide(probabilities, cumulative, info.thresholds)))
-        return moderation_metrics(pieces, targets)
+        raw, stage = torch.cat(list(outputs)).float(), self.stage
+        losses = moderation_loss(raw, targets, self.label_weights, stage.unsafe_weight, stage.severity_weight)
+        return {"validation_loss": float(losses.mean()), **moderation_metrics(pieces, targets)}
 
     def save(self, folder: Path, model: nn.Module, weights: dict[str, Tensor], outputs: Sequence[Tensor]) -> None:
         """See `Task`: a moderation model with the thresholds and temperatures of all validation rows."""

@@ -78,13 +78,22 @@ class PreferenceTask(ScoreTask):
         return forward(packed.rows, packed.last_positions()).view(-1, 2)
 
     def measure(self, outputs: Sequence[Tensor], rows: Sequence[int]) -> dict[str, float]:
-        """See `Task`: pair accuracy and, for a cost, sign accuracy; all inequalities strict. Scores are raw."""
-        scores = torch.cat(list(outputs))
+        """See `Task`: loss of the end scores, pair accuracy and, for a cost, sign accuracy; all inequalities strict.
+
+        Scores are raw.
+        """
+        scores, stage = torch.cat(list(outputs)).float(), self.stage
         first, second = scores.unbind(1)
-        if self.kind == "reward":
-            return {"accuracy": share(first > second), "score_mean": float(scores.mean())}
+        if isinstance(stage, Reward):
+            losses = reward_loss(first, second, stage.regularization)
+            accuracy = share(first > second)
+            return {"validation_loss": float(losses.mean()), "accuracy": accuracy, "score_mean": float(scores.mean())}
+        assert isinstance(stage, Cost)
         safe = self._safe_flags(rows)
+        first_safe, second_safe = safe.unbind(1)
+        losses = cost_loss(first, second, first_safe, second_safe, stage.regularization, sign_weight=stage.sign_weight)
         return {
+            "validation_loss": float(losses.mean()),
             "accuracy": share(second > first),
             "sign_accuracy": share(torch.where(safe, scores < 0, scores > 0)),
             "score_mean": float(scores.mean()),

@@ -40,9 +40,13 @@ class SafetyTask(ScoreTask):
         return forward(packed.rows, packed.last_positions())
 
     def measure(self, outputs: Sequence[Tensor], rows: Sequence[int]) -> dict[str, float]:
-        """See `Task`: sign accuracy, of strict inequalities. Scores are raw."""
-        scores, safe = torch.cat(list(outputs)), self._flags(rows)
-        return {"sign_accuracy": share(torch.where(safe, scores < 0, scores > 0)), "score_mean": float(scores.mean())}
+        """See `Task`: loss, and sign accuracy, of strict inequalities. Scores are raw."""
+        scores, safe = torch.cat(list(outputs)).float(), self._flags(rows)
+        return {
+            "validation_loss": float(safety_loss(scores, safe, self.stage.regularization, self.sign_weight).mean()),
+            "sign_accuracy": share(torch.where(safe, scores < 0, scores > 0)),
+            "score_mean": float(scores.mean()),
+        }
 
     def _flags(self, rows: Sequence[int]) -> Tensor:
         """[responses] bool: is it safe?"""

@@ -90,7 +90,11 @@ def test_wrong_names_list_the_right_ones(asked, name, options, message):
     assert asked == []
 
 
-def test_names_are_checked_before_anything_runs():
+def test_names_are_checked_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "rows_of_mine.py").write_text("def make(source): return []\ndef two(source, more): return []\n")
+
     def finding(*sources):
         config = Config.model_validate({"sft": {"model": "org/base", "data": list(sources)}})
         try:
@@ -99,9 +103,13 @@ def test_names_are_checked_before_anything_runs():
             return str(error)
         return None
 
-    for known in ("BeaverTails", "someone/own-set", "s3://bucket/rows.jsonl.zst", "own.rows:make", "synthetic"):
+    for known in ("BeaverTails", "someone/own-set", "s3://bucket/rows.jsonl.zst", "rows_of_mine:make", "synthetic"):
         assert finding({"source": known}) is None
     assert "sft.data.source: there is no file, folder or known data set 'Bever'" in finding({"source": "Bever"})
+    assert "sft.data.source: own.rows:make: No module named 'own'" in finding({"source": "own.rows:make"})
+    assert "will be called with (source): missing a required argument: 'more'" in finding(
+        {"source": "rows_of_mine:two"}
+    )
     assert "sft.data.source: there is no gone.csv.zst: fix" in finding({"source": "gone.csv.zst"})
     mixed = [{"source": "BeaverTails", "weight": 1}, {"source": "saferlhf"}]
     assert "sft.data: saferlhf has no weight" in finding(*mixed)
@@ -130,10 +138,14 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "own_functions.py").write_text(
         "def generated(source):\n    return ({'prompt': f'{source.split} {i}'} for i in range(2))\n"
         "def text(source):\n    return 'rows'\ndef numbers(source):\n    return [1]\n"
+        "def breaks(source):\n    yield {'prompt': 'p'}\n    raise OSError('the disk is full')\n"
     )
     assert prompts("own_functions:generated", split="dev") == ["dev 0", "dev 1"]
     records = list(raw_records(DataSource(source="own_functions:numbers"), "qa"))
     assert (records[0].location, records[0].raw.reason) == ("own_functions:numbers:row 1", "wrong type")
+    message = r"own_functions:breaks failed: OSError: the disk is full \(.*own_functions\.py, line 9: raise OSError"
+    with pytest.raises(CastorError, match=message):
+        prompts("own_functions:breaks")
     with pytest.raises(CastorError, match="own_functions:text returned str; it must return an iterable of rows"):
         prompts("own_functions:text")
     with pytest.raises(

@@ -1,0 +1,67 @@
+"""What is wrong with models and functions of a config is said before anything starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from castor.config.pipeline import Config
+from castor.io.errors import CastorError
+from castor.run.check import check
+from castor.run.plan import make_plan
+
+
+def folder(path: Path, file: str = "config.json", **settings: Any) -> str:
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    (path / file).write_text(json.dumps(settings))
+    return str(path)
+
+
+def finding(tmp_path: Path, **signals: Any) -> str:
+    policy = {"model": folder(tmp_path / "policy")}
+    objective = {"role": "objective", "model": folder(tmp_path / "r", "castor_score.json", score_type="reward")}
+    run = {
+        "steps": 1,
+        "policy": policy,
+        "signals": {"helpful": objective, **signals},
+        "advantage": {"estimator": "group_relative"},
+        "samples_per_prompt": 2,
+        "multipliers": {"rule": "sgd_log"},
+    }
+    config = Config.model_validate({"run_dir": str(tmp_path / "run"), "rlhf": {"ppo": run}})
+    try:
+        check(make_plan(config))
+    except CastorError as error:
+        return str(error)
+    return ""
+
+
+def test_a_folder_with_another_head_is_named(tmp_path: Path) -> None:
+    reward = folder(tmp_path / "other", "castor_score.json", score_type="reward")
+    found = finding(tmp_path, harm={"role": "constraint", "model": reward, "threshold": 0.0})
+    assert f"signals.harm.model: {reward} holds a reward model, but needed is a cost model: give another" in found
+    assert "signals.helpful" not in found
+    assert "policy.model" not in found
+
+
+def test_categories_are_those_of_the_model_in_the_folder(tmp_path: Path) -> None:
+    qa = folder(tmp_path / "qa", "castor_moderation.json", taxonomy="beavertails")
+    harm = {"role": "constraint", "model": qa, "classifier": {"reduce": ["Animal Abuse"]}, "threshold": 0.0}
+    found = finding(tmp_path, harm=harm)
+    assert (
+        f"signals.harm.classifier.reduce: {qa} has no category 'Animal Abuse'; the nearest one is 'animal_abuse'"
+        in found
+    )
+
+
+def test_a_function_is_imported_and_asked_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "signal_of_mine.py").write_text("def judge(prompts): return [0.0 for _ in prompts]\n")
+    harm = {"role": "constraint", "function": "signal_of_mine:judge", "threshold": 0.0}
+    found = finding(tmp_path, harm=harm)
+    assert (
+        "rlhf.ppo.signals.harm.function: signal_of_mine:judge(prompts) will be called with (prompts, responses): "
+        "too many positional arguments" in found
+    )
