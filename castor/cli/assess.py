@@ -31,7 +31,8 @@ def assess(arguments: Arguments) -> None:
     if len(files) > 1:
         raise CastorError(f"castor assess takes one config file, not {len(files)}: {', '.join(files)}")
     config = load_file(Assess, Path(files[0]), overrides) if files else load_section(Assess, {}, overrides)
-    if "template" not in config.model_fields_set and (form := format_of_runs(config.models.values())) is not None:
+    folders = [model for model in config.models.values() if isinstance(model, str)]
+    if "template" not in config.model_fields_set and (form := format_of_runs(folders)) is not None:
         config = config.model_copy(update={"template": form})
     log = config.out / "assess.log"
     with captured(log) as terminal, failures_told(terminal, log):
