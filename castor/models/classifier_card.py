@@ -142,7 +142,7 @@ def card_code(block: dict[str, Any], trusted: bool) -> str:
     read = _READ.format(trusted=", trust_remote_code=True" if trusted else "")
     if block["kind"] == "moderation":
         return read + _VERDICTS
-    sign = " Above zero: unsafe; exactly zero is the boundary." if block["kind"] == "cost" else ""
+    sign = " Above zero: unsafe." if block["kind"] == "cost" else ""
     return read + _SCORES.format(kind=block["kind"], sign=sign)
 
 
