@@ -10,6 +10,7 @@ from typing import TypeAlias
 from castor.io.errors import CastorError, first_line
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+CARD, READING = "README.md", "How to read it"  # a model's card, and its section that does not hold for an export
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")  # config, tokenizer, code
 WEIGHTS, PICKLES = ("*.safetensors",), ("pytorch_model*.bin",)
 ELSEWHERE = ("*/*.safetensors", "*/*.bin", "consolidated*")  # the same weights again, in other programs' layouts

@@ -11,7 +11,7 @@ from castor.config.rlhf import RLHF
 from castor.config.signal import Signal
 from castor.evaluation.metrics import PolicyMetrics
 from castor.io.files import read_json, write_text
-from castor.models.classifier_card import CARD
+from castor.model_reference import CARD
 from castor.reports.model_card import ModelFacts, model_card, with_comparison
 from castor.run.plan import Plan
 from castor.run.stages.stage import Stage

@@ -11,7 +11,7 @@ import typer
 from castor.cli.run_format import format_of_run
 from castor.io.errors import CastorError
 from castor.io.files import local_path, make_folder
-from castor.model_reference import ModelReference
+from castor.model_reference import CARD, ModelReference
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ def _tell(folder: Path, dtype: torch.dtype) -> None:
     import torch
 
     from castor.models.backbone import load_config
-    from castor.models.classifier_card import CARD, block_of
+    from castor.models.classifier_card import block_of
 
     block = block_of(load_config(folder))
     assert block is not None  # just written

@@ -23,7 +23,12 @@ def format_of_run(model: str) -> str | None:
 
 def format_of_runs(models: Iterable[str]) -> str | None:
     """The one format of the runs of several models; None where none lies in a run. Raises CastorError for two."""
-    found = {form: model for model in models if (form := format_of_run(model)) is not None}
+    found = {}
+    for model in models:
+        form = format_of_run(model)
+        if form is not None:
+            # a tokenizer with a chat template reads both alike; one without, beside it, is not asked for one
+            found["auto" if form == "chat" else form] = model
     if len(found) > 1:
         told = ", ".join(f"{form!r} ({model})" for form, model in found.items())
         raise CastorError(f"the models were trained with different prompt formats, {told}: assess them one by one")

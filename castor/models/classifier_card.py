@@ -17,10 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from castor.config.moderation import InputKind
 from castor.data.tokens.template import PromptTemplate
 from castor.io.errors import CastorError, first_line
+from castor.model_reference import CARD, READING
 
-CARD = "README.md"
 BLOCK = "castor"  # the key in config.json
-READING = "How to read it"  # the section of a model's card that does not hold for its export
 
 _READ = '''import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -142,7 +141,7 @@ def card_code(block: dict[str, Any], trusted: bool) -> str:
     read = _READ.format(trusted=", trust_remote_code=True" if trusted else "")
     if block["kind"] == "moderation":
         return read + _VERDICTS
-    sign = " Above zero: unsafe; exactly zero is the boundary." if block["kind"] == "cost" else ""
+    sign = " Above zero: unsafe." if block["kind"] == "cost" else ""
     return read + _SCORES.format(kind=block["kind"], sign=sign)
 
 

@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from huggingface_hub import ModelCardData
+from typing import TYPE_CHECKING
 
 import castor
 from castor.config.data import SYNTHETIC, DataSource, is_function
@@ -19,8 +18,11 @@ from castor.config.model import stage_of
 from castor.data.sources.file_names import is_url
 from castor.data.sources.known_sets import find_set
 from castor.evaluation.metrics import PolicyMetrics
-from castor.models.classifier_card import READING
+from castor.model_reference import READING
 from castor.reports.wording import interval, measured_columns, number, policy_title
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 COMPARED = "Compared on held-out prompts"  # the section that `evaluate` adds
 
@@ -111,6 +113,8 @@ def with_comparison(card: str, name: str, policies: Mapping[str, PolicyMetrics])
 
 
 def _metadata(facts: ModelFacts) -> ModelCardData:
+    from huggingface_hub import ModelCardData  # a run with nothing to do needs none of it
+
     sets = [named.id for source, _ in facts.data if (named := find_set(source.source)) is not None]
     return ModelCardData(
         library_name="transformers",

@@ -15,7 +15,7 @@ from castor.config.data import SyntheticOptions
 from castor.config.demo_model import DemoModel
 from castor.data.rows.schemas import Exchange, parse_row
 from castor.io.errors import CastorError
-from castor.models.classifier_card import CARD
+from castor.model_reference import CARD
 from castor.models.export import save_classifier
 from castor.models.head_kind import head_kind
 from castor.models.load import load_score_model

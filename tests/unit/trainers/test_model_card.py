@@ -11,7 +11,7 @@ from castor.data.sources.change_marks import input_state
 from castor.evaluation.metrics import policy_metrics
 from castor.io.checkpoint import verify_folder
 from castor.io.files import write_json
-from castor.models.classifier_card import CARD
+from castor.model_reference import CARD
 from tests.plans import run_of
 from tests.run_folders import TERMS, make_run
 from tests.unit.reports.test_report import responses
