@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import Any, TextIO
 
 REMEMBERED = 256  # different lines
-_FORWARDED = re.compile(r"(\x1b\[\d+m)*\([^()]+ pid=\d+[^()]*\)")
+_FORWARDED = re.compile(r"(\x1b\[\d+m)*\(([^()]+ )?pid=\d+[^()]*\)")
 _CHANGING = re.compile(r"\x1b\[\d+m|\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d([.,]\d+)?|\[repeated \d+x [^]]*\]|pid=\d+")
 
 

@@ -7,13 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from castor.config.model import source_of
 from castor.io.user_function import function_finding
-from castor.models.head_kind import TAXONOMIES, head_kind
 from castor.run.actors import Actors, Frozen, Trained, rollout_workers
 from castor.run.files import StageFiles
 from castor.run.stages.stage import ANY_MODEL, LANGUAGE_MODEL, Kind, Read, RowsRead, Stage, helper, most_rows
-from castor.taxonomy import nearest_category
 
 if TYPE_CHECKING:
     from castor.config.model import ModelOption
@@ -125,6 +122,10 @@ def _category_findings(place: str, signal: Signal) -> Iterator[str]:
     """Categories that a moderation model in a local folder does not have."""
     if signal.classifier is None or isinstance(signal.classifier.reduce, str) or signal.model is None:
         return
+    from castor.config.model import source_of
+    from castor.models.head_kind import TAXONOMIES, head_kind
+    from castor.taxonomy import nearest_category
+
     folder = Path(source_of(signal.model))
     categories = TAXONOMIES.get(head_kind(str(folder))) if folder.is_dir() else None  # type: ignore[arg-type]
     for name in signal.classifier.reduce if categories else ():

@@ -38,6 +38,10 @@ def test_other_numbers_make_another_line_and_other_lines_pass() -> None:
     assert said(*lines) == lines
 
 
+def test_a_worker_without_a_name_on_another_node_is_one_too() -> None:
+    assert said("(pid=1, ip=10.0.0.2) again", "(pid=7, ip=10.0.0.2) again") == ["(pid=1, ip=10.0.0.2) again"]
+
+
 def test_memory_is_bounded_and_a_line_without_an_end_is_kept() -> None:
     stream = io.StringIO()
     collapsing = Collapsing(stream)

@@ -93,7 +93,7 @@ def test_wrong_names_list_the_right_ones(asked, name, options, message):
 def test_names_are_checked_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "rows_of_mine.py").write_text("def make(source): return []\ndef two(source, more): return []\n")
+    (tmp_path / "rows_to_check.py").write_text("def make(source): return []\ndef two(source, more): return []\n")
 
     def finding(*sources):
         config = Config.model_validate({"sft": {"model": "org/base", "data": list(sources)}})
@@ -103,12 +103,12 @@ def test_names_are_checked_before_anything_runs(tmp_path, monkeypatch):
             return str(error)
         return None
 
-    for known in ("BeaverTails", "someone/own-set", "s3://bucket/rows.jsonl.zst", "rows_of_mine:make", "synthetic"):
+    for known in ("BeaverTails", "someone/own-set", "s3://bucket/rows.jsonl.zst", "rows_to_check:make", "synthetic"):
         assert finding({"source": known}) is None
     assert "sft.data.source: there is no file, folder or known data set 'Bever'" in finding({"source": "Bever"})
     assert "sft.data.source: own.rows:make: No module named 'own'" in finding({"source": "own.rows:make"})
     assert "will be called with (source): missing a required argument: 'more'" in finding(
-        {"source": "rows_of_mine:two"}
+        {"source": "rows_to_check:two"}
     )
     assert "sft.data.source: there is no gone.csv.zst: fix" in finding({"source": "gone.csv.zst"})
     mixed = [{"source": "BeaverTails", "weight": 1}, {"source": "saferlhf"}]
