@@ -332,6 +332,8 @@ def test_the_example_is_a_config_and_clusters_deploy_it() -> None:
     example, cluster = ROOT / "configs/serve/demo.yaml", ROOT / "configs/serve/cluster.yaml"
     assert load_file(Serve, example).policies
     (app,) = yaml.safe_load(cluster.read_text())["applications"]
-    assert app["args"] == {"config": "configs/serve/demo.yaml"}
+    options = dict(app["args"])
+    assert ROOT / options.pop("config") == example
+    assert load_file(Serve, example, [f"{key}={value}" for key, value in options.items()]).gateway.host == "0.0.0.0"
     module, _, name = app["import_path"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))

@@ -60,7 +60,7 @@ def test_the_card_of_a_policy_has_its_signals_its_last_step_and_the_comparison(t
         assert f"- `{signal}`: " in text
     for figure in (
         "step | 4 |",
-        "mean reward | 1.5 |",
+        "weighted reward | 1.5 |",
         "kl | 0.25 |",
         "mean cost harm | -0.5 |",
         "multiplier harm | 2 |",

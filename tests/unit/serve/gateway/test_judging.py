@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from castor.config.guard import Guard
 from castor.data.rows.schemas import Exchange
+from serve.gateway.calls import calling
 from serve.gateway.failures import JudgeError, JudgeTimeout, JudgeUnreachable, JudgeUnusable, TooLongToJudge
 from serve.gateway.judging import Judging, _checked
 from serve.gateway.metrics import Metrics
@@ -35,8 +36,9 @@ class Scripted(Judging):
         self.asked.append(asked)
         self.seconds.append(seconds)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, BaseException):
-            raise answer
+        with calling():
+            if isinstance(answer, BaseException):
+                raise answer
         return answer
 
     def failures(self) -> dict[str, float]:
