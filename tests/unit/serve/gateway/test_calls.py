@@ -22,10 +22,12 @@ class Broken(grpc.RpcError):
         (Broken(), ReplicaGone, "Broken"),
         (RayTaskError("judge", "traceback", ValueError("secret")), ReplicaFailed, "^ValueError$"),
         (ValueError("secret"), ReplicaFailed, "^ValueError$"),
-        (TimeoutError(), TimeoutError, ""),
+        (TimeoutError(), TimeoutError, None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_failures_are_told_apart_and_repeat_no_text(raised: Exception, told: type[Exception], words: str) -> None:
+def test_failures_are_told_apart_and_repeat_no_text(
+    raised: Exception, told: type[Exception], words: str | None
+) -> None:
     with pytest.raises(told, match=words), calling():
         raise raised
