@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from castor.config.demo_model import DemoModel
@@ -12,6 +12,7 @@ from castor.config.signal import Signal
 from castor.evaluation.metrics import PolicyMetrics
 from castor.io.files import read_json, write_text
 from castor.model_reference import CARD
+from castor.reports.limits import Told
 from castor.reports.model_card import ModelFacts, model_card, with_comparison
 from castor.run.plan import Plan
 from castor.run.stages.stage import Stage
@@ -41,13 +42,14 @@ def write_model_card(plan: Plan, run: StageRun) -> None:
     write_text(plan.model_folder(stage.name) / CARD, model_card(facts))
 
 
-def add_comparison(plan: Plan, policies: Mapping[str, PolicyMetrics]) -> None:
-    """Add what `evaluate` found to the cards of the policies that stages of the run left."""
+def add_comparison(plan: Plan, policies: Mapping[str, PolicyMetrics], limits: Sequence[Told] = ()) -> None:
+    """Add what `evaluate` found to the cards of the policies that stages of the run left; `limits` are all runs'."""
     for name, option in plan.policies.items():
         made = next((stage for stage in plan.stages.values() if source_of(option) == f"stage:{stage.name}"), None)
         card = None if made is None else plan.model_folder(made.name) / CARD
-        if card is not None and card.is_file():
-            write_text(card, with_comparison(card.read_text(encoding="utf-8"), name, policies))
+        if made is not None and card is not None and card.is_file():
+            own = [limit for limit in limits if limit.run == made.name]
+            write_text(card, with_comparison(card.read_text(encoding="utf-8"), name, policies, own))
 
 
 def _judges(stage: Stage) -> dict[str, str]:

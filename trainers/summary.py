@@ -38,9 +38,10 @@ def write_results(plan: Plan, terminal: Terminal, reused: Mapping[str, bool]) ->
     files = plan.files
     write_summary(files.summary, summary)
     write_report(files.report, summary, rows)
-    add_comparison(plan, summary.policies)
+    limits = told(summary)
+    add_comparison(plan, summary.policies, limits)
     terminal.line("")
-    for limit in told(summary):
+    for limit in limits:
         terminal.line("\n  ".join([f"[bold {COLOURS[limit.tone]}]{limit.title}: {limit.state}[/]", *limit.sentences]))
     for shared in summary.leaks or ():
         terminal.line(f"[yellow]{shared_prompts(shared)}[/]: the figures below look better than they are")

@@ -14,7 +14,8 @@ Tone = Literal["good", "mixed", "bad"]
 class Told:
     """One constraint of one run: what became of its limit, and the figures behind it."""
 
-    title: str  # run and constraint
+    run: str
+    title: str  # run and constraint, as they are shown
     state: str
     tone: Tone
     sentences: list[str]
@@ -40,7 +41,8 @@ def _told(constraint: Constraint) -> Told:
     if constraint.bounded is not None:
         sentences.append(_translated(constraint, constraint.bounded))
     state, tone = _state(asked.decisive)
-    return Told(f"{policy_title(constraint.run)}, {constraint.name}", state, tone, sentences)
+    title = f"{policy_title(constraint.run)}, {constraint.name}"
+    return Told(constraint.run, title, state, tone, sentences)
 
 
 def _state(found: Reached | None) -> tuple[str, Tone]:

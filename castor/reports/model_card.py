@@ -19,6 +19,7 @@ from castor.data.sources.file_names import is_url
 from castor.data.sources.known_sets import find_set
 from castor.evaluation.metrics import PolicyMetrics
 from castor.model_reference import READING
+from castor.reports.limits import Told
 from castor.reports.wording import interval, measured_columns, number, policy_title
 
 if TYPE_CHECKING:
@@ -89,10 +90,14 @@ def model_card(facts: ModelFacts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def with_comparison(card: str, name: str, policies: Mapping[str, PolicyMetrics]) -> str:
-    """The card of policy `name` with the figures of all policies it was compared with, in place of earlier ones."""
+def with_comparison(card: str, name: str, policies: Mapping[str, PolicyMetrics], limits: Sequence[Told] = ()) -> str:
+    """The card of policy `name` with the figures of all policies it was compared with, in place of earlier ones.
+
+    `limits`: what became of the limits that it was trained under, which comes first.
+    """
     titles = [f"{policy_title(each)}{' (this model)' if each == name else ''}" for each in policies]
-    lines = [
+    lines = [f"- **{limit.title}: {limit.state}.** {' '.join(limit.sentences)}\n" for limit in limits]
+    lines += [
         f"Every policy answered the same {policies[name].n} prompts; 95 % intervals. Rewards and costs are those of "
         "the run's judges.\n",
         f"| figure | {' | '.join(titles)} |",

@@ -12,6 +12,7 @@ from castor.evaluation.metrics import policy_metrics
 from castor.io.checkpoint import verify_folder
 from castor.io.files import write_json
 from castor.model_reference import CARD
+from castor.reports.limits import Told
 from tests.plans import run_of
 from tests.run_folders import TERMS, make_run
 from tests.unit.reports.test_report import responses
@@ -54,7 +55,8 @@ def test_the_card_of_a_policy_has_its_signals_its_last_step_and_the_comparison(t
     write_json(run.files.run_record, {"ledger": asdict(TERMS), "steps": [{"step": 3}, step]})
     write_model_card(plan, run)
     policies = {name: policy_metrics(responses()) for name in plan.policies}
-    add_comparison(plan, policies)
+    limits = [Told(run, f"{run}, harm", "limit kept", "good", ["Asked: little."]) for run in ("ppo_lag", "ppo")]
+    add_comparison(plan, policies, limits)
     text = card_of(plan, "ppo_lag").text
     for signal in plan.stage("ppo_lag").section.signals:
         assert f"- `{signal}`: " in text
@@ -67,4 +69,6 @@ def test_the_card_of_a_policy_has_its_signals_its_last_step_and_the_comparison(t
     ):
         assert f"| {figure}" in text
     assert "PPO-Lag (this model)" in text
+    assert "- **ppo_lag, harm: limit kept.** Asked: little." in text
+    assert "ppo, harm" not in text
     assert not (plan.model_folder("sft") / CARD).exists()  # it has no card to add to
