@@ -55,7 +55,9 @@ def report_leaks(plan: Plan, terminal: Terminal) -> list[SharedPrompts]:
         raise CastorError("\n".join(f"{_told(leak)}; take them out, or set strict: false there" for leak in found))
     for leak in found:
         terminal.line(f"  [yellow]leak[/] {_told(leak)}, so the evaluation looks better than it is")
-    write_json(plan.files.leaks, [leak.model_dump() for leak in found])
+    write_json(
+        plan.files.leaks, {"prompts": held_out.model_dump_json(), "found": [leak.model_dump() for leak in found]}
+    )
     return found
 
 
@@ -78,9 +80,13 @@ def find_leaks(plan: Plan, held_out: DataSource) -> list[SharedPrompts]:
 
 
 def read_leaks(plan: Plan) -> list[SharedPrompts] | None:
-    """What `report_leaks` found when stages of this run were last carried out; None where it has never looked."""
-    file = plan.files.leaks
-    return [SharedPrompts(**each) for each in read_json(file)] if file.is_file() else None
+    """What `report_leaks` has found for the prompts that are evaluated now; None where it has not looked at these."""
+    if not plan.files.leaks.is_file():
+        return None
+    looked = read_json(plan.files.leaks)
+    if looked["prompts"] != plan.of_kind("evaluate")[0].section.prompts.model_dump_json():
+        return None
+    return [SharedPrompts(**each) for each in looked["found"]]
 
 
 def _told(leak: SharedPrompts) -> str:

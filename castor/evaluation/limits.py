@@ -22,7 +22,7 @@ class Reached(Estimate):
     kept: bool = Field(
         description="Whether the value, or its upper bound where a confidence is asked for, is at or under the limit."
     )
-    clear: bool = Field(description="Whether all of the interval is on the value's side of the limit.")
+    clear: bool = Field(description="Whether all of the interval is on that side of the limit.")
 
 
 class Limit(Part):
@@ -87,5 +87,5 @@ def _reached(costs: Sequence[float], asked: constraints.Limit, seed: int) -> Rea
     else:
         found = bootstrap_mean(costs, name="cost", seed=seed)
     kept = asked.violation(costs) <= 0
-    clear = found.high <= asked.value if found.value <= asked.value else found.low > asked.value
+    clear = found.high <= asked.value if kept else found.low > asked.value
     return Reached(**found.model_dump(), n=len(costs), kept=kept, clear=clear)

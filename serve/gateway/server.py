@@ -49,7 +49,8 @@ class GatewayServer:
         self.listener.check()
 
     async def __del__(self) -> None:
-        await self.listener.close()
+        if hasattr(self, "listener"):  # absent when the address could not be had
+            await self.listener.close()
 
 
 def _routes(

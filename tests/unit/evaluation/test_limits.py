@@ -45,5 +45,13 @@ def test_with_a_confidence_its_upper_bound_must_keep_the_limit() -> None:
     assert limit_on("share", 0.06, 0.95, training=costs, held_out=costs, seed=0).decisive.kept  # type: ignore[union-attr]
 
 
+def test_a_bound_of_high_confidence_that_is_missed_is_not_clearly_broken() -> None:
+    """0 of 200: the 95 % interval ends at 1.9 %, the one-sided 99 % bound at 2.6 %."""
+    found = limit_on("share", 0.02, 0.99, training=[0.0] * 200, held_out=None, seed=0).training
+    assert found is not None
+    assert found.high < 0.02
+    assert (found.kept, found.clear) == (False, False)
+
+
 def test_a_headline_is_no_better_than_the_limits_above_it() -> None:
     assert tone_with_limits("good", []) == "good"

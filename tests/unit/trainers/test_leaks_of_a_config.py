@@ -38,6 +38,8 @@ def test_shared_prompts_are_told_of_with_every_source(tmp_path):
         ("sft.data", 1, 2, 2), ("rlhf.ppo.prompts", 1, 2, 2),
     ]  # fmt: skip
     assert read_leaks(plan) == found
+    other = {"prompts": {"source": "synthetic"}, "policies": {"a": "org/a"}, "reward": "org/r", "cost": "org/c"}
+    assert read_leaks(plan_of(tmp_path, evaluate=other)) is None
     assert "sft.data holds 1 of the 2 prompts of evaluate.prompts (2 times)" in lines.lines[0]
     assert len(lines.lines) == 2
 
