@@ -5,12 +5,22 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from castor.config.rlhf import RLHF
 from castor.config.training import Engine
 from castor.experience import Experience
 from castor.model_reference import ModelLike
-from engines.batch import forward_shared, make_micro_batch, order_seed, plan_mini_batches, seed_step, sum_over_ranks
+from castor.packing import micro_batches, partition
+from engines.batch import (
+    MicroBatch,
+    forward_shared,
+    make_micro_batch,
+    order_seed,
+    plan_mini_batches,
+    seed_step,
+    sum_over_ranks,
+)
 
 
 class Critic:
@@ -36,8 +46,9 @@ class Critic:
             else:
                 torch.manual_seed(seed)
                 critic = ScoreModel.from_backbone(model, ScoreInfo("critic"), dtype)
-        updates = config.steps * config.learner.update_iters * config.learner.mini_batches
-        self.engine = TrainEngine(critic, engine, updates)
+        self.updates = config.learner.update_iters * config.learner.mini_batches  # of one step
+        self.engine = TrainEngine(critic, engine, config.steps * self.updates)
+        self.predicted: Tensor | None = None  # by the step's only forward pass, with its graph, until `train` takes it
         self.on_device = True
         self.step: int | None = 0  # that of the weights; None between the updates of one
 
@@ -48,15 +59,33 @@ class Critic:
             self.on_device = onto_device
 
     def values(self, experience: Experience) -> NDArray[np.float32]:
-        """[R] float32 predicted return before each response token, on every rank."""
+        """[R] float32 predicted return before each response token, on every rank.
+
+        Where one update of one micro-batch follows, its forward pass is this one, and `train` finds it done.
+        """
+        self.predicted = None
         return forward_shared(
             experience,
-            lambda micro: self.engine.infer(micro.rows, micro.response_positions - 1),
+            self._predict_once if self._one_pass(experience) else self._predict,
             engine=self.engine_config,
             device=self.device,
             rank=self.rank,
             world_size=self.world,
         )
+
+    def _one_pass(self, experience: Experience) -> bool:
+        if self.updates > 1 or self.config.colocate:  # colocated critics share the GPU that would have to keep it
+            return False
+        shares = partition(experience.lengths, self.world)
+        return len(micro_batches(experience.lengths, shares, self.engine_config.micro_batch_tokens)[self.rank]) == 1
+
+    def _predict(self, micro: MicroBatch) -> Tensor:
+        return self.engine.infer(micro.rows, micro.response_positions - 1)
+
+    @torch.enable_grad()
+    def _predict_once(self, micro: MicroBatch) -> Tensor:
+        self.predicted = self.engine.forward(micro.rows, micro.response_positions - 1)
+        return self.predicted.detach()
 
     def train(
         self,
@@ -90,7 +119,9 @@ class Critic:
             loss_sum = 0.0
             for sequences in mini.micro:
                 micro = make_micro_batch(experience, sequences, columns, self.engine_config.pack_length, self.device)
-                predicted = self.engine.forward(micro.rows, micro.response_positions - 1)
+                predicted, self.predicted = self.predicted, None
+                if predicted is None:
+                    predicted = self.engine.forward(micro.rows, micro.response_positions - 1)
                 weights = token_weights(micro.lengths, learner.loss_normalization, mini.sequences, mini.tokens)
                 per_token = clipped_value_loss(predicted, micro.columns["values"], micro.columns["returns"], clip)
                 loss = (weights * per_token).sum() if len(sequences) else predicted.sum() * 0.0

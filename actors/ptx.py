@@ -40,8 +40,8 @@ class PTXStream:
             self.lengths[batch], partition(self.lengths[batch], world_size), options.micro_batch_tokens
         )
         for piece in plan[rank]:
-            packed = self.samples.pack(batch[np.asarray(piece, dtype=np.int64)], options.pack_length)
-            packed = packed.to(engine.device)
+            chosen = batch[np.asarray(piece, dtype=np.int64)]
+            packed = self.samples.pack(chosen, options.pack_length, engine.device)
             loss = -engine.forward(packed.rows, packed.target_positions(train_on_prompt=False)).sum() / targets
             engine.accumulate(self.config.ptx_coeff * loss)
             total += float(loss.detach())

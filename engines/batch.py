@@ -87,7 +87,7 @@ def make_micro_batch(
     picked = {k: ragged_take(v, experience.response_lengths, sequences) for k, v in columns.items()}
     picked["logprobs"] = part.logprobs
     return MicroBatch(
-        rows=pack_rows(part.tokens, part.lengths, pack_length).to(device),
+        rows=pack_rows(part.tokens, part.lengths, pack_length, masked=device.type == "cpu").to(device),
         response_positions=torch.from_numpy(flat).to(device),
         last_positions=torch.from_numpy(ends - 1).to(device),
         lengths=torch.from_numpy(part.response_lengths.astype(np.int64)).to(device),

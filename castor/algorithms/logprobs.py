@@ -14,7 +14,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0, wit
     the whole distributions, in nats, second.
     """
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    distribution = torch.log_softmax(exact / temperature, -1)
+    distribution = torch.log_softmax(exact if temperature == 1.0 else exact / temperature, -1)
     result = distribution.gather(-1, tokens[:, None]).squeeze(-1)
     if with_entropy:
         result = torch.stack([result, -(distribution.exp() * distribution).sum(-1)])

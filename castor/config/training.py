@@ -79,8 +79,8 @@ class Engine(Section):
     pack_length: int = Field(
         512,
         ge=1,
-        description="sequences are packed into rows of at most this many tokens (or the longest sequence); "
-        "without a varlen attention kernel the cost of attention grows with it",
+        description="sequences are packed into rows of at most this many tokens (or the longest sequence); on a CPU, "
+        "where the cost of attention grows with the row, into narrower ones where these cost less",
     )
     logits_chunk_tokens: int | None = Field(
         None,

@@ -27,10 +27,10 @@ LM = "lm."  # what the parameters of the language model are called inside a poli
 class PolicyModel(nn.Module):
     """Any `AutoModelForCausalLM`, asked for log-probabilities instead of logits.
 
-    Of more than `engine.chunk_tokens` tokens the logits are made a chunk at a time, in the backward pass once more, so
-    that no tensor of all tokens x vocabulary is ever held; by Liger's kernels where these can (`can_fuse`). Where the
-    logits fit into one chunk, or the model does something to its output layer's logits, or that layer has adapters,
-    they are made all at once.
+    Logits are made of the asked tokens alone: of more than `engine.chunk_tokens` a chunk at a time, in the backward pass
+    once more, so that no tensor of all tokens x vocabulary is ever held, by Liger's kernels where these can
+    (`can_fuse`); else, or where the output layer has adapters, all at once. A model that does something to its output
+    layer's logits makes them for every column that holds an asked token.
     """
 
     def __init__(self, lm: PreTrainedModel, *, engine: Engine | None = None) -> None:
@@ -83,21 +83,23 @@ class PolicyModel(nn.Module):
             columns = torch.zeros(1, dtype=torch.int64, device=rows.input_ids.device)
         tokens = rows.input_ids.view(-1)[target]
         head = self.lm.get_output_embeddings()
-        divided = self.divisible and len(rows.input_ids) * len(columns) > self.chunk_tokens
-        if divided and next(head.children(), None) is None:
-            fused = temperature == 1.0 and not with_entropy and can_fuse(head)
+        if not self.divisible or len(tokens) == 0:
+            logits = self.lm(**inputs, logits_to_keep=columns).logits
+            result = token_logprobs(logits[source_row, column_index], tokens, temperature, with_entropy).float()
+            return result + 0.0 * logits.sum() if len(tokens) == 0 else result
+        divided = len(tokens) > self.chunk_tokens and next(head.children(), None) is None
+        fused = divided and temperature == 1.0 and not with_entropy and can_fuse(head)
 
-            def logprobs(project: Projection, hidden: Tensor) -> Tensor:
-                chosen = hidden[source_row, column_index]
-                if fused and chosen.dtype == head.weight.dtype:
-                    return fused_logprobs(head, chosen, tokens)
+        def logprobs(project: Projection, hidden: Tensor) -> Tensor:
+            chosen = hidden[source_row, column_index]  # a column is kept for all rows, and few of them predict there
+            if fused and chosen.dtype == head.weight.dtype:
+                return fused_logprobs(head, chosen, tokens)
+            if divided:
                 return chunked_logprobs(project, chosen, tokens, temperature, with_entropy, chunk=self.chunk_tokens)
+            return token_logprobs(project(chosen), tokens, temperature, with_entropy)
 
-            with instead_of_logits(head, logprobs):
-                return cast(Tensor, self.lm(**inputs, logits_to_keep=columns).logits).float()
-        logits = self.lm(**inputs, logits_to_keep=columns).logits
-        result = token_logprobs(logits[source_row, column_index], tokens, temperature, with_entropy).float()
-        return result + 0.0 * logits.sum() if len(positions) == 0 else result
+        with instead_of_logits(head, logprobs):
+            return cast(Tensor, self.lm(**inputs, logits_to_keep=columns).logits).float()
 
 
 def save_language_model(

@@ -139,7 +139,7 @@ class FrozenModel:
         def forward(chosen: NDArray[np.int64]) -> Tensor:
             tokens = np.concatenate([sequences[i] for i in chosen]) if len(chosen) else np.empty(0, dtype=np.int64)
             width = self.pack_length or int(lengths[chosen].max(initial=1))
-            rows = pack_rows(tokens, lengths[chosen], width).to(self.device)
+            rows = pack_rows(tokens, lengths[chosen], width, masked=self.device.type == "cpu").to(self.device)
             last = torch.from_numpy(np.cumsum(lengths[chosen]) - 1).to(self.device)
             return self.model(rows, last)
 

@@ -350,25 +350,31 @@ def test_stale_engines_trip_the_alarm(learners, tiny_models, step_data, old_logp
 
 
 def test_a_signal_scores_estimates_and_fits(ray_session, tiny_models, step_data):
+    """Alike on one rank in several micro-batches, and on two in one each, whose forward pass is taken for both."""
     experience, reference, _ = step_data
     config, batch = rlhf_config(1, 3), as_batch(experience, reference)
-    advantages = {}
-    for ranks in (1, 2):
+    critic = config.signals["harm"].critic.model_copy(update={"micro_batch_tokens": 100_000})
+    signals = {"harm": config.signals["harm"].model_copy(update={"critic": critic})}
+    whole = config.model_copy(update={"signals": {**config.signals, **signals}})
+    first, second, losses = {}, {}, {}
+    for ranks, run in ((1, config), (2, whole)):
         group = spmd_group("signal", SignalWorker, ranks)
         try:
             group.join(120)
-            get(group.call("load", "harm", cost_models(tiny_models), config, 0), 300, "load")
+            get(group.call("load", "harm", cost_models(tiny_models), run, 0), 300, "load")
             scores = get(group.handles[0].score.remote(experience), 120, "score")
             assert scores.shape == (12,)
             assert np.isfinite(scores).all()
-            advantages[ranks] = get(group.call("advantages", batch), 120, "advantages")[0]
-            metrics = get(group.call("train_critic", 1), 120, "train_critic")[0]
-            assert metrics["critic_loss"] > 0
-            again = get(group.call("advantages", batch), 120, "advantages")[0]
-            assert not np.allclose(again, advantages[ranks])  # the critic has moved
+            first[ranks] = get(group.call("advantages", batch), 120, "advantages")[0]
+            losses[ranks] = get(group.call("train_critic", 1), 120, "train_critic")[0]["critic_loss"]
+            second[ranks] = get(group.call("advantages", batch), 120, "advantages")[0]
         finally:
             group.stop()
-    assert_close(advantages[1], advantages[2], TINY_MODELS)
+    assert losses[1] > 0
+    assert not np.allclose(first[1], second[1])  # the critic has moved
+    assert_close(first[1], first[2], TINY_MODELS)
+    assert_close(losses[1], losses[2], TINY_MODELS)
+    assert_close(second[1], second[2], TINY_MODELS)
 
 
 def test_a_signal_without_a_critic_compares_the_samples_of_a_prompt(ray_session, tiny_models, step_data):

@@ -60,10 +60,10 @@ def test_one_piece_when_everything_fits():
     assert micro_batches([5, 5, 5], [[0, 1], [2]], 8) == [[[0], [1]], [[2], []]]  # a rank without work runs along
 
 
-@given(lengths_of_batch.filter(bool), st.integers(1, 60))
-def test_pack_rows_places_every_token_with_its_position(lengths, pack_length):
+@given(lengths_of_batch.filter(bool), st.integers(1, 60), st.booleans())
+def test_pack_rows_places_every_token_with_its_position(lengths, pack_length, masked):
     tokens = np.arange(1, sum(lengths) + 1)
-    rows = pack_rows(tokens, np.array(lengths), pack_length)
+    rows = pack_rows(tokens, np.array(lengths), pack_length, masked=masked)
     assert rows.input_ids.shape == rows.position_ids.shape
     assert rows.input_ids.shape[1] <= max(pack_length, *lengths)
     assert rows.input_ids.view(-1)[rows.flat].tolist() == tokens.tolist()
@@ -89,6 +89,16 @@ def test_boundaries_cut_the_rows_into_their_sequences(lengths, pack_length):
         [[0]] * filled + [list(range(end - n + 1, end + 1)) for n, end in zip(lengths, np.cumsum(lengths), strict=True)]
     )
     assert set(range(0, rows.input_ids.numel(), rows.input_ids.shape[1])) <= set(cuts.tolist())  # every row's start
+
+
+def test_rows_that_are_masked_are_as_wide_as_is_cheapest():
+    shape = {}
+    for masked in (False, True):
+        rows = pack_rows(np.ones(8 * 100), np.full(8, 100), 512, masked=masked)
+        shape[masked] = tuple(rows.input_ids.shape)
+    assert shape == {False: (2, 500), True: (8, 100)}  # no filler in the narrow ones, and a fifth of the attention
+    rows = pack_rows(np.ones(400), np.array([200, *[50] * 4]), 512, masked=True)
+    assert tuple(rows.input_ids.shape) == (2, 200)  # the short ones fill a row: rows of 50 are impossible
 
 
 def test_worked_boundaries():

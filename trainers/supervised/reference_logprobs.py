@@ -68,7 +68,7 @@ def _share(
     plan = micro_batches(lengths, partition(lengths, dist.get_world_size()), engine.micro_batch_tokens)[rank]
     pieces = []
     for chosen in (np.asarray(piece, dtype=np.int64) for piece in plan if piece):
-        logprobs = response_logprobs(policy, samples.pack(chosen, engine.pack_length).to(device()))
+        logprobs = response_logprobs(policy, samples.pack(chosen, engine.pack_length, device()))
         pieces.append((chosen, logprobs.view(-1, samples.per_sample).float().cpu().numpy()))
     del policy
     gc.collect()

@@ -159,7 +159,7 @@ class Worker:
         total = self.task.weight(self.samples, batch)
         loss_sum, suspects = 0.0, list[int]()
         for chosen in self._micro_batches(batch):
-            packed = self.samples.pack(chosen, self.job.stage.engine.pack_length).to(self.engine.device)
+            packed = self.samples.pack(chosen, self.job.stage.engine.pack_length, self.engine.device)
             loss = self.task.loss(self.engine.forward, packed, self._rows(chosen)) / total
             self.engine.accumulate(loss)
             value = float(loss.detach())
@@ -236,7 +236,7 @@ class Worker:
         pieces += [self.validation[:0]] * (-len(pieces) % self.world_size)  # all ranks run equally many forward passes
         mine = []
         for piece in pieces[self.rank :: self.world_size]:
-            packed = self.samples.pack(piece, engine.pack_length).to(self.engine.device)
+            packed = self.samples.pack(piece, engine.pack_length, self.engine.device)
             mine.append(self.task.observe(self.engine.infer, packed).cpu())
         shares: list[Any] = [None] * self.world_size
         dist.all_gather_object(shares, mine)

@@ -22,6 +22,9 @@ from castor.packing import PackedRows, pack_rows
 TOKENS_FILE, INDEX_FILE, COUNTS_FILE = "tokens.int32", "index.npz", "counts.json"
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class PackedSamples:
     """Some samples packed for one forward pass."""
@@ -129,17 +132,17 @@ class Samples:
         heads = len(chosen) if train_on_prompt else int(self._heads[chosen].sum(dtype=np.int64))
         return int(self._lengths[chosen].sum(dtype=np.int64)) - heads
 
-    def pack(self, samples: NDArray[np.int64], pack_length: int) -> PackedSamples:
-        """The sequences of the given samples, in order."""
+    def pack(self, samples: NDArray[np.int64], pack_length: int, device: torch.device = CPU) -> PackedSamples:
+        """The sequences of the given samples, in order, for a model on `device`."""
         chosen = self._sequences(samples)
         lengths = self._lengths[chosen].astype(np.int64)
         spans = [self._tokens[start : start + n] for start, n in zip(self._starts[chosen], lengths, strict=True)]
         flat = np.concatenate(spans) if spans else np.empty(0, dtype=np.int32)
         return PackedSamples(
-            pack_rows(flat, lengths, pack_length),
+            pack_rows(flat, lengths, pack_length, masked=device.type == "cpu"),
             torch.from_numpy(self._heads[chosen].astype(np.int64)),
             torch.from_numpy(lengths),
-        )
+        ).to(device)
 
     def _sequences(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices of the sequences of the given samples."""
