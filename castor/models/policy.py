@@ -27,8 +27,8 @@ LM = "lm."  # what the parameters of the language model are called inside a poli
 class PolicyModel(nn.Module):
     """Any `AutoModelForCausalLM`, asked for log-probabilities instead of logits.
 
-    Logits are made of the asked tokens alone: of more than `engine.chunk_tokens` a chunk at a time, in the backward pass
-    once more, so that no tensor of all tokens x vocabulary is ever held, by Liger's kernels where these can
+    Logits are made of the asked tokens alone: of more than `engine.chunk_tokens` a chunk at a time, in the backward
+    pass once more, so that no tensor of all tokens x vocabulary is ever held, by Liger's kernels where these can
     (`can_fuse`); else, or where the output layer has adapters, all at once. A model that does something to its output
     layer's logits makes them for every column that holds an asked token.
     """

@@ -137,7 +137,7 @@ def plain_step(model, experience, advantages, lam, reference=None, loss_of=ppo_l
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)))
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     weights = {k.removeprefix("lm."): p.detach() for k, p in policy.named_parameters()}
     return float(np.mean(losses)), float(np.mean(norms)), weights
 
