@@ -22,6 +22,7 @@ from castor.data.rows.load import load_prompt_rows
 from castor.data.tokens.prompt_stream import Prompt
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import JudgedResponse, score_by, write_responses
+from castor.experience import Experience
 from castor.io.terminal import Bar
 from castor.model_reference import ModelReference
 from castor.run.stages.evaluate import EvaluateStage, judge_key, scoring_engine
@@ -88,7 +89,7 @@ def evaluate(
     pool = RolloutPool(first, stage.rollout, reservation)
     scorers = {name: _scorer(run, name, first, reservation) for name in turns}
     source = cast(Any, FolderWeights).remote()
-    answered: dict[str, list[Chunk]] = {}
+    answered: dict[str, list[tuple[Chunk, Experience]]] = {}
     scores: dict[str, dict[str, list[Any]]] = {}  # of a policy's chunks, by policy and judge
     try:
         pool.wait_ready()
@@ -103,15 +104,16 @@ def evaluate(
                 for scorer, names in turns.items():
                     pending[names[0]].append(scorers[scorer].score.remote(chunk.experience))
                 bar.update(len(answered) * len(prompts) + sum(len(each.info.uids) for each in chunks), total, name)
-            answered[name] = chunks
+            # fetched, as what a worker has made is lost with it, and the next policy may cost workers
+            answered[name] = [(c, get(c.experience, SCORE_TIMEOUT_S, "reading a chunk")) for c in chunks]
             scores[name] = {judge: _scores(judge, refs) for judge, refs in pending.items()}
         for scorer, judge in ((scorer, judge) for scorer, names in turns.items() for judge in names[1:]):
             bar.update(total, total, f"judged by {judge}")
             get(_load(run, stage, judge, scorers[scorer]), START_TIMEOUT_S, f"the scorer (judge {judge})")
-            for name, chunks in answered.items():
-                refs = [scorers[scorer].score.remote(chunk.experience) for chunk in chunks]
+            for name, answers in answered.items():
+                refs = [scorers[scorer].score.remote(experience) for _, experience in answers]
                 scores[name][judge] = _scores(judge, refs)
-        return {name: _judged(prompts, chunks, scores[name]) for name, chunks in answered.items()}
+        return {name: _judged(prompts, answers, scores[name]) for name, answers in answered.items()}
     finally:
         pool.stop()
         for actor in (source, *scorers.values()):
@@ -137,11 +139,12 @@ def _scores(judge: str, refs: list[Any]) -> list[Any]:
     return [get(ref, SCORE_TIMEOUT_S, f"the scorer (judge {judge})") for ref in refs]
 
 
-def _judged(prompts: list[Prompt], chunks: list[Chunk], scores: Mapping[str, list[Any]]) -> list[JudgedResponse]:
+def _judged(
+    prompts: list[Prompt], answers: list[tuple[Chunk, Experience]], scores: Mapping[str, list[Any]]
+) -> list[JudgedResponse]:
     """Scores and gold verdicts, in the order of the prompts."""
     found: dict[int, JudgedResponse] = {}
-    for number, chunk in enumerate(chunks):
-        experience = get(chunk.experience, SCORE_TIMEOUT_S, "reading a chunk")
+    for number, (chunk, experience) in enumerate(answers):
         assert chunk.info.texts is not None
         for i, uid in enumerate(chunk.info.uids):
             own = {judge: float(each[number][i]) for judge, each in scores.items()}

@@ -178,7 +178,7 @@ def test_a_nan_is_not_written(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ('"n_tokens": 7}', '"n_tok', "line 2"),
+        ('"n_tokens": 7, "scores": {}}', '"n_tok', "line 2"),
         ('"cost": 2.0', '"cost": NaN', "cost: "),
         ('"cost": 2.0', '"cost": "2.0"', "cost: "),
         ('"severity": 2', '"severity": 4', "severity: "),

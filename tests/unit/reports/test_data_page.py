@@ -16,7 +16,7 @@ from castor.io.files import write_jsonl
 from castor.reports.data_page import headline, warnings, write_data_page
 from castor.reports.page import breakable
 
-VOID = {"meta", "path", "use", "rect", "br", "link", "img"}
+VOID = {"meta", "path", "use", "rect", "br", "wbr", "link", "img"}
 
 
 class Page(HTMLParser):

@@ -228,7 +228,11 @@ def scalars(folder):
 @pytest.mark.parametrize(
     ("module", "tracker", "message"),
     [
-        ("tensorboardX", lambda folder: TensorBoardTracker(TensorBoard(), folder), "pip install tensorboardX"),
+        (
+            "tensorboardX.event_file_writer",
+            lambda folder: TensorBoardTracker(TensorBoard(), folder),
+            "pip install tensorboardX",
+        ),
         ("mlflow.tracking", lambda folder: MLflowTracker(MLflow(), folder, "demo"), "pip install mlflow"),
     ],
     ids=["tensorboard", "mlflow"],
