@@ -16,7 +16,7 @@ from castor.io.files import write_jsonl
 from castor.reports.data_page import headline, warnings, write_data_page
 from castor.reports.page import breakable
 
-VOID = {"meta", "path", "use", "rect", "br", "wbr", "link", "img"}
+VOID = {"meta", "path", "use", "rect", "br", "link", "img"}
 
 
 class Page(HTMLParser):
@@ -27,7 +27,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.text: list[str] = []
         self.figures = 0
-        self.feed(html)
+        self.feed(html.replace("<wbr>", ""))
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
