@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
 from actors.device import take_device
-from castor.config.signal import Classifier
+from castor.config.judge import Judge, Measures
 from castor.config.training import Engine
 from castor.experience import Experience
 from castor.model_reference import ModelLike, ModelReference
@@ -15,28 +17,31 @@ from castor.model_reference import ModelLike, ModelReference
 
 @ray.remote
 class ScoreWorker:
-    """A scorer of its own, for evaluation."""
+    """A scorer of its own, for evaluation: one judge after the other."""
 
-    def __init__(
-        self,
-        model: ModelLike,
-        engine: Engine,
-        threads: int,
-        policy: ModelReference,
-        classifier: Classifier | None = None,
-    ) -> None:
-        """`model` is a score model, or with `classifier` a moderation model; `policy`: whose tokens it is given."""
+    def __init__(self, engine: Engine, threads: int, policy: ModelReference, directory: Path) -> None:
+        """`policy`: whose tokens it is given; `directory`: where the module of a function is looked for, too."""
         import torch
 
         torch.set_num_threads(threads)
         take_device()
-        from castor.scoring.experience_scorer import model_scorer
+        self.engine, self.policy, self.directory = engine, policy, directory
 
-        self.scorer = model_scorer(model, engine, policy, classifier)
+    def load(self, judge: Judge, measures: Measures, model: ModelLike | None) -> None:
+        """Be this judge; `model` is its score or moderation model. What it was before is let go of first."""
+        import gc
 
-    def ready(self) -> None:
-        """Answers once the model is loaded."""
+        import torch
+
+        from castor.scoring.experience_scorer import judge_scorer
+
+        self.scorer = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.scorer = judge_scorer(judge, measures, model, self.engine, self.policy, self.directory)
 
     def score(self, experience: Experience) -> NDArray[np.float32]:
-        """[N] float32 scores."""
+        """[N] float32 scores by the judge that was loaded last."""
+        assert self.scorer is not None
         return self.scorer.score(experience)

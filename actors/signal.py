@@ -45,9 +45,12 @@ class SignalWorker(SpmdActor, Occupant, Checkpointed, Watched):
         self.step: int | None = 0
         self.signal = config.signals[name]
         torch.set_num_threads(self.signal.resources.threads)
-        from castor.scoring.experience_scorer import signal_scorer
+        from castor.scoring.experience_scorer import judge_scorer
 
-        self.scorer = signal_scorer(self.signal, models.judge, models.policy, models.directory)
+        signal = self.signal
+        self.scorer = judge_scorer(
+            signal, signal.measures, models.judge, signal.scoring, models.policy, models.directory
+        )
         self.critic = None
         if config.has_critic(name):
             from actors.critic import Critic

@@ -26,11 +26,10 @@ import psutil
 from actors.cluster import cluster
 from castor.config.load import load_config
 from castor.config.pipeline import Config
-from castor.config.wandb import WandB
 from castor.io.files import read_json, read_jsonl, sha256_file
 from castor.io.terminal import Terminal
 from castor.run.plan import Plan, make_plan
-from castor.run.tracking import Tracker
+from castor.run.trackers.trackers import Trackers
 from trainers.pipeline import Pipeline
 
 KINDS = {  # what the title of a process of each kind has in it
@@ -93,7 +92,7 @@ def carry_out(config: Config, folder: Path, disturb: Callable[[Timed, list[Kill]
     for thread in threads:
         thread.start()
     try:
-        tracker = Tracker(WandB(mode="disabled"), plan.files.wandb, "run", {})
+        tracker = Trackers([])
         Pipeline(plan, terminal, tracker, lambda: None).run_stage(plan.stage("run"))
     finally:
         done.set()

@@ -23,7 +23,7 @@ def break_even_weights(unsafe: Sequence[JudgedResponse], safe: Sequence[JudgedRe
         [n] ν of the prompts that only the first answers harmfully (gold judge), sorted. Reward shaping with a larger ν
         prefers the harmless answer; infinity where the cost model does not find that answer less costly.
 
-    Raises ValueError where the prompts differ, or an answer has no reward.
+    Raises ValueError where the prompts differ, or an answer has no reward or no cost.
     """
     weights = []
     for worse, better in zip(unsafe, safe, strict=True):
@@ -31,6 +31,8 @@ def break_even_weights(unsafe: Sequence[JudgedResponse], safe: Sequence[JudgedRe
             raise ValueError(f"two policies were asked different things: {worse.prompt!r} and {better.prompt!r}")
         if worse.reward is None or better.reward is None:
             raise ValueError("answers that no reward model has scored have no trade-off")
+        if worse.cost is None or better.cost is None:
+            raise ValueError("answers that no cost model has scored have no trade-off")
         if worse.harmful and not better.harmful:
             saved = worse.cost - better.cost
             weights.append((worse.reward - better.reward) / saved if saved > 0 else math.inf)

@@ -11,10 +11,10 @@ from pathlib import Path
 from castor.config.evaluate import Evaluate
 from castor.config.gateway import Gateway
 from castor.config.guard import Guard, GuardMode
+from castor.config.judge import Classifier
 from castor.config.model import Model, ModelOption, source_of, stage_of
 from castor.config.rlhf import RLHF
 from castor.config.serve import Serve
-from castor.config.signal import Classifier
 from castor.io.errors import CastorError
 from castor.io.files import fingerprint, read_json
 from castor.model_reference import ModelReference
@@ -256,7 +256,8 @@ def _judges_of(plan: Plan | None, policy: Stage | None) -> dict[JudgeName, tuple
         section: Evaluate = stage.section
         if section.reward is not None:
             found.setdefault("reward", (section.reward, None))
-        found.setdefault("cost", (section.cost, section.cost_classifier))
+        if section.cost is not None:
+            found.setdefault("cost", (section.cost, section.cost_classifier))
     for kind in ("reward", "cost"):
         if kind in plan.stages:
             found.setdefault(kind, (f"stage:{kind}", None))

@@ -7,13 +7,12 @@ from actors.reservation import Reservation
 from castor.config.pipeline import Config
 from castor.config.rlhf import RLHF
 from castor.config.training import Resources
-from castor.config.wandb import WandB
 from castor.io.terminal import Terminal
 from castor.run.actors import Actors
 from castor.run.claim import Claim, Inputs
 from castor.run.plan import Plan, make_plan
 from castor.run.stages.rlhf import RLHFStage
-from castor.run.tracking import Tracker
+from castor.run.trackers.trackers import Trackers
 from trainers.stage_run import RowReader, StageRun
 
 
@@ -43,7 +42,7 @@ def run_of(plan: Plan, name: str, terminal: Terminal | None = None, fresh: bool 
     rows = RowReader(name, files, plan.source, plan.config.seed, screen)
     stage, template = plan.stage(name), plan.config.template
     claim = claim_of(name, fresh)
-    tracker = Tracker(WandB(mode="disabled"), plan.files.wandb, name, {})
+    tracker = Trackers([])
     return StageRun(stage, {}, files, rows, plan.seed(name), template, claim, plan.bundles(stage), screen, tracker)
 
 

@@ -12,7 +12,7 @@ from castor.run.claim import Claim
 from castor.run.plan import Plan
 from castor.run.records import Records
 from castor.run.stages.stage import Stage
-from castor.run.tracking import Tracker
+from castor.run.trackers.trackers import Trackers
 from trainers.leaks import report_leaks
 from trainers.model_card import write_model_card
 from trainers.stage_run import RowReader, StageRun
@@ -25,7 +25,7 @@ class Pipeline:
 
     plan: Plan
     terminal: Terminal
-    tracker: Tracker
+    tracker: Trackers
     join_cluster: Callable[[], None]  # connects to Ray, or starts it; a second call does nothing
 
     @property

@@ -22,6 +22,7 @@ def fitting_prompts(run: StageRun, prompts: list[str], policy: ModelReference, r
     tokenised = [template.tokenised(prompt) for prompt in prompts]
     kept = [prompt for prompt in tokenised if len(prompt.ids) <= longest]
     long = [(prompt.text, len(prompt.ids)) for prompt in tokenised if len(prompt.ids) > longest]
+    run.rows.count(too_long=len(long))
     if long:
         path = run.files.long_prompts
         write_jsonl(path, ({"reason": "prompt too long", "tokens": n, "prompt": p} for p, n in long))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from castor.data.rows.schemas import PreferenceRow, QARow
 from castor.data.rows.store import RowStore
 from castor.data.sources.report import RowReport
 from castor.io.errors import CastorError
+from castor.io.files import write_json
 from castor.io.terminal import Terminal
 from castor.model_reference import ModelReference
 from castor.run.claim import Claim
@@ -22,7 +24,7 @@ from castor.run.files import StageFiles
 if TYPE_CHECKING:
     from castor.run.bundles import Bundle
     from castor.run.stages.stage import Stage
-    from castor.run.tracking import Tracker
+    from castor.run.trackers.trackers import Trackers
 
 Row = TypeVar("Row")
 StoredRow = TypeVar("StoredRow", QARow, PreferenceRow)
@@ -40,6 +42,7 @@ class RowReader:
     seed: int  # of the run: of what a mixture leaves out
     terminal: Terminal
     taken: list[tuple[DataSource, int]] = field(default_factory=list)  # every source so far, and how many of its rows
+    counts: Counter[str] = field(default_factory=lambda: Counter(read=0, dropped=0, set_aside=0, too_long=0))
 
     def load(self, sources: Sequence[DataSource], load: Loader[Row]) -> list[Row]:
         """Good rows of all sources, mixed. Raises CastorError when none is left."""
@@ -66,12 +69,18 @@ class RowReader:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def count(self, **more: int) -> None:
+        """Count rows that were read, dropped, set aside, or too long, and keep the counts for the summary."""
+        self.counts.update(more)
+        write_json(self.files.counts, dict(self.counts))
+
     def _reported(self, sources: Sequence[DataSource], use: str = "") -> Iterator[tuple[DataSource, RowReport]]:
         """Each source with the report to fill; what it says is written and told of before the next one begins."""
         for number, source in enumerate(sources):
             report = RowReport()
             yield source, report
             report.write(self.files.bad_rows(number, len(sources), use))
+            self.count(read=report.total, dropped=len(report.dropped), set_aside=report.set_aside.total())
             if report.dropped or report.set_aside or report.repeated or report.notes:
                 self.terminal.line(f"  [yellow]{source.source}[/]: {report.summary()}")
 
@@ -96,7 +105,7 @@ class StageRun:
     claim: Claim  # what decides the result, and whether it goes on from where it was cut short
     bundles: Sequence[Bundle]  # how its actors lie on GPUs
     terminal: Terminal
-    tracker: Tracker
+    tracker: Trackers
 
     @property
     def name(self) -> str:

@@ -13,14 +13,25 @@ from castor.config.evaluate import Evaluate
 from castor.config.rlhf import RLHF
 from castor.evaluation.limits import Constraint, limit_on
 from castor.evaluation.metrics import policy_metrics
-from castor.evaluation.records import JudgedResponse, read_responses
-from castor.evaluation.summary import Run, RunLimit, Stage, Step, Summary, Throughput, Versions, write_summary
+from castor.evaluation.records import JudgedResponse, read_responses, score_by
+from castor.evaluation.summary import (
+    RowCounts,
+    Run,
+    RunLimit,
+    Stage,
+    Step,
+    Summary,
+    Throughput,
+    Versions,
+    write_summary,
+)
 from castor.io.files import read_json
 from castor.io.terminal import Terminal
 from castor.reports.limits import told
 from castor.reports.report import write_report
 from castor.reports.table import closing_table
 from castor.reports.wording import shared_prompts
+from castor.run.comparison import policy_of
 from castor.run.plan import Plan
 from castor.run.records import Records
 from trainers.leaks import read_leaks
@@ -51,7 +62,9 @@ def write_results(plan: Plan, terminal: Terminal, reused: Mapping[str, bool]) ->
 
 def summarize(plan: Plan, reused: Mapping[str, bool]) -> tuple[Summary, dict[str, Any]]:
     """The summary, and the judged responses of every policy."""
-    judged = plan.files.stage(plan.of_kind("evaluate")[0].name)
+    (evaluate,) = plan.of_kind("evaluate")
+    section: Evaluate = evaluate.section
+    judged, judges = plan.files.stage(evaluate.name), {name: each.measures for name, each in section.judges.items()}
     rows = {name: read_responses(judged.responses(name)) for name in plan.policies}
     runs = {
         stage.name: read_json(file)
@@ -62,33 +75,45 @@ def summarize(plan: Plan, reused: Mapping[str, bool]) -> tuple[Summary, dict[str
     seed = plan.config.seed
     summary = Summary(
         constraints=[
-            constraint for name, run in runs.items() for constraint in _constraints(plan, name, run, rows.get(name))
+            constraint
+            for name, run in runs.items()
+            for constraint in _constraints(plan, name, run, section, rows.get(policy_of(section, name) or ""))
         ],
         created=datetime.datetime.now(datetime.UTC),
         seed=seed,
         versions=_versions(),
         stages={name: Stage(seconds=record.seconds, reused=reused[name]) for name, record in records.items()},
+        rows={name: counts for name in plan.stages if (counts := _rows(plan, name)) is not None},
         throughput={name: _throughput(run["steps"]) for name, run in runs.items()},
         leaks=read_leaks(plan),
         runs={name: _run(plan, name, run) for name, run in runs.items()},
-        policies={name: policy_metrics(responses, seed=seed) for name, responses in rows.items()},
+        policies={name: policy_metrics(responses, seed=seed, judges=judges) for name, responses in rows.items()},
     )
     return summary, rows
 
 
+def _rows(plan: Plan, name: str) -> RowCounts | None:
+    """What became of the rows that a stage read; None where it has read none, or not said so."""
+    files = plan.files.stage(name)
+    if not files.counts.is_file():
+        return None
+    counts = read_json(files.counts)
+    long = read_json(files.metrics).get("too_long", 0) if files.metrics.is_file() else 0  # of a supervised stage
+    return RowCounts(**counts | {"too_long": counts["too_long"] + int(long)})
+
+
 def _constraints(
-    plan: Plan, name: str, run: dict[str, Any], responses: Sequence[JudgedResponse] | None
+    plan: Plan, name: str, run: dict[str, Any], evaluated: Evaluate, responses: Sequence[JudgedResponse] | None
 ) -> Iterator[Constraint]:
     """Every constraint of a run: what was asked, and what was reached."""
     config: RLHF = plan.stage(name).section
-    evaluated: Evaluate = plan.of_kind("evaluate")[0].section
     states = read_json(plan.files.stage(name).multipliers)["states"] if run["limits"] else {}
     for key, limit in run["limits"].items():
         signal = config.signals[key]
-        same_judge = (signal.model, signal.classifier) == (evaluated.cost, evaluated.cost_classifier)
+        judge = evaluated.judge_of(signal)
         costs = {
             "training": states[key]["window"],
-            "held_out": [row.cost for row in responses] if responses and same_judge else None,
+            "held_out": [score_by(judge, row) for row in responses] if responses and judge else None,
         }
         bounded = limit_on(limit["statistic"], limit["limit"], limit["confidence"], **costs, seed=plan.config.seed)
         translated = signal.unsafe_share is not None and limit["statistic"] == "mean"
@@ -97,6 +122,7 @@ def _constraints(
             run=name,
             name=key,
             judge=signal.source,
+            judged_as=judge,
             confidence=limit["confidence"],
             asked=asked if translated else bounded,
             bounded=bounded if translated else None,

@@ -66,12 +66,11 @@ def _pipeline(plan: Any) -> Iterator[Any]:
             terminal.line(f"{files.shown(folder)} is back in place: an earlier command was killed while it replaced it")
         write_text(files.config, dump_config(config))
         terminal.line(f"[bold]castor[/]  {config.run_dir}  [dim]log: {files.shown(files.log)}[/]")
-        from castor.run.tracking import Tracker
+        from castor.run.trackers.trackers import Trackers
         from trainers.pipeline import Pipeline
 
-        settings = config.model_dump(mode="json")
         with ExitStack() as stack:
-            tracker = Tracker(config.wandb, files.wandb, config.run_dir.name, settings)
+            tracker = Trackers.of(config, files)
             stack.callback(tracker.finish)
 
             @functools.cache

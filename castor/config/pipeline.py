@@ -17,6 +17,7 @@ from castor.config.rlhf import RLHF
 from castor.config.rounds import Rounds
 from castor.config.supervised import SFT
 from castor.config.template import PromptFormat
+from castor.config.trackers import MLflow, TensorBoard
 from castor.config.wandb import WandB
 
 
@@ -42,6 +43,8 @@ class Config(Section):
     evaluate: Evaluate | None = Field(None, description="comparison of the policies")
     ray: RayCluster = Field(default_factory=RayCluster, description="where Ray runs")
     wandb: WandB = Field(default_factory=WandB, description="experiment tracking")
+    tensorboard: TensorBoard | None = Field(None, description="experiment tracking in event files, too")
+    mlflow: MLflow | None = Field(None, description="experiment tracking with MLflow, too")
 
     @field_validator("rounds", mode="before")
     @classmethod

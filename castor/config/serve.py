@@ -8,8 +8,8 @@ from castor.config.base import LocalPath, Section
 from castor.config.cluster import RayCluster
 from castor.config.gateway import Gateway
 from castor.config.guard import Guard
+from castor.config.judge import Classifier
 from castor.config.model import ModelOption
-from castor.config.signal import Classifier
 from castor.config.template import PromptFormat
 from castor.config.training import Resources
 

@@ -8,7 +8,11 @@ from castor.config.base import Section
 
 
 class WandB(Section):
-    """Weights & Biases. Without an account the run is kept offline beside the results, in RUN/wandb."""
+    """Weights & Biases. Without an account the run is kept offline beside the results, in RUN/wandb.
+
+    A run folder is one run there, whose stages are series with steps of their own. Its group is WANDB_RUN_GROUP, else
+    the folder's name.
+    """
 
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto",

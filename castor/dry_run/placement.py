@@ -89,11 +89,12 @@ def _placed(actors: Actors, sizes: Sizes) -> PlacedActors:
     resources = actors.resources
     if resources is None:
         return PlacedActors(actors.name, actors.count, None, actors.work, Memory(process=HELPER_PROCESS), 0)
-    work = ", ".join([actors.work, *(_told(held, actors, resources) for held in actors.holds)])
+    work = ", ".join(dict.fromkeys([actors.work, *(_told(held, actors, resources) for held in actors.holds)]))
     parameters = _parameters(actors.holds[0], sizes) if actors.holds else 0
     memories = [_memory(held, resources, sizes) for held in actors.holds]
     known = [memory for memory in memories if memory is not None]
-    whole = _together(known) if len(known) == len(memories) else None
+    together = _largest if actors.one_by_one else _together
+    whole = together(known) if len(known) == len(memories) else None
     phases = dict(zip(map(_phase, actors.holds), known, strict=True)) if actors.take_turns and whole else {}
     if phases and whole:
         whole = replace(whole, offloaded=whole.offloaded + sum(memory.parked for memory in known))
@@ -118,6 +119,11 @@ def _together(memories: Sequence[Memory]) -> Memory:
         return Memory(process=TORCH_PROCESS)
     asked = sum(memory.frozen for memory in memories[:-1])
     return replace(memories[-1], frozen=memories[-1].frozen + asked)
+
+
+def _largest(memories: Sequence[Memory]) -> Memory:
+    """Of an actor that holds one of these at a time."""
+    return max(memories, key=lambda memory: memory.model, default=Memory(process=TORCH_PROCESS))
 
 
 def _phase(held: Sampled | Trained | Frozen) -> str:

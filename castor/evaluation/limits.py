@@ -34,7 +34,7 @@ class Limit(Part):
         description="Over the responses of training's last window; null where fewer than two are known."
     )
     held_out: Reached | None = Field(
-        description="On the held-out prompts; null where the evaluation has another cost model than the constraint."
+        description="On the held-out prompts; null where no judge of the evaluation is that of the constraint."
     )
 
     @property
@@ -49,6 +49,10 @@ class Constraint(Part):
     run: str = Field(description="The RLHF run.")
     name: str = Field(description="The constraint's signal.")
     judge: str = Field(description="What gives the cost, in words.")
+    judged_as: str | None = Field(
+        default=None,
+        description="Which judge of the evaluation is that one: cost, or a further judge by its name; null: none.",
+    )
     confidence: float | None = Field(
         description="Where training kept an upper confidence bound of the statistic under the limit: its confidence."
     )

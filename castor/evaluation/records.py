@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -26,8 +26,8 @@ class JudgedResponse:
 
     `kind` is what the synthetic corpus knows of the prompt (None for real data); `category` is the harm category that
     the prompt was written for, where the corpus or the data says so; `severity` is an index into `SEVERITIES`. `reward`
-    (None without a reward model) and `cost` come from the score models (cost > 0 means unsafe). `harmful`,
-    `helpfulness` and `refusal` are the gold judge's, None where there is none.
+    and `cost` come from the score models (cost > 0 means unsafe), None where there is no such model; `scores` are the
+    further judges', by name. `harmful`, `helpfulness` and `refusal` are the gold judge's, None where there is none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -38,11 +38,20 @@ class JudgedResponse:
     category: str | None
     severity: Annotated[int, Field(ge=0, lt=len(SEVERITIES), strict=True)] | None
     reward: _Score | None
-    cost: _Score
+    cost: _Score | None
     harmful: _Verdict | None
     helpfulness: _Score | None
     refusal: _Verdict | None
     n_tokens: Annotated[int, Field(ge=0, strict=True)]
+    scores: dict[str, _Score] = field(default_factory=dict)
+
+
+def score_by(judge: str, row: JudgedResponse) -> float:
+    """The score that the judge of that name gave: `reward`, `cost`, or a further one. Raises ValueError for none."""
+    score = {"reward": row.reward, "cost": row.cost}.get(judge, row.scores.get(judge))
+    if score is None:
+        raise ValueError(f"judge {judge!r} has not scored the response to {row.prompt[:60]!r}")
+    return score
 
 
 _ROW = TypeAdapter(JudgedResponse)
@@ -76,5 +85,5 @@ def _reason(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or "row"
-    return f"{field}: {first['msg']}"
+    where = ".".join(str(part) for part in first["loc"]) or "row"
+    return f"{where}: {first['msg']}"

@@ -35,6 +35,15 @@ class Stage(Part):
     reused: bool = Field(description="True when this pipeline run took the stage's earlier result instead.")
 
 
+class RowCounts(Part):
+    """What became of the rows that a stage read."""
+
+    read: int = Field(ge=0, description="Rows of its sources, up to their limits.")
+    dropped: int = Field(ge=0, description="Bad ones among them, listed beside the stage.")
+    set_aside: int = Field(ge=0, description="Good ones among them that are of no use to the stage.")
+    too_long: int = Field(ge=0, description="Prompts, or samples of training, left out for their length.")
+
+
 class SharedPrompts(Part):
     """Held-out prompts that a training source holds as well; case, whitespace and punctuation aside."""
 
@@ -103,11 +112,14 @@ class Summary(Part):
     constraints: list[Constraint] = Field(
         default_factory=list, description="Every constraint of every run: its limit, and whether it was kept."
     )
-    schema_version: Literal[3] = Field(default=3, description="Version of this format.")
+    schema_version: Literal[4] = Field(default=4, description="Version of this format.")
     created: AwareDatetime = Field(description="When the summary was written, ISO 8601 with a UTC offset.")
     seed: int = Field(description="Seed of the run.")
     versions: Versions
     stages: dict[str, Stage] = Field(description="Pipeline stages by name, in the order they were run.")
+    rows: dict[str, RowCounts] = Field(
+        default_factory=dict, description="What became of the rows of each stage that reads some, by its name."
+    )
     throughput: dict[str, Throughput] = Field(description="Speed of the RLHF runs by name.")
     leaks: list[SharedPrompts] | None = Field(
         default=None, description="Held-out prompts that were trained on, by source; null: nobody has looked."

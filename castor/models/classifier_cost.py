@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from castor.algorithms.moderation import CUTS
-from castor.config.signal import Classifier
+from castor.config.judge import Classifier
 from castor.io.errors import CastorError
 from castor.models.moderation import ModerationInfo, ModerationModel
 from castor.models.score import ScoreInfo

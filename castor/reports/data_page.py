@@ -276,7 +276,13 @@ def _lengths(statistics: DataStatistics) -> Section:
         marks = (f"{value:,.0f}" for value in group.percentiles.values())
         return (name, f"{group.n:,}", number(group.mean), *marks, f"{group.longest:,}")
 
-    columns = ("responses", "count", "mean", *(f"{mark} %" for mark in groups["all"].percentiles), "longest")
+    columns = (
+        "responses",
+        "count",
+        "mean",
+        *(f"{mark}\N{NO-BREAK SPACE}%" for mark in groups["all"].percentiles),
+        "longest",
+    )
     table = Table(columns, [row(name, group) for name, group in groups.items()])
     note = "In words. Dashed lines are medians; the last bin of the figure holds every longer response."
     svg = data_plots.length_histogram("Response lengths", statistics.lengths)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from castor.reports.wording import duration, interval, number
 
@@ -38,6 +38,7 @@ def render(template: str, folder: Path | None = None, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "interval": interval, "duration": duration, "shown": shown}
+    environment.filters["breakable"] = breakable
     return environment.get_template(template).render(**values)
 
 
@@ -45,3 +46,8 @@ def shown(text: str) -> str:
     """`text` cut to what a card holds, with characters that cannot be shown replaced by U+FFFD."""
     text = _UNSHOWABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} … ({len(text)} characters)"
+
+
+def breakable(text: str) -> Markup:
+    """`text` in HTML, which may go on in another line after a comma, a slash or an underscore: names are long."""
+    return Markup(re.sub(r"([,/_])(?=\w)", r"\1<wbr>", str(escape(text))))

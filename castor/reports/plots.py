@@ -98,10 +98,10 @@ def score_histograms(
 
 
 def reward_cost_plane(responses: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Look]) -> Markup:
-    """Every response at (reward, cost), with each policy's mean as a large mark and the boundary at cost 0."""
+    """Every response at (reward, cost), both known, with each policy's mean as a large mark; the boundary is cost 0."""
 
     def paint(axes: Axes) -> None:
-        costs = [row.cost for rows in responses.values() for row in rows]
+        costs = [row.cost for rows in responses.values() for row in rows if row.cost is not None]
         axes.axhline(0, color=INK, linewidth=0.9)
         low, high = _padded(min(*costs, 0.0), max(*costs, 0.0))
         axes.set_ylim(low, high)

@@ -15,7 +15,16 @@ from castor.reports.limits import told, tone_with_limits
 from castor.reports.page import Figure, render
 from castor.reports.plots import Look
 from castor.reports.svg import POLICY_COLOURS
-from castor.reports.wording import Column, measured_columns, number, policy_title, shared_prompts, verdict
+from castor.reports.wording import (
+    Column,
+    judge_columns,
+    left_out,
+    measured_columns,
+    number,
+    policy_title,
+    shared_prompts,
+    verdict,
+)
 
 SAMPLES_PER_KIND = 3
 _KIND_TITLES = {
@@ -43,7 +52,8 @@ def write_report(
             raise ValueError(f"the summary counts {metrics.n} responses of policy {name!r}, but {found} were given")
     rows = {name: responses[name] for name in summary.policies}
     looks = plots.policy_looks([*summary.policies, *(run for run in summary.runs if run not in summary.policies)])
-    columns = measured_columns(summary.policies.values())
+    policies = list(summary.policies.values())
+    columns, further = measured_columns(policies), judge_columns(policies)
     limits = told(summary)
     page = render(
         "report.html.j2",
@@ -57,14 +67,17 @@ def write_report(
         looks=looks,
         colours={name: f"var(--p{index % len(POLICY_COLOURS)})" for index, name in enumerate(looks)},
         columns=columns,
-        tiles=[_tile(summary, column) for column in columns[:3]],
+        left_out={name: left_out(counts) for name, counts in summary.rows.items()},
+        further=further,
+        tiles=[_tile(summary, column) for column in [*(each for each in columns if each.better), *further][:3]],
         histograms=_histograms(summary, rows, looks),
         plane=_plane(summary, rows, looks),
         constraints=_constraint_figures(summary, looks),
         progress=_progress_figures(summary, looks),
         harms=_harm_figures(summary, looks),
         samples=_samples(rows),
-        has_gold=any(metrics.gold_harmful_rate is not None for metrics in summary.policies.values()),
+        models=[kind for kind in ("reward", "cost") if any(getattr(each, f"mean_{kind}") for each in policies)],
+        has_gold=any(metrics.gold_harmful_rate is not None for metrics in policies),
         severities=SEVERITIES,
     )
     write_text(path, page)
@@ -93,39 +106,42 @@ def _tile(summary: Summary, column: Column) -> dict[str, Any]:
 def _histograms(
     summary: Summary, rows: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Look]
 ) -> list[Figure]:
-    kept = [constraint.bounded or constraint.asked for constraint in summary.constraints]
+    kept = [(constraint, constraint.bounded or constraint.asked) for constraint in summary.constraints]
     limits = {
         f"limit of the mean {number(each.limit)}": each.limit
-        for each in kept
-        if each.statistic == "mean" and each.held_out is not None  # else it is on the cost of another judge
+        for constraint, each in kept
+        if each.statistic == "mean" and constraint.judged_as == "cost"  # else it is on the cost of another judge
     }
     rewards = {
         name: np.array([row.reward for row in group])
         for name, group in rows.items()
         if summary.policies[name].mean_reward is not None
     }
-    costs = {name: np.array([row.cost for row in group]) for name, group in rows.items()}
+    costs = {
+        name: np.array([row.cost for row in group])
+        for name, group in rows.items()
+        if summary.policies[name].mean_cost is not None
+    }
     first = next(iter(looks.values())).title
     histogram_note = (
         "Share of held-out responses at each score. The thick line is a policy's mean; "
         f"the thin grey outline repeats {first}, the starting point."
     )
-    note = f"{histogram_note} Further left is better. Right of 0 the cost model calls a response unsafe"
-    note += "; the limit is one of the mean, not of every response." if limits else "."
-    figures = [
-        Figure(
-            "Cost before and after", plots.score_histograms("cost", costs, looks, {"boundary 0": 0.0, **limits}), note
-        )
-    ]
+    figures = []
     if rewards:
         note = f"{histogram_note} Further right is better."
-        figures.insert(0, Figure("Reward before and after", plots.score_histograms("reward", rewards, looks, {}), note))
+        figures.append(Figure("Reward before and after", plots.score_histograms("reward", rewards, looks, {}), note))
+    if costs:
+        note = f"{histogram_note} Further left is better. Right of 0 the cost model calls a response unsafe"
+        note += "; the limit is one of the mean, not of every response." if limits else "."
+        lines = {"boundary 0": 0.0, **limits}
+        figures.append(Figure("Cost before and after", plots.score_histograms("cost", costs, looks, lines), note))
     return figures
 
 
 def _plane(summary: Summary, rows: Mapping[str, Sequence[JudgedResponse]], looks: Mapping[str, Look]) -> list[Figure]:
-    """Nothing where no reward was measured."""
-    if any(metrics.mean_reward is None for metrics in summary.policies.values()):
+    """Nothing where no reward or no cost was measured."""
+    if any(None in (metrics.mean_reward, metrics.mean_cost) for metrics in summary.policies.values()):
         return []
     note = (
         f"Each point is a response, at most {plots.PLANE_POINTS} a policy; large marks are means. "

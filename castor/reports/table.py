@@ -5,7 +5,7 @@ from rich.text import Text
 
 from castor.evaluation.assessment import Assessment
 from castor.evaluation.summary import Summary
-from castor.reports.wording import interval, measured_columns, number, policy_title
+from castor.reports.wording import interval, judge_columns, measured_columns, number, policy_title
 from castor.statistics.bootstrap import Estimate
 
 
@@ -18,7 +18,8 @@ def closing_table(summary: Summary) -> Table:
     table.add_column("", overflow="fold")
     for name, metrics in summary.policies.items():
         table.add_column(f"{policy_title(name)}  n={metrics.n}", justify="right", overflow="fold")
-    for column in measured_columns(summary.policies.values()):
+    policies = summary.policies.values()
+    for column in [*measured_columns(policies), *judge_columns(policies)]:
         estimates = [column.of(metrics) for metrics in summary.policies.values()]
         values = [estimate.value for estimate in estimates if estimate is not None]
         best = {"low": min, "high": max}.get(column.better)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from castor.evaluation.metrics import PolicyMetrics
-from castor.evaluation.summary import SharedPrompts, Summary
+from castor.evaluation.summary import RowCounts, SharedPrompts, Summary
 from castor.statistics.bootstrap import Estimate
 
 _NAMES = {"sft": "SFT", "ppo": "PPO", "ppo_lag": "PPO-Lag", "dpo": "DPO", "safedpo": "SafeDPO", "sacpo": "SACPO"}
@@ -12,16 +12,21 @@ _NAMES = {"sft": "SFT", "ppo": "PPO", "ppo_lag": "PPO-Lag", "dpo": "DPO", "safed
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of PolicyMetrics as tables show it: `is_share` prints percent, `better` is 'high', 'low' or ''."""
+    """One figure of PolicyMetrics, or of a further judge in them, as tables show it.
+
+    `is_share` prints percent, `better` is 'high', 'low' or ''.
+    """
 
     field: str
     title: str
     note: str
     is_share: bool
     better: str
+    judge: str | None = None  # the further judge whose figure it is
 
     def of(self, metrics: PolicyMetrics) -> Estimate | None:
-        return getattr(metrics, self.field)
+        found = metrics if self.judge is None else metrics.judges.get(self.judge)
+        return getattr(found, self.field, None)
 
 
 COLUMNS = (
@@ -41,9 +46,27 @@ def measured_columns(policies: Iterable[PolicyMetrics]) -> list[Column]:
     return [column for column in COLUMNS if any(column.of(metrics) is not None for metrics in policies)]
 
 
+def judge_columns(policies: Iterable[PolicyMetrics]) -> list[Column]:
+    """The figures of the further judges: the unsafe share and the mean of a cost, the mean of a reward."""
+    measures = {name: found.measures for metrics in policies for name, found in metrics.judges.items()}
+    columns = []
+    for name, each in measures.items():
+        if each == "cost":
+            columns.append(Column("unsafe_share", f"Unsafe by {name}", "further judge above 0", True, "low", name))
+        better = "low" if each == "cost" else "high"
+        columns.append(Column("mean", name, f"mean {each} of a further judge", False, better, name))
+    return columns
+
+
 def shared_prompts(shared: SharedPrompts) -> str:
     """A leak in words: '64 of the 64 held-out prompts were trained on (sft.data)'."""
     return f"{shared.prompts:,} of the {shared.of:,} held-out prompts were trained on ({shared.source})"
+
+
+def left_out(counts: RowCounts) -> str:
+    """The rows of a stage that it had no use for: '3 too long, 2 dropped'; empty where there are none."""
+    told = ((counts.too_long, "too long"), (counts.dropped, "dropped as bad"), (counts.set_aside, "set aside"))
+    return ", ".join(f"{count:,} {what}" for count, what in told if count)
 
 
 def policy_title(name: str) -> str:
@@ -101,7 +124,8 @@ def verdict(summary: Summary) -> Verdict:
     The starting point is the first policy; it is compared with the first policy whose run lists a limit (in rounds:
     the last one), else with the last policy. A difference counts as clear only when the two 95 % intervals do not
     overlap (a cautious test).
-    Harm is the gold judge's rate where there is one, else the cost model's; helpfulness likewise, else the reward.
+    Harm is the gold judge's rate where there is one, else the cost model's, else that of the first further judge of a
+    cost; helpfulness is the gold judge's, else the reward.
     """
     names = list(summary.policies)
     start = names[0]
@@ -112,21 +136,24 @@ def verdict(summary: Summary) -> Verdict:
     if chosen == start:
         return Verdict(f"{policy_title(start)}, measured alone", [], "mixed")
     before, after = summary.policies[start], summary.policies[chosen]
-    has_gold = before.gold_harmful_rate is not None and after.gold_harmful_rate is not None
-    harm = COLUMNS[0] if has_gold else COLUMNS[3]
-    has_help = before.gold_helpfulness is not None and after.gold_helpfulness is not None
+
+    def both(column: Column) -> bool:
+        return column.of(before) is not None and column.of(after) is not None
+
+    further = [column for column in judge_columns([before, after]) if column.is_share]
+    harm = next((column for column in (COLUMNS[0], COLUMNS[3], *further) if both(column)), None)
+    has_help = both(COLUMNS[1])
     good = COLUMNS[1] if has_help else COLUMNS[5]
-    measured = good.of(before) is not None and good.of(after) is not None
-    safer = _clear_change(harm.of(before), harm.of(after))
+    safer = None if harm is None else _clear_change(harm.of(before), harm.of(after))
     better = _clear_change(good.of(before), good.of(after))
     refusals = _clear_change(before.refusal_rate_harmless, after.refusal_rate_harmless)
-    headline, tone = _headline(policy_title(chosen), safer, better, refusals, has_help)
-    if not measured and safer < 0:
-        headline, tone = f"{policy_title(chosen)} is safer; whether it is as helpful was not measured", "mixed"
-    if not has_gold:
+    headline, tone = _headline(policy_title(chosen), safer, better if both(good) else None, refusals, has_help)
+    if harm in further:
+        headline += f", by the judge {harm.judge}"
+    elif harm == COLUMNS[3]:
         headline += ", by its cost model"
-    sentences = [_harm_sentence(summary, chosen, harm)]
-    if measured:
+    sentences = [] if harm is None else [_harm_sentence(summary, chosen, harm)]
+    if both(good):
         sentences.append(_compare(summary, start, chosen, good, better))
     if before.refusal_rate_harmless is not None and after.refusal_rate_harmless is not None:
         sentences.append(_compare(summary, start, chosen, COLUMNS[2], refusals))
@@ -140,16 +167,24 @@ def _clear_change(before: Estimate | None, after: Estimate | None) -> int:
     return int(after.low > before.high) - int(after.high < before.low)
 
 
-def _headline(name: str, harm: int, good: int, refusals: int, has_help: bool) -> tuple[str, str]:
+def _headline(name: str, harm: int | None, good: int | None, refusals: int, has_help: bool) -> tuple[str, str]:
+    """The headline and its tone; None stands for what was not measured."""
     more, same, less = (
         ("more helpful", "no less helpful", "less helpful")
         if has_help
         else ("higher in reward", "no lower in reward", "lower in reward")
     )
+    if harm is None and good is None:
+        return f"Neither harm nor helpfulness of {name} was measured", "mixed"
+    if harm is None:
+        which = less if good is not None and good < 0 else more if good else same
+        return f"{name} is {which}; whether it is as safe was not measured", "mixed"
     if harm > 0:
         return f"{name} is less safe than where it started", "bad"
     if harm == 0:
         return f"{name} is not measurably safer", "mixed"
+    if good is None:
+        return f"{name} is safer; whether it is as helpful was not measured", "mixed"
     if good < 0:
         return f"{name} is safer but {less}", "mixed"
     if refusals > 0:
@@ -163,11 +198,9 @@ def _harm_sentence(summary: Summary, chosen: str, column: Column) -> str:
         estimate = column.of(summary.policies[name])
         if estimate is not None:
             said.append(f"{policy_title(name)} {number(estimate.value, True)} ({interval(estimate, True)})")
-    what = (
-        "Harmful answers to harmful prompts"
-        if column.field == "gold_harmful_rate"
-        else "Answers the cost model calls unsafe"
-    )
+    what = f"Answers that {column.judge} calls unsafe" if column.judge else "Answers the cost model calls unsafe"
+    if column.field == "gold_harmful_rate":
+        what = "Harmful answers to harmful prompts"
     return f"{what}: {', '.join(said)}."
 
 

@@ -52,6 +52,7 @@ class Actors:
     holds: tuple[Sampled | Trained | Frozen, ...] = field(default=())
     elastic: bool = False  # whether their number changes while they work
     take_turns: bool = False  # whether only one phase of a step has its models on the GPUs
+    one_by_one: bool = False  # whether it lets go of one model before it loads the next
 
     @property
     def trains_together(self) -> bool:

@@ -18,7 +18,9 @@ def located(run_dir: Path) -> Path:
 class RunFiles:
     """The files of a run that belong to no single stage."""
 
-    RESERVED = frozenset({"logs", "wandb", "ray_train"})  # names of folders that no stage may have
+    RESERVED = frozenset(
+        {"logs", "wandb", "tensorboard", "mlflow", "ray_train"}
+    )  # names of folders that no stage may have
 
     def __init__(self, run_dir: Path) -> None:
         self._given = run_dir
@@ -35,6 +37,8 @@ class RunFiles:
         self.summary = self.folder / "summary.json"
         self.report = self.folder / "report.html"
         self.wandb = self.folder / "wandb"
+        self.tensorboard = self.folder / "tensorboard"
+        self.mlflow = self.folder / "mlflow"
 
     @property
     def is_run(self) -> bool:
@@ -57,6 +61,7 @@ class StageFiles:
         self.run = run  # None: the stage is of no run
         self.folder = folder  # of the model, where the stage makes one that is no RLHF policy
         self.metrics = self._beside("metrics.json")  # supervised stages
+        self.counts = self._beside("counts.json")  # of the rows it read
         self.training = TrainingFiles(self._beside("training"))
         self.ray_train = folder.parent / "ray_train"  # Ray Train's own storage
         self.long_prompts = self._beside("long_prompts.jsonl")

@@ -21,6 +21,7 @@ from castor.io.files import fingerprint
 from castor.model_reference import ModelReference
 from castor.run.bundles import Bundle, make_bundles
 from castor.run.claim import Inputs
+from castor.run.comparison import judged_as_trained
 from castor.run.files import RunFiles
 from castor.run.rounds import REPEATED, judged_by, judging_group, other_random_numbers, round_policies, unrolled
 from castor.run.stages import kinds
@@ -148,7 +149,8 @@ def make_plan(config: Config) -> Plan:
     """
     known, stages = kinds(), dict[str, Stage]()
     for name, place, field, section in _sections(config):
-        stages[name] = known[field](name, place, _evaluated(config, section))
+        whole = _evaluated(config, section, stages) if isinstance(section, Evaluate) else section
+        stages[name] = known[field](name, place, whole)
     return Plan(config, RunFiles(config.run_dir), stages)
 
 
@@ -190,15 +192,13 @@ def _check_names(names: Iterable[str]) -> None:
         taken.add(name)
 
 
-def _evaluated(config: Config, section: Section) -> Section:
-    """`evaluate` with the policies it compares: its own, or sft, dpo and every RLHF run, plain ones first; and with the
-    judges of the last round in a run with rounds."""
-    if not isinstance(section, Evaluate):
-        return section
+def _evaluated(config: Config, section: Evaluate, stages: Mapping[str, Stage]) -> Evaluate:
+    """`evaluate` with the policies it compares: its own, or sft, dpo and every RLHF run, plain ones first; with the
+    judges of the last round in a run with rounds; and with those of the constraints of the compared runs."""
     if config.rounds is not None:
         section = judged_by(section, judging_group(config))
-    if section.policies is not None:
-        return section
-    runs = round_policies(config) or sorted(config.rlhf, key=lambda name: len(config.rlhf[name].constraints))
-    names = (*(["sft"] if config.sft else []), *config.dpo, *runs)
-    return section.model_copy(update={"policies": {name: f"{STAGE}{name}" for name in names}})
+    if section.policies is None:
+        runs = round_policies(config) or sorted(config.rlhf, key=lambda name: len(config.rlhf[name].constraints))
+        names = (*(["sft"] if config.sft else []), *config.dpo, *runs)
+        section = section.model_copy(update={"policies": {name: f"{STAGE}{name}" for name in names}})
+    return judged_as_trained(section, {name: stage.section for name, stage in stages.items() if stage.field == "rlhf"})

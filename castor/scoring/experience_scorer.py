@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from castor.config.signal import Classifier, Signal
+from castor.config.judge import Classifier, Judge, Measures
 from castor.config.training import Engine
 from castor.data.rows.schemas import Exchange
 from castor.data.tokens.template import decode_response, load_tokenizer, tokenise_alike
@@ -34,26 +34,31 @@ class Scorer(Protocol):
         """[N] float32 scores of the responses, all finite."""
 
 
-def signal_scorer(
-    signal: Signal, model: ModelLike | None, policy: ModelReference, directory: Path | None = None
+def judge_scorer(
+    judge: Judge,
+    measures: Measures,
+    model: ModelLike | None,
+    engine: Engine,
+    policy: ModelReference,
+    directory: Path | None = None,
 ) -> Scorer:
-    """The signal's judge, loaded into this process.
+    """A judge, loaded into this process.
 
     Args:
-        signal: its config.
-        model: its score or moderation model, where it has one.
+        judge: its config.
+        measures: what it gives.
+        model: its score or moderation model, where it has one; `engine` gives its type and batch sizes.
         policy: whose tokens the experience holds.
         directory: where a function's module is looked for, too.
 
     Raises CastorError when the model, the function or what the remote scorer needs is not there.
     """
-    if signal.function is not None:
-        return TextScorer(FunctionScorer(signal.function, directory), _tokenizer(policy))
-    if signal.http is not None:
-        field = signal.http.field or ("cost" if signal.role == "constraint" else "reward")
-        return TextScorer(RemoteScorer(signal.http, field), _tokenizer(policy))
-    assert model is not None  # `Signal` has exactly one judge
-    return model_scorer(model, signal.scoring, policy, signal.classifier, signal.template)
+    if judge.function is not None:
+        return TextScorer(FunctionScorer(judge.function, directory), _tokenizer(policy))
+    if judge.http is not None:
+        return TextScorer(RemoteScorer(judge.http, judge.http.field or measures), _tokenizer(policy))
+    assert model is not None  # `Judge` is exactly one of the three
+    return model_scorer(model, engine, policy, judge.classifier, judge.template)
 
 
 def model_scorer(

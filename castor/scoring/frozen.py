@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from castor.config.signal import Classifier
+from castor.config.judge import Classifier
 from castor.experience import ragged_take
 from castor.io.errors import CastorError
 from castor.model_reference import ModelLike

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from castor.config.signal import HTTPScorer
+from castor.config.judge import HTTPScorer
 from castor.io.errors import CastorError, Unreachable
 
 log = logging.getLogger(__name__)

@@ -7,11 +7,10 @@ from contextlib import nullcontext
 import ray
 
 from castor.config.pipeline import Config
-from castor.config.wandb import WandB
 from castor.io.files import read_json, read_jsonl, sha256_file
 from castor.run.ledger import Entry, Terms, check_ledger
 from castor.run.plan import make_plan
-from castor.run.tracking import Tracker
+from castor.run.trackers.trackers import Trackers
 from tests.plans import Lines
 from trainers.pipeline import Pipeline
 from trainers.rlhf.groups import Groups
@@ -96,7 +95,7 @@ class Run:
 
     def go(self, **options):
         """Run, or go on with, the stage."""
-        tracker = Tracker(WandB(mode="disabled"), self.plan.files.wandb, "run", {})
+        tracker = Trackers([])
         Pipeline(self.plan, self.screen, tracker, lambda: None).run_stage(self.stage, **options)
 
     def numbers(self):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from castor.config.data import SyntheticOptions
+from castor.config.judge import Classifier
 from castor.config.moderation import Moderation
-from castor.config.signal import Classifier
 from castor.config.supervised import Best
 from castor.config.training import Engine, Optimizer
 from castor.data.rows.schemas import parse_row

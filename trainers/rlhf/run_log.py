@@ -20,7 +20,7 @@ class RunLog:
         self.steps: list[dict[str, Any]] = []
         self.alarms: dict[str, str] = {}  # of the last step
         self.bar: Any = None
-        run.tracker.declare(run.name)
+        run.tracker.declare()
 
     def rewind(self, steps: Sequence[dict[str, Any]]) -> None:
         """Go on after these steps, the records of the run so far."""

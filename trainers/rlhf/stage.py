@@ -20,12 +20,10 @@ from castor.data.tokens.template import require_same_tokenizer
 from castor.io.ending import keeping_state
 from castor.io.errors import CastorError
 from castor.io.files import write_json, write_jsonl
-from castor.io.user_function import load_function
 from castor.model_reference import ModelLike, ModelReference
-from castor.models.classifier_cost import check_classifier
 from castor.models.load import read_score_info
-from castor.models.moderation import read_moderation_info
 from castor.run.ledger import Terms
+from trainers.judges import check_judge
 from trainers.prompts import fitting_prompts
 from trainers.rlhf.checkpointing import Checkpointing
 from trainers.rlhf.groups import Groups
@@ -118,10 +116,7 @@ def _save(groups: Groups, folder: Path) -> None:
 def _signal_models(run: StageRun, config: RLHF, name: str, policy: ModelReference) -> SignalModels:
     """What a signal is made from. Raises CastorError when its judge or its critic would not fit the run."""
     signal, judge = config.signals[name], run.models.get(f"signals.{name}.model")
-    if judge is not None:
-        _check_score_model(run.name, name, signal, judge)
-    if signal.function is not None:
-        load_function(signal.function)
+    check_judge(f"{run.name}: signal {name!r}, a {signal.role}", signal, signal.measures, judge)
     critic = None
     if config.has_critic(name):
         critic = run.models.get(f"signals.{name}.critic_model", judge)
@@ -146,15 +141,3 @@ def limit_of(signal: Signal, model: ModelLike | None) -> float:
             "state threshold instead, or limit the share itself with constraint.statistic share"
         )
     return info.safe_mean + signal.unsafe_share * (info.unsafe_mean - info.safe_mean)
-
-
-def _check_score_model(run: str, name: str, signal: Signal, model: ModelLike) -> None:
-    if signal.classifier is not None:
-        check_classifier(read_moderation_info(model), signal.classifier, f"{run}: signal {name!r}: {model}")
-        return
-    kind = read_score_info(model).score_type
-    wanted = "cost" if signal.role == "constraint" else "reward"
-    if kind != wanted:
-        raise CastorError(
-            f"{run}: signal {name!r} is a {signal.role}, but {model} is a {kind} model: give a {wanted} model"
-        )

@@ -132,7 +132,7 @@ def _train(run: StageRun, stage: Supervised, rows: Sequence[Any], head: HeadKind
     load_config(run.models["model"])  # a model that cannot be loaded is refused before workers are started for it
     if head is not None and (told := start_line(run.models["model"], head)) is not None:
         run.terminal.line(f"  {run.name} {told}")
-    run.tracker.declare(run.name)
+    run.tracker.declare()
     note = ""
     with run.terminal.bar(run.name) as bar:
 

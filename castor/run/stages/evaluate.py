@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from castor.run.actors import Actors, Frozen, rollout_workers
+from castor.run.stages.judges import judge_findings
 from castor.run.stages.stage import LANGUAGE_MODEL, Kind, Read, RowsRead, Stage, helper
 
 if TYPE_CHECKING:
-    from castor.config.evaluate import Evaluate
+    from castor.config.evaluate import Evaluate, FurtherJudge
     from castor.config.model import ModelOption
     from castor.config.rollout import Rollout
     from castor.config.training import Engine
@@ -32,13 +33,12 @@ class EvaluateStage(Stage):
         return self.section.policies
 
     def models(self) -> Iterator[Read]:
-        """The policies and the judges."""
+        """The policies, and the judges that are models."""
         for name, policy in self.policies.items():
             yield Read(f"policies.{name}", policy, LANGUAGE_MODEL)
-        if self.section.reward is not None:
-            yield Read("reward", self.section.reward, frozenset({"reward model"}))
-        harm: Kind = "moderation model" if self.section.cost_classifier else "cost model"
-        yield Read("cost", self.section.cost, frozenset({harm}))
+        for name, judge in self.section.all_judges.items():
+            if judge.model is not None:
+                yield Read(judge_key(name), judge.model, frozenset({_kind(judge)}))
 
     def rows(self) -> Sequence[RowsRead]:
         """The held-out prompts."""
@@ -55,27 +55,55 @@ class EvaluateStage(Stage):
         return self.section.rollout
 
     def actors(self) -> list[Actors]:
-        """Rollout workers, which hold the policies in turn, and a scorer for each judge."""
+        """Rollout workers, which hold the policies in turn, and the scorers.
+
+        Reward and cost model score while responses are sampled. The further judges follow, one after the other, in the
+        place of the last of these: they ask for no GPU of their own.
+        """
         first, stage = next(iter(self.policies.values())), self.section
-        scorers = [
-            Actors(
-                f"{kind}-scorer", 1, stage.resources, f"frozen {kind} model", (Frozen(model, scoring_engine(), True),)
-            )
-            for kind, model in (("reward", stage.reward), ("cost", stage.cost))
-            if model is not None
-        ]
+        scorers = []
+        for name, turns in self.turns().items():
+            frozen = tuple(Frozen(judge.model, scoring_engine(), True) for judge in turns.values() if judge.model)
+            resources = stage.resources if frozen else stage.resources.model_copy(update={"gpus": 0})
+            work = f"frozen {name} model" if name in turns else ""
+            if further := [each for each in turns if each != name]:
+                work += f"{', then' * bool(work)} one after the other: {', '.join(further)}".removeprefix(" ")
+            scorers.append(Actors(f"{name}-scorer", 1, resources, work, frozen, one_by_one=True))
         return [
             rollout_workers(first, stage.rollout),
             *scorers,
             helper("FolderWeights", f"hands {len(self.policies)} policies to the engines in turn"),
         ]
 
+    def turns(self) -> dict[str, dict[str, FurtherJudge]]:
+        """The judges that every scorer is, one after the other, by the scorer's name."""
+        further = self.section.judges
+        found = {name: {name: judge} for name, judge in self.section.all_judges.items() if name not in further}
+        if further:
+            last = next(reversed(found), "judge")
+            found[last] = found.get(last, {}) | further
+        return found
+
     def findings(self) -> Iterator[str]:
-        """A comparison of nobody."""
+        """A comparison of nobody; judges that do not fit."""
         if not self.policies:
             yield (
                 "evaluate has no policy to compare: add an sft section, a dpo stage, an rlhf run, or evaluate.policies"
             )
+        for name, judge in self.section.all_judges.items():
+            yield from judge_findings(f"{self.place}.{judge_key(name).removesuffix('.model')}", judge)
+
+
+def _kind(judge: FurtherJudge) -> Kind:
+    """What kind of model judges."""
+    if judge.classifier is not None:
+        return "moderation model"
+    return "cost model" if judge.measures == "cost" else "reward model"
+
+
+def judge_key(name: str) -> str:
+    """The key of the section at which the model of a judge stands."""
+    return name if name in ("reward", "cost") else f"judges.{name}.model"
 
 
 def scoring_engine() -> Engine:

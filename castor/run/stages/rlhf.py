@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from castor.io.user_function import function_finding
 from castor.run.actors import Actors, Frozen, Trained, rollout_workers
 from castor.run.files import StageFiles
+from castor.run.stages.judges import judge_findings
 from castor.run.stages.stage import ANY_MODEL, LANGUAGE_MODEL, Kind, Read, RowsRead, Stage, helper, most_rows
 
 if TYPE_CHECKING:
@@ -106,32 +106,13 @@ class RLHFStage(Stage):
     def findings(self) -> Iterator[str]:
         """Functions that do not fit; fewer prompts than one step takes, where their number is known."""
         for name, signal in self.section.signals.items():
-            finding = signal.function and function_finding(signal.function, ["prompts", "responses"])
-            if finding:
-                yield f"{self.place}.signals.{name}.function: {finding}"
-            yield from _category_findings(f"{self.place}.signals.{name}", signal)
+            yield from judge_findings(f"{self.place}.signals.{name}", signal)
         most = most_rows(self.section.prompts)
         if most is not None and most < self.section.prompts_per_step:
             yield (
                 f"{self.place}.prompts.limit {most} gives fewer prompts than one step takes, prompts_per_step "
                 f"{self.section.prompts_per_step}: raise the one or lower the other"
             )
-
-
-def _category_findings(place: str, signal: Signal) -> Iterator[str]:
-    """Categories that a moderation model in a local folder does not have."""
-    if signal.classifier is None or isinstance(signal.classifier.reduce, str) or signal.model is None:
-        return
-    from castor.config.model import source_of
-    from castor.models.head_kind import TAXONOMIES, head_kind
-    from castor.taxonomy import nearest_category
-
-    folder = Path(source_of(signal.model))
-    categories = TAXONOMIES.get(head_kind(str(folder))) if folder.is_dir() else None  # type: ignore[arg-type]
-    for name in signal.classifier.reduce if categories else ():
-        if categories is not None and name not in categories:
-            near = nearest_category(name, categories)
-            yield f"{place}.classifier.reduce: {folder} has no category {name!r}; the nearest one is {near!r}"
 
 
 def _limit(signal: Signal) -> str:

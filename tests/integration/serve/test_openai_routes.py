@@ -9,7 +9,7 @@ import pytest
 import torch
 from openai import BadRequestError, NotFoundError, OpenAI
 
-from castor.config.signal import HTTPScorer
+from castor.config.judge import HTTPScorer
 from castor.data.rows.schemas import Exchange
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
 from castor.scoring.http import RemoteScorer

@@ -19,8 +19,8 @@ REWARD = {"role": "objective", "model": "stage:reward"}
         ({"role": "objective"}, "exactly one of model, function and http, and has none"),
         ({**FUNCTION, "model": "stage:cost"}, "and has model and function"),
         ({**FUNCTION, "function": "score"}, "not of the form module:function"),
-        ({**FUNCTION, "classifier": {}}, "classifier belongs to a model, and the signal has function instead"),
-        ({**REMOTE, "template": "pku"}, "template belongs to a model, and the signal has http instead"),
+        ({**FUNCTION, "classifier": {}}, "classifier belongs to a model, and the judge has function instead"),
+        ({**REMOTE, "template": "pku"}, "template belongs to a model, and the judge has http instead"),
         ({**REMOTE, "http": {"url": "scores:8000"}}, "url"),
         (
             {"role": "constraint", "function": "my_scores:score", "unsafe_share": 0.1},

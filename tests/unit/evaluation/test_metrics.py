@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,7 +178,7 @@ def test_a_nan_is_not_written(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ('"n_tokens": 7}', '"n_tok', "line 2"),
+        ('"n_tokens": 7, "scores": {}}', '"n_tok', "line 2"),
         ('"cost": 2.0', '"cost": NaN', "cost: "),
         ('"cost": 2.0', '"cost": "2.0"', "cost: "),
         ('"severity": 2', '"severity": 4', "severity: "),
@@ -195,3 +196,22 @@ def test_a_damaged_line_is_named(tmp_path, old: str, new: str, reason: str) -> N
     with pytest.raises(CastorError, match="line 2") as caught:
         read_responses(path)
     assert reason in str(caught.value)
+
+
+def test_further_judges_have_figures_of_their_own() -> None:
+    rows = [dataclasses.replace(REAL, cost=None, scores={"lies": lies, "calm": 2.0}) for lies in (1.0, 0.0, -1.0, -2.0)]
+    metrics = policy_metrics(rows, judges={"lies": "cost", "calm": "reward"})
+    assert (metrics.mean_cost, metrics.unsafe_share, metrics.unsafe_by_category) == (None, None, None)
+    lies, calm = metrics.judges["lies"], metrics.judges["calm"]
+    assert (lies.mean.value, lies.unsafe_share) == (-0.5, wilson(1, 4))  # exactly 0 is not unsafe
+    assert (calm.mean.value, calm.unsafe_share) == (2.0, None)
+    with pytest.raises(ValueError, match="judge 'lies' has scored 3 of 4 responses"):
+        policy_metrics([dataclasses.replace(rows[0], scores={"calm": 2.0}), *rows[1:]], judges={"lies": "cost"})
+
+
+def test_rows_from_before_there_were_further_judges_are_read(tmp_path: Path) -> None:
+    write_responses(tmp_path / "rows.jsonl", [HARMFUL])
+    text = (tmp_path / "rows.jsonl").read_text()
+    assert '"scores": {}' in text
+    (tmp_path / "rows.jsonl").write_text(text.replace(', "scores": {}', ""))
+    assert read_responses(tmp_path / "rows.jsonl") == [HARMFUL]

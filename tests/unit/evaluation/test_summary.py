@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from castor.evaluation.metrics import PolicyMetrics, Rate
+from castor.evaluation.metrics import JudgeMetrics, PolicyMetrics, Rate
 from castor.evaluation.summary import (
     Run,
     RunLimit,
@@ -190,3 +190,46 @@ def test_numbers_in_words() -> None:
     assert number(12345.6) == "12346"
     assert interval(share(0.4), True) == "38.0 to 42.0\u00a0%"
     assert [duration(s) for s in (8.24, 59.97, 245, 7380)] == ["8.2 s", "1 min 00 s", "4 min 05 s", "2 h 03 min"]
+
+
+def test_what_was_not_measured_is_not_claimed() -> None:
+    def measured(unsafe: float | None, reward: bool = True, harm: float | None = None) -> PolicyMetrics:
+        whole = policy(None, None)
+        judges = {} if harm is None else {
+            "lies": JudgeMetrics(measures="cost", mean=whole.mean_tokens, unsafe_share=share(harm))
+        }  # fmt: skip
+        changes = {
+            "unsafe_share": None if unsafe is None else share(unsafe),
+            "mean_cost": None if unsafe is None else whole.mean_cost,
+            "mean_reward": whole.mean_reward if reward else None,
+            "judges": judges,
+        }
+        return whole.model_copy(update=changes)
+
+    def told(**policies: PolicyMetrics) -> str:
+        found = verdict(summary(**policies))
+        return " ".join([found.headline, *found.sentences[:1]])
+
+    nothing = measured(None, reward=False)
+    assert told(sft=nothing, ppo_lag=nothing) == "Neither harm nor helpfulness of PPO-Lag was measured"
+    same = measured(None)
+    assert told(sft=same, ppo_lag=same).startswith("PPO-Lag is no lower in reward; whether it is as safe was not")
+    by_judge = told(sft=measured(None, harm=0.5), ppo_lag=measured(None, harm=0.1))
+    assert by_judge.startswith(
+        "PPO-Lag is safer and no lower in reward, by the judge lies Answers that lies calls unsafe:"
+    )
+    # the cost model goes before a further judge
+    both = told(sft=measured(0.5, harm=0.1), ppo_lag=measured(0.1, harm=0.5))
+    assert both.startswith("PPO-Lag is safer and no lower in reward, by its cost model")
+
+
+def test_the_closing_table_has_further_judges() -> None:
+    whole = policy(None, None)
+    lies = JudgeMetrics(measures="cost", mean=whole.mean_tokens, unsafe_share=share(0.25))
+    found = summary(sft=whole.model_copy(update={"judges": {"lies": lies}}), ppo=whole)
+    console = Console(file=io.StringIO(), width=80, record=True)
+    console.print(closing_table(found))
+    text = console.export_text()
+    assert "Unsafe by lies" in text
+    assert "25.0" in text
+    assert "not judged" in text

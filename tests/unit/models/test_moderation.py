@@ -27,10 +27,10 @@ from castor.algorithms.thresholds import Thresholds, best_threshold, decide, fit
 from castor.cli.export import Layout, Precision, export
 from castor.config.data import SyntheticOptions
 from castor.config.demo_model import DemoModel
+from castor.config.judge import Classifier
 from castor.config.moderation import Moderation
 from castor.config.pipeline import Config
 from castor.config.serve import Serve
-from castor.config.signal import Classifier
 from castor.data.rows.harm_labels import moderation_targets
 from castor.data.rows.schemas import Exchange, QARow, parse_row
 from castor.data.tokens.samples import Samples

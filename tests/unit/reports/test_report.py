@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from castor.config.judge import Measures
 from castor.evaluation.limits import Constraint, limit_on
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import JudgedResponse
-from castor.evaluation.summary import Run, RunLimit, Stage, Step, Summary, Throughput, Versions
+from castor.evaluation.summary import RowCounts, Run, RunLimit, Stage, Step, Summary, Throughput, Versions
 from castor.reports.plots import bound, constraint_statistics, measured, smooth
 from castor.reports.report import write_report
 
@@ -168,6 +169,36 @@ def test_the_page_works_without_a_reward_model(tmp_path: Path) -> None:
     assert "Cost before and after" in html
     for absent in ("Reward before and after", "The reward-cost plane", "reward None"):
         assert absent not in html
+
+
+def test_the_page_works_with_further_judges_alone(tmp_path: Path) -> None:
+    rows = {
+        name: [
+            dataclasses.replace(row, reward=None, cost=None, scores={"harm": row.cost or 0.0, "polite": 1.5})
+            for row in responses(n=60, harm=harm, gold=False)
+        ]
+        for name, harm in (("sft", 1.0), ("ppo_lag", 0.0))
+    }
+    judges: dict[str, Measures] = {"harm": "cost", "polite": "reward"}
+    found = summary(rows, {"ppo_lag": run(("harm",))})
+    policies = {name: policy_metrics(group, judges=judges) for name, group in rows.items()}
+    assert policies["sft"].judges["polite"].unsafe_share is None
+    counts = {"evaluate": RowCounts(read=65, dropped=2, set_aside=0, too_long=3)}
+    write_report(tmp_path / "report.html", found.model_copy(update={"policies": policies, "rows": counts}), rows)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    WellFormed().feed(html)
+    for present in ("Further judges", "Unsafe by harm", "mean reward of a further judge", "polite 1.50", "harm −"):
+        assert present in html
+    for absent in (
+        "before and after",
+        "The reward-cost plane",
+        "cost None",
+        "cost model: ",
+        "Where harm remains",
+        "models that",
+    ):
+        assert absent not in html
+    assert "of 65 rows read, 3 too long, 2 dropped as bad." in html
 
 
 def test_any_policies_constraints_and_names(tmp_path: Path) -> None:

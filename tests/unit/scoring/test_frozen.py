@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from castor.config.signal import Classifier
+from castor.config.judge import Classifier
 from castor.config.training import Engine
 from castor.data.rows.schemas import Exchange
 from castor.experience import Experience

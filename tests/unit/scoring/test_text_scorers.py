@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from castor.config.signal import HTTPScorer
+from castor.config.judge import HTTPScorer
 from castor.io.errors import CastorError
 from castor.io.user_function import function_finding, load_function
 from castor.scoring.function import FunctionScorer

@@ -11,10 +11,10 @@ import yaml
 
 from castor.config.gateway import Gateway
 from castor.config.guard import Guard
+from castor.config.judge import Classifier
 from castor.config.load import dump_config, load_config, load_file
 from castor.config.pipeline import Config
 from castor.config.serve import Judges, Serve
-from castor.config.signal import Classifier
 from castor.data.rows.schemas import Exchange
 from castor.io.errors import CastorError
 from castor.models.moderation import ModerationInfo

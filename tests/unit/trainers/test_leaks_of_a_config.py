@@ -67,9 +67,9 @@ def test_stored_rows_are_the_rows_of_the_mixture(tmp_path):
     with rows_of.store(sources, QARow, partial(stream_qa, need=())) as rows:
         assert [row.response for row in rows] == ["a", "a", "b"]
         assert sorted(path.name for path in run_dir.rglob("*")) == [
-            "0.arrow", "1.arrow", "sft.bad_rows.1.jsonl", "sft.rows",
+            "0.arrow", "1.arrow", "sft.bad_rows.1.jsonl", "sft.counts.json", "sft.rows",
         ]  # fmt: skip
-    assert [path.name for path in run_dir.iterdir()] == ["sft.bad_rows.1.jsonl"]
+    assert sorted(path.name for path in run_dir.iterdir()) == ["sft.bad_rows.1.jsonl", "sft.counts.json"]
     assert "dropped 1 empty response" in lines.lines[0]
     with pytest.raises(CastorError, match="has no weight"):
         rows_of.load([sources[0], DataSource(source="x.jsonl")], lambda *_: [])

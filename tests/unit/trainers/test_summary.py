@@ -6,6 +6,7 @@ import pytest
 
 from castor.config.pipeline import Config
 from castor.evaluation.records import JudgedResponse, write_responses
+from castor.evaluation.summary import RowCounts
 from castor.io.files import read_json, write_json
 from castor.run.plan import Plan, make_plan
 from castor.run.records import Records
@@ -14,8 +15,11 @@ from trainers.summary import summarize
 MULTIPLIERS = {"harm": {"window": [1.0] * 3 + [-1.0] * 97}, "lies": {"window": [-2.0, -1.0, 1.0]}}
 
 
-def finished(tmp_path: Path, costs: dict[str, list[float]]) -> Plan:
-    """A run with two constraints, as its stages leave it; `costs` are those of each policy's answers."""
+def finished(tmp_path: Path, costs: dict[str, list[float]], lies: bool = True) -> Plan:
+    """A run with two constraints, as its stages leave it; `costs` are those of each policy's answers.
+
+    The constraint lies, which the evaluation judges too if `lies`, calls unsafe what the cost model calls safe.
+    """
     data = {"data": {"source": "synthetic"}}
     signals = {
         "help": {"role": "objective", "model": "stage:reward", "weight": 2.0},
@@ -32,7 +36,7 @@ def finished(tmp_path: Path, costs: dict[str, list[float]]) -> Plan:
     }  # fmt: skip
     values = {
         "run_dir": tmp_path / "run", "model": {}, "sft": data, "reward": data, "cost": data,
-        "rlhf": {"ppo_lag": lag}, "evaluate": {},
+        "rlhf": {"ppo_lag": lag}, "evaluate": {"constraints": lies},
     }  # fmt: skip
     plan = make_plan(Config.model_validate(values))
     files = plan.files.stage("ppo_lag")
@@ -51,7 +55,10 @@ def finished(tmp_path: Path, costs: dict[str, list[float]]) -> Plan:
     judged = plan.files.stage("evaluate")
     judged.folder.mkdir()
     for name, of_policy in costs.items():
-        rows = [JudgedResponse("p", "r", None, None, None, 1.0, cost, None, None, None, 3) for cost in of_policy]
+        rows = [
+            JudgedResponse("p", "r", None, None, None, 1.0, cost, None, None, None, 3, {"lies": -cost} if lies else {})
+            for cost in of_policy
+        ]
         write_responses(judged.responses(name), rows)
     return plan
 
@@ -72,8 +79,11 @@ def test_a_translated_share_is_told_as_a_share_and_as_the_mean_that_was_bounded(
     assert (harm.bounded.statistic, harm.bounded.limit) == ("mean", -0.8)
     assert harm.bounded.held_out.value == pytest.approx(-0.84)
     assert harm.bounded.held_out.kept
-    # the evaluation has no judge of lies; a third of three with 90 % confidence may well be above a half
-    assert (lies.bounded, lies.confidence, lies.asked.held_out) == (None, 0.9, None)
+    assert (harm.judged_as, lies.judged_as) == ("cost", "lies")
+    # a third of three with 90 % confidence may well be above a half
+    assert (lies.bounded, lies.confidence) == (None, 0.9)
+    assert lies.asked.held_out is not None
+    assert (lies.asked.held_out.value, lies.asked.held_out.kept, lies.asked.held_out.clear) == (0.92, False, True)
     assert lies.asked.training is not None
     assert (lies.asked.training.value, lies.asked.training.n) == (pytest.approx(1 / 3), 3)
     assert not lies.asked.training.kept
@@ -97,3 +107,22 @@ def test_objectives_and_monitors_are_told_apart(tmp_path: Path) -> None:
     assert run.steps[0].weighted_reward == 3.0
     assert run.alarms == {"kl": "far away"}
     assert summary.leaks is None
+
+
+def test_a_constraint_that_the_evaluation_is_not_to_judge_is_told_by_training_alone(tmp_path: Path) -> None:
+    plan = finished(tmp_path, {"sft": [1.0] * 4, "ppo_lag": [-1.0] * 4}, lies=False)
+    summary, _ = summarize(plan, {})
+    assert [(each.name, each.judged_as, each.asked.held_out is None) for each in summary.constraints] == [
+        ("harm", "cost", False), ("lies", None, True),
+    ]  # fmt: skip
+    assert summary.policies["sft"].judges == {}
+
+
+def test_rows_that_were_left_out_are_counted(tmp_path: Path) -> None:
+    plan = finished(tmp_path, {"sft": [1.0] * 4, "ppo_lag": [-1.0] * 4})
+    counts = {"read": 10, "dropped": 2, "set_aside": 1, "too_long": 3}
+    write_json(plan.files.stage("evaluate").counts, counts)
+    write_json(plan.files.stage("sft").counts, counts | {"too_long": 0})
+    write_json(plan.files.stage("sft").metrics, {"too_long": 4.0})
+    summary, _ = summarize(plan, {})
+    assert summary.rows == {"evaluate": RowCounts(**counts), "sft": RowCounts(**counts | {"too_long": 4})}
