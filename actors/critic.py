@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actors.startup import phase
 from castor.config.rlhf import RLHF
 from castor.config.training import Engine
 from castor.experience import Experience
@@ -37,7 +38,8 @@ class Critic:
                 torch.manual_seed(seed)
                 critic = ScoreModel.from_backbone(model, ScoreInfo("critic"), dtype)
         updates = config.steps * config.learner.update_iters * config.learner.mini_batches
-        self.engine = TrainEngine(critic, engine, updates)
+        with phase("engine"):
+            self.engine = TrainEngine(critic, engine, updates)
         self.on_device = True
         self.step: int | None = 0  # that of the weights; None between the updates of one
 

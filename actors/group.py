@@ -10,6 +10,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from actors.startup import Starting, during
 from castor.config.training import Resources
 from castor.io.errors import CastorError, Unreachable
 
@@ -104,13 +105,14 @@ def node_id() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-class SpmdActor:
+class SpmdActor(Starting):
     """Base of an actor that is one rank of an SPMD group."""
 
     def node(self) -> str:
         """The node this rank runs on."""
         return node_id()
 
+    @during("process group")
     def open_store(self) -> tuple[str, int]:
         """On rank 0: open the store where the ranks meet, on a port that is free; returns its address and port."""
         import torch.distributed as dist
@@ -119,6 +121,7 @@ class SpmdActor:
         self.store: Any = cast(Any, dist).TCPStore(address, 0, is_master=True, wait_for_workers=False)
         return address, self.store.port
 
+    @during("process group")
     def join(self, rank: int, world_size: int, address: str, port: int, timeout_s: float) -> None:
         """Enter the process group."""
         import torch.distributed as dist
@@ -137,6 +140,7 @@ class ActorGroup:
     def __init__(self, name: str, handles: Sequence[ActorHandle]) -> None:
         self.name = name
         self.handles: list[Any] = list(handles)
+        self.asked = time.time()
 
     @classmethod
     def start(

@@ -7,6 +7,8 @@ import ray
 from numpy.typing import NDArray
 
 from actors.device import take_device
+from actors.recording import recorded
+from actors.startup import Starting, during
 from castor.config.signal import Classifier
 from castor.config.training import Engine
 from castor.experience import Experience
@@ -14,9 +16,11 @@ from castor.model_reference import ModelLike, ModelReference
 
 
 @ray.remote
-class ScoreWorker:
+@recorded
+class ScoreWorker(Starting):
     """A scorer of its own, for evaluation."""
 
+    @during("model")
     def __init__(
         self,
         model: ModelLike,
@@ -33,9 +37,6 @@ class ScoreWorker:
         from castor.scoring.experience_scorer import model_scorer
 
         self.scorer = model_scorer(model, engine, policy, classifier)
-
-    def ready(self) -> None:
-        """Answers once the model is loaded."""
 
     def score(self, experience: Experience) -> NDArray[np.float32]:
         """[N] float32 scores."""

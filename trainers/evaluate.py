@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -48,7 +49,7 @@ def run_evaluate(run: StageRun) -> str:
     loaded = run.rows.load([stage.prompts], load_prompt_rows)
     written_for = {row.prompt: ", ".join(sorted(row.category)) for row in loaded if row.category}
     prompts = fitting_prompts(run, [row.prompt for row in loaded], next(iter(policies.values())), stage.rollout)
-    with run.terminal.bar(run.name) as bar, reserve(run.bundles, run.name) as reservation:
+    with run.terminal.bar(run.name) as bar, reserve(run.bundles, run.name, run.profile) as reservation:
         rows = evaluate(run, stage, policies, prompts, reservation, bar)
     run.tracker.declare(run.name)
     for name, judged in rows.items():
@@ -81,17 +82,22 @@ def evaluate(
     seed, total = run.seed, len(policies) * len(prompts)
     requests = [PromptRequest(i, prompt, request_seed(seed, "evaluate", i)) for i, prompt in enumerate(prompts)]
     first = next(iter(policies.values()))
-    pool = RolloutPool(first, stage.rollout, reservation)
+    run.beginning.lap("data")
+    asked_at = time.time()
+    pool = RolloutPool(first, stage.rollout, reservation, beginning=run.beginning)
     scorers = {
         kind: _scorer(run, kind, first, stage.cost_classifier if kind == "cost" else None, reservation)
         for kind in ("reward", "cost")
         if kind in run.models
     }
-    source = cast(Any, FolderWeights).remote()
+    source = cast(Any, FolderWeights).options(**reservation.env("FolderWeights-0")).remote()
     rows: dict[str, list[JudgedResponse]] = {}
     try:
         pool.wait_ready()
-        get([scorer.ready.remote() for scorer in scorers.values()], START_TIMEOUT_S, "the scorers")
+        others = {"FolderWeights": source} | {f"{kind}-scorer": scorer for kind, scorer in scorers.items()}
+        for each, actor in others.items():
+            run.beginning.ready(each, asked_at, [get(actor.startup.remote(), START_TIMEOUT_S, each)])
+        run.beginning.lap("actors")
         for version, (name, model) in enumerate(policies.items(), start=1):
             pool.load_weights(get(source.publish.remote(model, version), START_TIMEOUT_S, "publishing a policy"))
             pending: list[tuple[Chunk, dict[str, Any]]] = []

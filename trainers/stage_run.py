@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from actors.startup import Beginning
 from castor.config.data import DataSource
 from castor.data.rows.mixture import Mixture, mix
 from castor.data.rows.schemas import PreferenceRow, QARow
@@ -21,6 +22,7 @@ from castor.run.files import StageFiles
 
 if TYPE_CHECKING:
     from castor.run.bundles import Bundle
+    from castor.run.profile import Profile
     from castor.run.stages.stage import Stage
     from castor.run.tracking import Tracker
 
@@ -97,6 +99,8 @@ class StageRun:
     bundles: Sequence[Bundle]  # how its actors lie on GPUs
     terminal: Terminal
     tracker: Tracker
+    beginning: Beginning = field(default_factory=Beginning)  # until its first token or step
+    profile: Profile | None = None  # what is recorded of it
 
     @property
     def name(self) -> str:
