@@ -42,7 +42,10 @@ def record_here(profile: Profile | None, name: str) -> None:
 
 
 def recorded(actor: type) -> type:
-    """Class decorator: every public method becomes a span with the step or version that it is of."""
+    """Class decorator: every public method becomes a span with the step or version that it is of.
+
+    Both are found in its arguments, the step also in the name of the call (`of_step`) and in `self.current_step`.
+    """
     for name, method in inspect.getmembers(actor, inspect.isfunction):
         if not name.startswith("_"):
             setattr(actor, name, _recorded(name, method))
@@ -77,6 +80,8 @@ def note(name: str, begin: float, arguments: dict[str, Any]) -> None:
     if isinstance(found, NoRecorder) or end - begin < SHORTEST_S:
         return
     told = {key: value for key in ("step", "version") if isinstance(value := arguments.get(key), int)}
+    if (current := getattr(arguments.get("self"), "current_step", None)) is not None:
+        told["step"] = current
     for key, attribute in (("batch", "step"), ("update", "version")):
         if key in arguments and (value := getattr(arguments[key], attribute, None)):
             told[attribute] = value
@@ -94,6 +99,7 @@ def _task_name() -> str:
 _STEP = re.compile(r" of step (\d+)$")
 
 
-def of_step(handle: Any, method: str, step: int) -> Any:
-    """A method of an actor, whose call Ray, and so the timeline, names with the step that it is of."""
-    return getattr(handle, method).options(name=f"{method} of step {step}")
+def of_step(handle: Any, method: str, step: int | None, **options: Any) -> Any:
+    """A method of an actor, whose call Ray, and so the timeline, names with the step that it is of, if it is of one."""
+    name = {} if step is None else {"name": f"{method} of step {step}"}
+    return getattr(handle, method).options(**name, **options)

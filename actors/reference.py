@@ -10,7 +10,7 @@ from actors.device import take_device
 from actors.occupant import Occupant, Part
 from actors.processes import Watched
 from actors.recording import recorded
-from actors.startup import Starting, during
+from actors.startup import IMPORTS, Starting, during, phase
 from actors.torch_trace import TorchTraced
 from castor.config.rlhf import RLHF
 from castor.experience import Experience
@@ -21,6 +21,11 @@ from castor.model_reference import ModelLike
 @recorded
 class ReferenceWorker(Occupant, Watched, Starting, TorchTraced):
     """One replica of the reference policy."""
+
+    def __init__(self) -> None:
+        """Import while others do, as `SpmdActor`."""
+        with phase(IMPORTS):
+            import castor.models.policy  # noqa: F401
 
     @during("model")
     def load(self, model: ModelLike, config: RLHF) -> None:

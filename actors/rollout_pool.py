@@ -15,6 +15,7 @@ from actors.group import START_TIMEOUT_S, ActorFailure, Stalled, get, too_late
 from actors.health import Health, Roster
 from actors.jobs import Chunk, Dealt, Job
 from actors.processes import Processes, kill, show_stacks
+from actors.recording import of_step
 from actors.reservation import Reservation
 from actors.rollout import ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
 from actors.startup import Beginning
@@ -128,12 +129,15 @@ class RolloutPool:
             if arrived is not None and arrived[0] is job:
                 yield arrived[1]
 
-    def submit(self, requests: Sequence[PromptRequest], decode: bool = False, oldest: int = 0) -> Job:
+    def submit(
+        self, requests: Sequence[PromptRequest], decode: bool = False, oldest: int = 0, step: int | None = None
+    ) -> Job:
         """Deal requests to the workers; `wait` or `handle` gives their chunks.
 
         A chunk with a token sampled by a version before `oldest` is dropped, and its prompts are sampled again.
+        `step`: that they are sampled for.
         """
-        job = Job({request.uid for request in requests}, decode, oldest)
+        job = Job({request.uid for request in requests}, decode, step, oldest)
         if len(job.unfinished) != len(requests):
             raise ValueError("two requests of one call share a uid")
         self._deal(requests, job)
@@ -296,7 +300,8 @@ class RolloutPool:
 
     def _stream(self, worker: ActorHandle, requests: Sequence[PromptRequest], job: Job) -> None:
         if requests:
-            stream = cast(Any, worker).generate.options(num_returns="streaming").remote(requests, job.decode)
+            method = of_step(worker, "generate", job.step, num_returns="streaming")
+            stream = method.remote(requests, job.decode)
             self._streams[stream] = Dealt(worker, job, {request.uid: request for request in requests})
 
     def _next_chunk(self, stream: Any) -> Chunk | None:

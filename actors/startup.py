@@ -151,9 +151,8 @@ class Beginning:
         """What was waited for until now. After the first token or step nothing is counted any more."""
         if self.first_at is None:
             at = self._now() if at is None else at
-            self.seconds[cause] = self.seconds.get(cause, 0.0) + at - self._last
             recorder().span(cause, self._last, at)
-            self._last = at
+            self._count(cause, at)
 
     def ready(self, group: str, asked: float, starts: Sequence[Start]) -> None:
         """A group that was asked for at `asked` is ready. Logs a line on the rank that was the last."""
@@ -168,9 +167,13 @@ class Beginning:
         if self.first_at is not None:
             return
         at = max(self._last, self._now() if at is None else at)
-        self.lap(f"first {what}", at)
+        self._count(f"first {what}", at)  # no span: it ends within the first step
         self.first_at = at
         log.info("%s: first %s after %.1f s: %s", self.stage, what, at - self._begun, told(self.seconds))
+
+    def _count(self, cause: str, at: float) -> None:
+        self.seconds[cause] = self.seconds.get(cause, 0.0) + at - self._last
+        self._last = at
 
     def record(self) -> dict[str, Any]:
         """For the stage's record: seconds until the first token or step, by cause, and by group and cause."""

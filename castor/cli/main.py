@@ -53,7 +53,8 @@ AcceptChanges = Annotated[
     ),
 ]
 Profiled = Annotated[
-    bool, typer.Option("--profile", help="write a timeline of every stage's actors, for https://ui.perfetto.dev")
+    bool,
+    typer.Option("--profile", help="write NAME.profile/timeline.json beside every stage, for https://ui.perfetto.dev"),
 ]
 ProfileTorch = Annotated[
     str | None,

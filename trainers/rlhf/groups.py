@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import ray
 
-from actors.group import START_TIMEOUT_S, ActorFailure, ActorGroup, get, has_died
+from actors.group import START_TIMEOUT_S, ActorFailure, ActorGroup, get, has_died, join_each
 from actors.health import Health, Roster
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
@@ -229,9 +229,7 @@ class Groups:
         return part.actor_class.options(**self.reservation.options(part.actors, rank)).remote()
 
     def _join(self, names: Sequence[str]) -> None:
-        for name in names:
-            if self.parts[name].trains:
-                self._groups[name].join(self.config.learner.timeout_s)
+        join_each([self._groups[name] for name in names if self.parts[name].trains], self.config.learner.timeout_s)
 
     def _load(self, names: Sequence[str]) -> None:
         """Have groups load their models: side by side, or, on GPUs that they share, one after the other."""

@@ -40,7 +40,7 @@ def train(
     first = producer.next_step
     for step in range(first, config.steps + 1):
         trace(groups, step + 1 - first)
-        clock = Clock()
+        clock = Clock(step)
         batch = producer.take(step)
         clock.lap("rollout_s")
 
@@ -66,7 +66,7 @@ def train(
         clock.lap("checkpoint_s")
         producer.publish(step)
         clock.lap("transfer_s")
-        clock.end("step", step)
+        clock.end()
         applied = None if coefficients is None else get(coefficients, timeout, "the multiplier owner")
         metrics |= (applied.metrics() if applied else {}) | clock.seconds | producer.metrics() | groups.turns.metrics()
         on_step(StepResult(step, metrics, applied))

@@ -176,7 +176,7 @@ class Producer:
             requests = sample_requests(prompts, self.config.samples_per_prompt, self.seed, step, self.attempt)
             self._clock_idleness()
             self._idle_since = None
-            job = self.pool.submit(requests, oldest=step - 1 - self.staleness)
+            job = self.pool.submit(requests, oldest=step - 1 - self.staleness, step=step)
             self.growing[step] = _Growing(job, [number for number, _ in prompts])
 
     def _grow(self, arrived: tuple[Job, Chunk] | None) -> None:

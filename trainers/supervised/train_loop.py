@@ -156,6 +156,11 @@ class Worker:
         self.outputs: list[torch.Tensor] = []  # of the newest validation, on rank 0
         self.checkpointed = time.monotonic()
 
+    @property
+    def current_step(self) -> int:
+        """The one that is being taken, or was taken last."""
+        return self.state.step
+
     def _kept(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The samples that were made from the given rows."""
         return np.flatnonzero(np.isin(self.samples.kept, rows, assume_unique=True))
