@@ -142,10 +142,11 @@ class SpmdActor(Starting):
 class ActorGroup:
     """The actors of one role."""
 
-    def __init__(self, name: str, handles: Sequence[ActorHandle]) -> None:
+    def __init__(self, name: str, handles: Sequence[ActorHandle], asked: float | None = None) -> None:
+        """`asked`: when they were asked for, seconds since the epoch; default: now."""
         self.name = name
         self.handles: list[Any] = list(handles)
-        self.asked = time.time()
+        self.asked = time.time() if asked is None else asked
 
     @classmethod
     def start(

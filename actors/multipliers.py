@@ -14,7 +14,7 @@ from actors.recording import recorded
 from actors.startup import Starting
 from actors.step_batch import read
 from castor.algorithms.constraints import Limit
-from castor.algorithms.kl import adapted_coefficient
+from castor.algorithms.kl_coefficient import adapted_coefficient
 from castor.algorithms.multipliers import MultiplierState, initial_state, update, violated
 from castor.config.rlhf import RLHF
 from castor.io.files import read_json, write_json

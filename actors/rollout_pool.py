@@ -112,8 +112,8 @@ class RolloutPool:
     def wait_ready(self) -> None:
         """Until every engine is up. Raises ActorFailure when one cannot start."""
         ready = [cast(Any, worker).ready.remote() for worker in self.workers]
-        get(ready, START_TIMEOUT_S, "a rollout worker (starting vLLM)")
         starts = [cast(Any, worker).startup.remote() for worker in self.workers]
+        get(ready, START_TIMEOUT_S, "a rollout worker (starting vLLM)")
         self.beginning.ready(self._asked.name, self._asked_at, get(starts, START_TIMEOUT_S, "a rollout worker"))
         self._workforce.note(self.workers, Health.HEALTHY)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,23 +55,25 @@ class Spent:
 
 
 _spent = Spent()
+_thread: int | None = None  # that starts this process up
 _begun = False  # whether Ray's part and the first imports are counted
 
 
 @contextmanager
 def phase(cause: str, imports_apart: bool = True) -> Iterator[None]:
     """What the body takes is the cause's, but for what it imports (unless `imports_apart` is False) and for phases
-    within it. Of the thread that starts this process up.
+    within it. For one thread, the one that starts this process up.
     """
+    global _thread
     _begin()
     began, hooked = time.time(), imports_apart and builtins.__import__ is _import
     _spent.enter(cause)
     if hooked:
-        builtins.__import__ = _timed_import
+        builtins.__import__, _thread = _timed_import, threading.get_ident()
     try:
         yield
     finally:
-        if hooked:
+        if builtins.__import__ is _timed_import and hooked:
             builtins.__import__ = _import
         _spent.leave()
         recorder().span(cause, began, _spent.last)
@@ -127,13 +130,16 @@ _import = builtins.__import__
 
 
 def _timed_import(*args: Any, **kwargs: Any) -> Any:
+    if threading.get_ident() != _thread:
+        return _import(*args, **kwargs)
     builtins.__import__ = _import  # what an import imports belongs to it
     _spent.enter(IMPORTS)
     try:
         return _import(*args, **kwargs)
     finally:
         _spent.leave()
-        builtins.__import__ = _timed_import
+        if builtins.__import__ is _import:  # else what was imported has put another one in its place
+            builtins.__import__ = _timed_import
 
 
 class Beginning:
@@ -157,8 +163,11 @@ class Beginning:
     def ready(self, group: str, asked: float, starts: Sequence[Start]) -> None:
         """A group that was asked for at `asked` is ready. Logs a line on the rank that was the last."""
         last = max(starts, key=lambda start: start.ready)
-        causes = {"waiting": max(0.0, last.ready - asked - sum(last.seconds.values()))}  # for Ray, and for others
-        causes = dict(last.seconds) | (causes if PROCESS in last.seconds else {})
+        causes = dict(last.seconds)
+        if PROCESS in causes:
+            rest = last.ready - asked - sum(causes.values())
+            causes[PROCESS] += min(0.0, rest)  # Ray had the process before it was asked for one
+            causes["waiting"] = max(0.0, rest)  # for Ray, and for others
         self.actors[group] = {cause: round(value, 3) for cause, value in causes.items()}
         log.info("%s ready after %.1f s: %s", group, last.ready - asked, told(causes))
 

@@ -68,6 +68,7 @@ def test_a_group_is_ready_with_its_last_rank(caplog):
     with caplog.at_level(logging.INFO, "actors.startup"):
         beginning.ready("signal-harm", 100.0, [first, last])
         beginning.ready("signal-help", 100.0, [Start({"model": 3.0}, 130.0)])  # loaded again, in the same process
+        beginning.ready("owner", 100.0, [Start({"process": 50.0, "imports": 1.0}, 101.5)])  # of a process kept ready
     assert beginning.actors["signal-harm"] == {
         "process": 2.0, "imports": 4.25, "model": 1.0, "engine": 0.01, "waiting": 1.74,
     }  # fmt: skip
@@ -75,6 +76,7 @@ def test_a_group_is_ready_with_its_last_rank(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "signal-harm ready after 9.0 s: process 2.0, imports 4.2, model 1.0, waiting 1.7",
         "signal-help ready after 30.0 s: model 3.0",
+        "owner ready after 1.5 s: process 0.5, imports 1.0",
     ]
     assert beginning.metrics()["startup/signal-harm/waiting_s"] == 1.74
 

@@ -206,7 +206,7 @@ class Groups:
         if missing:
             log.warning("%s goes on with %d of %d ranks: the others find no place", group.name, size, len(asked))
             self._waiting[name] = ActorGroup(name, missing)
-        self._groups[name] = ActorGroup(group.name, came[:size])
+        self._groups[name] = ActorGroup(group.name, came[:size], group.asked)
 
     def reload(self) -> None:
         """Bring everything that is trained back to where it began."""

@@ -56,8 +56,8 @@ def run_supervised(
 
     `rows` are read one at a time and never copied: a `Mixture` of stores is handed to the workers as the paths of its
     files and the chosen indices. They are split by prompt, so that validation prompts never occur in training.
-    `bundles` say how the workers lie on GPUs. What their start takes
-    is noted in `beginning`, what they do in `profile`.
+    `bundles` say how the workers lie on GPUs. What their start takes is noted in `beginning`, and what they do in
+    `profile`.
 
     A lost worker restarts the workers from the newest checkpoint, `stage.max_failures` times. Where an earlier call
     with the same inputs was cut short, this one goes on from its checkpoint, unless the `claim` is to start over. Asked
