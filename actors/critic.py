@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actors.startup import phase
 from castor.config.rlhf import RLHF
 from castor.config.training import Engine
 from castor.experience import Experience
@@ -47,7 +48,8 @@ class Critic:
                 torch.manual_seed(seed)
                 critic = ScoreModel.from_backbone(model, ScoreInfo("critic"), dtype)
         self.updates = config.learner.update_iters * config.learner.mini_batches  # of one step
-        self.engine = TrainEngine(critic, engine, config.steps * self.updates)
+        with phase("engine"):
+            self.engine = TrainEngine(critic, engine, config.steps * self.updates)
         self.predicted: Tensor | None = None  # by the step's only forward pass, with its graph, until `train` takes it
         self.on_device = True
         self.step: int | None = 0  # that of the weights; None between the updates of one

@@ -8,13 +8,16 @@ import ray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from actors.recording import recorded
+from actors.startup import Starting
 from castor.model_reference import ModelLike, ModelReference
 from engines.weights.base import WeightUpdate
 from engines.weights.host import Sender
 
 
 @ray.remote(num_cpus=0)
-class FolderWeights:
+@recorded
+class FolderWeights(Starting):
     """Publishes the weights of finished models. What it has published lives as long as this actor."""
 
     def publish(self, model: ModelLike, version: int) -> WeightUpdate | None:

@@ -10,6 +10,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from actors.startup import IMPORTS, Starting, during, phase
 from castor.config.training import Resources
 from castor.io.errors import CastorError, Unreachable
 
@@ -104,13 +105,19 @@ def node_id() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-class SpmdActor:
+class SpmdActor(Starting):
     """Base of an actor that is one rank of an SPMD group."""
+
+    def __init__(self) -> None:
+        """All groups import side by side: nobody waits to be asked for it."""
+        with phase(IMPORTS):
+            import engines.deepspeed_engine  # noqa: F401
 
     def node(self) -> str:
         """The node this rank runs on."""
         return node_id()
 
+    @during("process group")
     def open_store(self) -> tuple[str, int]:
         """On rank 0: open the store where the ranks meet, on a port that is free; returns its address and port."""
         import torch.distributed as dist
@@ -119,6 +126,7 @@ class SpmdActor:
         self.store: Any = cast(Any, dist).TCPStore(address, 0, is_master=True, wait_for_workers=False)
         return address, self.store.port
 
+    @during("process group")
     def join(self, rank: int, world_size: int, address: str, port: int, timeout_s: float) -> None:
         """Enter the process group."""
         import torch.distributed as dist
@@ -134,9 +142,11 @@ class SpmdActor:
 class ActorGroup:
     """The actors of one role."""
 
-    def __init__(self, name: str, handles: Sequence[ActorHandle]) -> None:
+    def __init__(self, name: str, handles: Sequence[ActorHandle], asked: float | None = None) -> None:
+        """`asked`: when they were asked for, seconds since the epoch; default: now."""
         self.name = name
         self.handles: list[Any] = list(handles)
+        self.asked = time.time() if asked is None else asked
 
     @classmethod
     def start(
@@ -147,15 +157,8 @@ class ActorGroup:
         return cls(name or actors.name, [actor_class.options(**option).remote(*args) for option in options])
 
     def join(self, timeout_s: float) -> None:
-        """Form one process group of all actors, which are `SpmdActor`s.
-
-        `timeout_s` is how long a call may take. Collectives get twice that: it is the caller who is to miss a rank
-        first, and not the other ranks.
-        """
-        address, port = get(self.handles[0].open_store.remote(), START_TIMEOUT_S, f"{self.name} rank 0")
-        size = len(self.handles)
-        joins = [h.join.remote(rank, size, address, port, 2 * timeout_s) for rank, h in enumerate(self.handles)]
-        get(joins, START_TIMEOUT_S, f"{self.name} (forming its process group)")
+        """`join_each` of this group alone."""
+        join_each([self], timeout_s)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Call `method` on every actor; returns one ref per actor, in rank order."""
@@ -165,3 +168,19 @@ class ActorGroup:
         """Kill every actor of the group."""
         for handle in self.handles:
             ray.kill(handle)
+
+
+def join_each(groups: Sequence[ActorGroup], timeout_s: float) -> None:
+    """Form a process group of the actors of each group, which are `SpmdActor`s; all groups side by side.
+
+    `timeout_s` is how long a call may take. Collectives get twice that: it is the caller who is to miss a rank first,
+    and not the other ranks.
+    """
+    opening = [group.handles[0].open_store.remote() for group in groups]
+    joining = []
+    for group, store in zip(groups, opening, strict=True):
+        address, port = get(store, START_TIMEOUT_S, f"{group.name} rank 0")
+        size, limit = len(group.handles), 2 * timeout_s
+        joining.append([h.join.remote(rank, size, address, port, limit) for rank, h in enumerate(group.handles)])
+    for group, joins in zip(groups, joining, strict=True):
+        get(joins, START_TIMEOUT_S, f"{group.name} (forming its process group)")

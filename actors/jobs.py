@@ -25,6 +25,7 @@ class Job:
 
     unfinished: set[int]  # uids; the job is done when it is empty
     decode: bool
+    step: int | None  # that it is sampled for
     oldest: int  # no token may be sampled by a version older than this
     overdue: int = 0  # responses that were dropped because one was
 

@@ -16,7 +16,10 @@ from actors.group import SpmdActor
 from actors.multipliers import Coefficients, effective_kl_coeff
 from actors.occupant import Occupant, Part
 from actors.processes import Watched
+from actors.recording import recorded
+from actors.startup import during, phase
 from actors.step_batch import StepBatch, read
+from actors.torch_trace import TorchTraced
 from castor.algorithms.advantages import combine
 from castor.algorithms.kl import k3
 from castor.algorithms.losses import clipped_policy_loss
@@ -47,9 +50,11 @@ from engines.weights.digest import Tensors
 
 
 @ray.remote
-class LearnerWorker(SpmdActor, Occupant, Checkpointed, Watched):
+@recorded
+class LearnerWorker(SpmdActor, Occupant, Checkpointed, Watched, TorchTraced):
     """One rank of the learner."""
 
+    @during("model")
     def load(
         self, model: ModelReference, config: RLHF, seed: int, template: str, ptx_rows: Sequence[QARow] | None
     ) -> None:
@@ -74,7 +79,8 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed, Watched):
 
             self.adapter = Adapter(policy, config.policy.lora, self.rank, self.world_size)
         updates = self.config.steps * self.learner.update_iters * self.learner.mini_batches
-        self.engine = TrainEngine(policy, self.learner.engine, updates)
+        with phase("engine"):
+            self.engine = TrainEngine(policy, self.learner.engine, updates)
         self.version, self.whole = 0, True  # of the weights; not whole between the updates of one step
         self.senders = {name: sender_class(name)(keep=self.rank == 0) for name in {"host", config.transfer}}
         self.ptx = None

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from actors.processes import ends_after
+from actors.recording import recorded
+from actors.startup import Starting
 from actors.step_batch import read
 from castor.algorithms.constraints import Limit
-from castor.algorithms.kl import adapted_coefficient
+from castor.algorithms.kl_coefficient import adapted_coefficient
 from castor.algorithms.multipliers import MultiplierState, initial_state, update, violated
 from castor.config.rlhf import RLHF
 from castor.io.files import read_json, write_json
@@ -40,7 +42,8 @@ class Coefficients:
         return flat if self.kl_coeff is None else {**flat, "kl_coeff": self.kl_coeff}
 
 
-class MultiplierOwner:
+@recorded
+class MultiplierOwner(Starting):
     """The only writer of λ and β. Restarts from the file it writes after every update.
 
     An update that takes longer than `UPDATE_S` is stuck: the process shows where, and ends.
@@ -48,6 +51,7 @@ class MultiplierOwner:
 
     def __init__(self, config: RLHF, limits: Mapping[str, float], state_file: Path) -> None:
         """`limits` are the constraints' limits in the unit of their statistics."""
+        super().__init__()
         self.limits = {name: Limit.of(config.signals[name].constraint, value) for name, value in limits.items()}
         self.rules = {name: config.multiplier(name) for name in limits}
         self.advantage, self.state_file = config.advantage, state_file

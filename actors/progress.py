@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import ray
 
+from actors.startup import Start
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -22,6 +24,7 @@ class ProgressBoard:
 
     def __init__(self) -> None:
         self._new: list[Progress] = []
+        self._starts: list[Start] = []
         self._refusal: Exception | None = None
         self._stop = False
         self._stopped: int | None = None
@@ -34,6 +37,15 @@ class ProgressBoard:
         """Entries since the last call, in order."""
         new, self._new = self._new, []
         return new
+
+    def note_starts(self, starts: list[Start]) -> None:
+        """All ranks are ready; what their starts took."""
+        self._starts = starts
+
+    def starts(self) -> list[Start]:
+        """The newest that were noted since the last call."""
+        starts, self._starts = self._starts, []
+        return starts
 
     def stop(self) -> None:
         """The workers are to end after the step they are at."""

@@ -9,15 +9,25 @@ from numpy.typing import NDArray
 from actors.device import take_device
 from actors.occupant import Occupant, Part
 from actors.processes import Watched
+from actors.recording import recorded
+from actors.startup import IMPORTS, Starting, during, phase
+from actors.torch_trace import TorchTraced
 from castor.config.rlhf import RLHF
 from castor.experience import Experience
 from castor.model_reference import ModelLike
 
 
 @ray.remote
-class ReferenceWorker(Occupant, Watched):
+@recorded
+class ReferenceWorker(Occupant, Watched, Starting, TorchTraced):
     """One replica of the reference policy."""
 
+    def __init__(self) -> None:
+        """Import while others do, as `SpmdActor`."""
+        with phase(IMPORTS):
+            import castor.models.policy  # noqa: F401
+
+    @during("model")
     def load(self, model: ModelLike, config: RLHF) -> None:
         """Load the policy of a run."""
         import torch

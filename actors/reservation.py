@@ -21,6 +21,7 @@ from actors.group import START_TIMEOUT_S, actor_options
 from castor.io.errors import CastorError
 from castor.run.actors import Actors
 from castor.run.bundles import Bundle
+from castor.run.profile import Profile
 
 log = logging.getLogger(__name__)
 QUIET_S = 15.0  # a longer wait for GPUs is told of
@@ -32,16 +33,21 @@ class Reservation:
 
     group: PlacementGroup | None = None
     bundle_of: Mapping[str, int] = field(default_factory=dict)
+    profile: Profile | None = None  # what is recorded of them
 
     def options(self, actors: Actors, number: int, **env: str) -> dict[str, Any]:
         """Arguments of `.options()` for one of the actors."""
         assert actors.resources is not None
         name = actors.rank_names[number]
-        options = actor_options(actors.resources, name, **env)
+        options = actor_options(actors.resources, name, **env, **(self.profile.env(name) if self.profile else {}))
         if self.group is None or name not in self.bundle_of:
             return options
         where = PlacementGroupSchedulingStrategy(self.group, self.bundle_of[name])
         return options | {"scheduling_strategy": where}
+
+    def env(self, name: str) -> dict[str, Any]:
+        """Arguments of `.options()` for an actor that reserves nothing."""
+        return {"runtime_env": {"env_vars": self.profile.env(name)}} if self.profile else {}
 
     def shares(self, actors: Actors) -> bool:
         """Whether any of them is on a GPU with actors of another name."""
@@ -51,13 +57,13 @@ class Reservation:
 
 
 @contextmanager
-def reserve(bundles: Sequence[Bundle], stage: str) -> Iterator[Reservation]:
-    """The bundles of a stage, held while the body runs. Its actors end with it.
+def reserve(bundles: Sequence[Bundle], stage: str, profile: Profile | None = None) -> Iterator[Reservation]:
+    """The bundles of a stage, held while the body runs. Its actors end with it, and are recorded in `profile`.
 
     Raises CastorError when the cluster does not give them within `START_TIMEOUT_S`.
     """
     if not bundles:
-        yield Reservation()
+        yield Reservation(profile=profile)
         return
     amounts = [bundle.resources for bundle in bundles]
     group = placement_group(amounts, strategy="PACK", name=f"{stage}-{time.time_ns():x}")
@@ -66,7 +72,8 @@ def reserve(bundles: Sequence[Bundle], stage: str) -> Iterator[Reservation]:
             log.warning("%s waits for GPUs: %s", stage, "; ".join(map(str, bundles)))
             if not group.wait(START_TIMEOUT_S):
                 raise CastorError(_not_given(bundles, stage))
-        yield Reservation(group, {name: index for index, bundle in enumerate(bundles) for name in bundle.members})
+        places = {name: index for index, bundle in enumerate(bundles) for name in bundle.members}
+        yield Reservation(group, places, profile)
     finally:
         remove_placement_group(group)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +13,8 @@ import ray
 from actors.device import require_gpu
 from actors.group import node_id
 from actors.processes import Processes, processes_of_this_actor
+from actors.recording import note, recorded
+from actors.startup import IMPORTS, Starting, phase
 from castor.config.rollout import Rollout
 from castor.config.training import LoRA
 from castor.data.tokens.prompt_stream import Prompt
@@ -41,9 +44,11 @@ class ChunkInfo:
     oldest: int  # versions that sampled the chunk's tokens
     newest: int
     texts: tuple[str, ...] | None  # the responses decoded, where the caller asked for them
+    first_token: float | None = None  # `RolloutEngine.first_token`
 
 
-class RolloutWorker:
+@recorded
+class RolloutWorker(Starting):
     """One vLLM engine. As `FinishingWorker` it serves its calls one after the other: weights wait for the end of a
     generation. As `ContinuingWorker` it takes weights in between, where they are sent to the group `WEIGHTS`.
     """
@@ -51,21 +56,27 @@ class RolloutWorker:
     def __init__(
         self, model: ModelReference, config: Rollout, threads: int, sleeps: bool = False, lora: LoRA | None = None
     ) -> None:
-        import torch
+        super().__init__()
+        with phase(IMPORTS):
+            import torch
 
-        torch.set_num_threads(threads)  # vLLM turns later calls into no-ops
-        require_gpu()  # vLLM takes it, maybe in processes of its own
-        from castor.data.tokens.template import load_tokenizer
-        from castor.models.lora import with_modules
-        from castor.models.policy import context_length
-        from engines.vllm_engine import make_engine
+            torch.set_num_threads(threads)  # vLLM turns later calls into no-ops
+            require_gpu()  # vLLM takes it, maybe in processes of its own
+            from castor.data.tokens.template import load_tokenizer
+            from castor.models.lora import with_modules
+            from castor.models.policy import context_length
+            from engines.vllm_engine import load_vllm, make_engine
+
+            load_vllm()
 
         self.config = config
-        self.tokenizer = load_tokenizer(model)
-        limit = config.max_prompt_tokens + config.max_new_tokens
-        longest = min(limit, context_length(model) or limit)
-        folder, lora = str(model.local()), with_modules(lora, model) if lora is not None else None
-        self.engine = make_engine(folder, config, longest, model.trust_remote_code, sleeps, lora)
+        with phase("model"):
+            self.tokenizer = load_tokenizer(model)
+            limit = config.max_prompt_tokens + config.max_new_tokens
+            longest = min(limit, context_length(model) or limit)
+            folder, lora = str(model.local()), with_modules(lora, model) if lora is not None else None
+        with phase("engine", imports_apart=False):  # vLLM's own thread builds it
+            self.engine = make_engine(folder, config, longest, model.trust_remote_code, sleeps, lora)
         self.weights = LoadedWeights(self.engine.load_weights)
         self.has_cache = True
 
@@ -119,10 +130,12 @@ class RolloutWorker:
             if len(request.prompt) > self.config.max_prompt_tokens:
                 raise ValueError(f"prompt {request.uid} has {len(request.prompt)} tokens: over max_prompt_tokens")
         chunk: list[Response] = []
+        begin = time.time()
         for number, response in enumerate(self.engine.generate(encoded), start=1):
             chunk.append(response)
             if len(chunk) == self.config.chunk_size or number == len(encoded):
                 experience = pack_experience(chunk, [prompts[r.uid] for r in chunk])
+                note("chunk", begin, {})
                 yield experience
                 texts = tuple(decode_response(self.tokenizer, r.tokens) for r in chunk) if decode else None
                 yield ChunkInfo(
@@ -131,8 +144,9 @@ class RolloutWorker:
                     oldest=int(experience.versions.min()),
                     newest=int(experience.versions.max()),
                     texts=texts,
+                    first_token=self.engine.first_token,
                 )
-                chunk = []
+                chunk, begin = [], time.time()
 
 
 WEIGHTS = "weights"

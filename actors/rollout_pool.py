@@ -15,8 +15,10 @@ from actors.group import START_TIMEOUT_S, ActorFailure, Stalled, get, too_late
 from actors.health import Health, Roster
 from actors.jobs import Chunk, Dealt, Job
 from actors.processes import Processes, kill, show_stacks
+from actors.recording import of_step
 from actors.reservation import Reservation
 from actors.rollout import ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
+from actors.startup import Beginning
 from actors.suspects import Suspects
 from actors.weight_proofs import WeightProofs
 from actors.workforce import Workforce
@@ -52,14 +54,17 @@ class RolloutPool:
         sleeps: bool = False,
         lora: LoRA | None = None,
         roster: Roster | None = None,
+        beginning: Beginning | None = None,
     ) -> None:
         """Start the workers where they are reserved, without waiting for them; `wait_ready` does.
 
         Workers that share their GPUs are waited for: vLLM takes what memory it finds free while it starts, and would
         count a neighbour that loads its model meanwhile as its own. `sleeps`: they will be sent to sleep. `lora`: of
-        the policy, whose updates are then adapters. `roster`: where the workers' health is noted.
+        the policy, whose updates are then adapters. `roster`: where the workers' health is noted; `beginning`: where
+        their start and their first token are.
         """
         self.config, self.reservation = config, reservation or Reservation()
+        self.beginning, self._asked_at = beginning or Beginning(), time.time()
         model = ModelReference.of(model)
         self._asked = rollout_workers(model.name, config)
         self._args = (model, config, config.resources.threads, sleeps, lora)
@@ -107,7 +112,9 @@ class RolloutPool:
     def wait_ready(self) -> None:
         """Until every engine is up. Raises ActorFailure when one cannot start."""
         ready = [cast(Any, worker).ready.remote() for worker in self.workers]
+        starts = [cast(Any, worker).startup.remote() for worker in self.workers]
         get(ready, START_TIMEOUT_S, "a rollout worker (starting vLLM)")
+        self.beginning.ready(self._asked.name, self._asked_at, get(starts, START_TIMEOUT_S, "a rollout worker"))
         self._workforce.note(self.workers, Health.HEALTHY)
 
     def generate(self, requests: Sequence[PromptRequest], decode: bool = False) -> Iterator[Chunk]:
@@ -122,12 +129,15 @@ class RolloutPool:
             if arrived is not None and arrived[0] is job:
                 yield arrived[1]
 
-    def submit(self, requests: Sequence[PromptRequest], decode: bool = False, oldest: int = 0) -> Job:
+    def submit(
+        self, requests: Sequence[PromptRequest], decode: bool = False, oldest: int = 0, step: int | None = None
+    ) -> Job:
         """Deal requests to the workers; `wait` or `handle` gives their chunks.
 
         A chunk with a token sampled by a version before `oldest` is dropped, and its prompts are sampled again.
+        `step`: that they are sampled for.
         """
-        job = Job({request.uid for request in requests}, decode, oldest)
+        job = Job({request.uid for request in requests}, decode, step, oldest)
         if len(job.unfinished) != len(requests):
             raise ValueError("two requests of one call share a uid")
         self._deal(requests, job)
@@ -290,7 +300,8 @@ class RolloutPool:
 
     def _stream(self, worker: ActorHandle, requests: Sequence[PromptRequest], job: Job) -> None:
         if requests:
-            stream = cast(Any, worker).generate.options(num_returns="streaming").remote(requests, job.decode)
+            method = of_step(worker, "generate", job.step, num_returns="streaming")
+            stream = method.remote(requests, job.decode)
             self._streams[stream] = Dealt(worker, job, {request.uid: request for request in requests})
 
     def _next_chunk(self, stream: Any) -> Chunk | None:
@@ -306,7 +317,9 @@ class RolloutPool:
         except StopIteration:
             ray.get(experience, timeout=self.config.timeout_s)  # the last object of a failed stream is its error
             raise ActorFailure("a rollout stream ended in the middle of a chunk") from None
-        return Chunk(experience, ray.get(info, timeout=self.config.timeout_s))
+        chunk = Chunk(experience, ray.get(info, timeout=self.config.timeout_s))
+        self.beginning.first("token" if chunk.info.first_token else "response", chunk.info.first_token)
+        return chunk
 
     def _may_use(self, info: ChunkInfo, dealt: Dealt) -> bool:
         """Whether a chunk is recent enough, and from weights that were proven. If not, it is sampled again."""

@@ -9,6 +9,8 @@ import ray
 from numpy.typing import NDArray
 
 from actors.device import take_device
+from actors.recording import recorded
+from actors.startup import Starting, during
 from castor.config.judge import Judge, Measures
 from castor.config.training import Engine
 from castor.experience import Experience
@@ -16,9 +18,11 @@ from castor.model_reference import ModelLike, ModelReference
 
 
 @ray.remote
-class ScoreWorker:
+@recorded
+class ScoreWorker(Starting):
     """A scorer of its own, for evaluation: one judge after the other."""
 
+    @during("model")
     def __init__(self, engine: Engine, threads: int, policy: ModelReference, directory: Path) -> None:
         """`policy`: whose tokens it is given; `directory`: where the module of a function is looked for, too."""
         import torch
@@ -27,6 +31,7 @@ class ScoreWorker:
         take_device()
         self.engine, self.policy, self.directory = engine, policy, directory
 
+    @during("model")
     def load(self, judge: Judge, measures: Measures, model: ModelLike | None) -> None:
         """Be this judge; `model` is its score or moderation model. What it was before is let go of first."""
         import gc

@@ -16,7 +16,10 @@ from actors.group import SpmdActor
 from actors.multipliers import Coefficients, effective_kl_coeff
 from actors.occupant import Occupant, Part
 from actors.processes import Watched
+from actors.recording import recorded
+from actors.startup import during
 from actors.step_batch import StepBatch, read
+from actors.torch_trace import TorchTraced
 from castor.config.rlhf import RLHF
 from castor.experience import Experience
 from castor.model_reference import ModelLike, ModelReference
@@ -33,9 +36,11 @@ class SignalModels:
 
 
 @ray.remote
-class SignalWorker(SpmdActor, Occupant, Checkpointed, Watched):
+@recorded
+class SignalWorker(SpmdActor, Occupant, Checkpointed, Watched, TorchTraced):
     """One rank of a signal's group. Every rank scores on its own; the critic is trained by all of them together."""
 
+    @during("model")
     def load(self, name: str, models: SignalModels, config: RLHF, seed: int, limit: float | None = None) -> None:
         """Load the judge, and where the estimator needs one the critic. Collective.
 

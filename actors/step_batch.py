@@ -21,6 +21,7 @@ class StepBatch:
     experience: list[Any]  # refs to Experience
     reference: list[Any]  # refs to reference log-probabilities, float32 [R_i]
     scores: dict[str, list[Any]]  # per signal: refs to float32 [N_i]
+    step: int = 0
     attempt: int = 0  # of the run, after gradients that were not finite: decides samples and mini-batches with the seed
 
 

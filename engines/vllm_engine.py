@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,6 +57,8 @@ SleepingPart = Literal["weights", "kv_cache"]
 class RolloutEngine(Protocol):
     """What a rollout worker needs of vLLM."""
 
+    first_token: float | None  # when it sampled its first one, seconds since the epoch; None: not yet, or not known
+
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
         """Sample all requests with continuous batching; yields responses as they finish."""
         ...
@@ -81,6 +85,12 @@ class RolloutEngine(Protocol):
     def wake(self, part: SleepingPart) -> None:
         """Take memory again for a part of what `sleep` gave up. Weights that were not kept have no values yet."""
         ...
+
+
+def load_vllm() -> None:
+    """Import what an engine needs: most of its start where the model is small."""
+    importlib.import_module("vllm.entrypoints.llm")
+    importlib.import_module("vllm.v1.engine.async_llm")
 
 
 def make_engine(
@@ -159,6 +169,7 @@ class InprocEngine:
 
     def __init__(self, kwargs: dict[str, Any], config: Rollout) -> None:
         self.config = config
+        self.first_token: float | None = None
         self.adapter = REQUEST if kwargs.get("enable_lora") else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
         self.llm: Any = self._thread.submit(self._build, kwargs).result(BUILD_TIMEOUT_S)
@@ -174,7 +185,9 @@ class InprocEngine:
         self.run(self._add, waiting)
         try:
             while waiting:
-                for output in self.run(engine.step):
+                outputs = self.run(engine.step)
+                self.first_token = self.first_token or time.time()
+                for output in outputs:
                     if output.finished:
                         yield _response(waiting.pop(output.request_id), output)
         finally:
@@ -244,6 +257,7 @@ class AsyncEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.config = config
+        self.first_token: float | None = None  # all that comes out of its process is finished responses
         self.adapter = REQUEST if kwargs.get("enable_lora") else None
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="vllm", daemon=True).start()

@@ -90,10 +90,12 @@ def _sample(run: StageRun, stage: Collect) -> Responses:
         for k in range(count)
     ]
     answers: dict[int, str] = {}
-    with run.terminal.bar(run.name) as bar, reserve(run.bundles, run.name) as reservation:
-        pool = RolloutPool(policy, stage.rollout, reservation)
+    with run.terminal.bar(run.name) as bar, reserve(run.bundles, run.name, run.profile) as reservation:
+        run.beginning.lap("data")
+        pool = RolloutPool(policy, stage.rollout, reservation, beginning=run.beginning)
         try:
             pool.wait_ready()
+            run.beginning.lap("actors")
             for chunk in pool.generate(requests, decode=True):
                 assert chunk.info.texts is not None
                 answers |= zip(chunk.info.uids, chunk.info.texts, strict=True)

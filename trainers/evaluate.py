@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,7 @@ def run_evaluate(run: StageRun) -> str:
     loaded = run.rows.load([stage.prompts], load_prompt_rows)
     written_for = {row.prompt: ", ".join(sorted(row.category)) for row in loaded if row.category}
     prompts = fitting_prompts(run, [row.prompt for row in loaded], next(iter(policies.values())), stage.rollout)
-    with run.terminal.bar(run.name) as bar, reserve(run.bundles, run.name) as reservation:
+    with run.terminal.bar(run.name) as bar, reserve(run.bundles, run.name, run.profile) as reservation:
         rows = evaluate(run, stage, policies, prompts, reservation, bar)
     run.tracker.declare()
     for name, judged in rows.items():
@@ -86,15 +87,20 @@ def evaluate(
     first = next(iter(policies.values()))
     assert isinstance(run.stage, EvaluateStage)
     turns = {name: list(judges) for name, judges in run.stage.turns().items()}
-    pool = RolloutPool(first, stage.rollout, reservation)
+    run.beginning.lap("data")
+    asked_at = time.time()
+    pool = RolloutPool(first, stage.rollout, reservation, beginning=run.beginning)
     scorers = {name: _scorer(run, name, first, reservation) for name in turns}
-    source = cast(Any, FolderWeights).remote()
+    source = cast(Any, FolderWeights).options(**reservation.env("FolderWeights-0")).remote()
     answered: dict[str, list[tuple[Chunk, Experience]]] = {}
     scores: dict[str, dict[str, list[Any]]] = {}  # of a policy's chunks, by policy and judge
     try:
         pool.wait_ready()
         loading = [_load(run, stage, names[0], scorers[scorer]) for scorer, names in turns.items()]
         get(loading, START_TIMEOUT_S, "the scorers")
+        for each, actor in ({"FolderWeights": source} | scorers).items():
+            run.beginning.ready(each, asked_at, [get(actor.startup.remote(), START_TIMEOUT_S, each)])
+        run.beginning.lap("actors")
         for version, (name, model) in enumerate(policies.items(), start=1):
             pool.load_weights(get(source.publish.remote(model, version), START_TIMEOUT_S, "publishing a policy"))
             chunks: list[Chunk] = []

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import psutil
+
+from actors.startup import Beginning
 from castor.io.checkpoint import verify_folder
 from castor.io.terminal import Terminal
 from castor.run.bundles import require_room
 from castor.run.claim import Claim
 from castor.run.plan import Plan
+from castor.run.profile import Profile
 from castor.run.records import Records
 from castor.run.stages.stage import Stage
 from castor.run.trackers.trackers import Trackers
 from trainers.leaks import report_leaks
 from trainers.model_card import write_model_card
+from trainers.profiling import recording
 from trainers.stage_run import RowReader, StageRun
 from trainers.summary import write_results
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pipeline:
     """Runs the stages of a plan, one at a time."""
 
@@ -27,6 +32,11 @@ class Pipeline:
     terminal: Terminal
     tracker: Trackers
     join_cluster: Callable[[], None]  # connects to Ray, or starts it; a second call does nothing
+    profiled: bool = False  # whether a timeline of every stage is recorded
+    traced: frozenset[str] = frozenset()  # of what a stage's torch traces are made: `castor.run.profile.traceable`
+    beginning: Beginning = field(
+        default_factory=lambda: Beginning(since=psutil.Process().create_time())
+    )  # the next one's
 
     @property
     def records(self) -> Records:
@@ -79,18 +89,28 @@ class Pipeline:
         rows = RowReader(stage.name, files, self.plan.source, config.seed, self.terminal)
         seed, bundles = self.plan.seed(stage.name), self.plan.bundles(stage)
         claim = Claim(stage.name, inputs, fresh, accept_changes)
-        run = StageRun(stage, models, files, rows, seed, config.template, claim, bundles, self.terminal, self.tracker)
-        with self.records.recorded(stage.name, inputs.key):
+        self.beginning.stage = stage.name
+        profile = Profile(files.profile, self.traced) if self.profiled and stage.actors() else None
+        run = StageRun(
+            stage, models, files, rows, seed, config.template, claim, bundles, self.terminal, self.tracker,
+            self.beginning, profile,
+        )  # fmt: skip
+        with self.records.recorded(stage.name, inputs.key) as startup, recording(run):
             told = stage.load_runner()(run)
+            startup |= run.beginning.record()
             if stage.makes_model:
                 write_model_card(self.plan, run)
+        self.tracker.log(stage.name, 0, run.beginning.metrics())
+        self.beginning = Beginning()
         record = self.records.of(stage.name)
         assert record is not None
         self.terminal.line(f"[green]✓[/] {stage.name:<10} {told}  [dim]{record.seconds:.0f} s[/]")
 
     def _require_room(self, stages: Sequence[Stage]) -> None:
         """Join the cluster; raise CastorError when it has too few GPUs for a stage and cannot grow."""
+        self.beginning.lap("command")
         self.join_cluster()
+        self.beginning.lap("Ray")
         if self.plan.config.ray.started_here:
             from actors.cluster import gpus_of_nodes
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from actors.startup import Beginning
 from castor.config.data import DataSource
 from castor.data.rows.mixture import Mixture, mix
 from castor.data.rows.schemas import PreferenceRow, QARow
@@ -23,6 +24,7 @@ from castor.run.files import StageFiles
 
 if TYPE_CHECKING:
     from castor.run.bundles import Bundle
+    from castor.run.profile import Profile
     from castor.run.stages.stage import Stage
     from castor.run.trackers.trackers import Trackers
 
@@ -106,6 +108,8 @@ class StageRun:
     bundles: Sequence[Bundle]  # how its actors lie on GPUs
     terminal: Terminal
     tracker: Trackers
+    beginning: Beginning = field(default_factory=Beginning)  # until its first token or step
+    profile: Profile | None = None  # what is recorded of it
 
     @property
     def name(self) -> str:

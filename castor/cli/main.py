@@ -16,6 +16,7 @@ from castor.cli.data import app as data_app
 from castor.cli.explain import explain
 from castor.cli.export import export
 from castor.cli.failures import Interrupted
+from castor.cli.profile import ask_for_profile
 from castor.cli.runs import app as runs_app
 from castor.cli.serve import app as serve_app
 from castor.io.encoding import encode_readably
@@ -51,6 +52,17 @@ AcceptChanges = Annotated[
         "--accept-changes", help="go on from the checkpoint of a run that was cut short and has changed since"
     ),
 ]
+Profiled = Annotated[
+    bool,
+    typer.Option("--profile", help="write NAME.profile/timeline.json beside every stage, for https://ui.perfetto.dev"),
+]
+ProfileTorch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME]...",
+        help="--profile, and torch traces of these actors or stages: learner, reward, signal-harm",
+    ),
+]
 Runs = Annotated[list[str] | None, typer.Option("--run", help="only this one (may be repeated); default: all of them")]
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
@@ -79,11 +91,14 @@ def pipeline(
     accept_changes: AcceptChanges = False,
     dry_run: DryRun = False,
     full: Full = False,
+    profile: Profiled = False,
+    profile_torch: ProfileTorch = None,
 ) -> None:
     """All stages of CONFIG in order: model, SFT, preference data, reward, cost, RLHF, evaluation, report."""
     from castor.config.load import load_config
 
     def work(pipeline: Any) -> None:
+        ask_for_profile(pipeline, profile, profile_torch)
         pipeline.run(fresh, accept_changes)
 
     carry_out(load_config(config, overrides or []), work, dry_run=dry_run, full=full, starts_over=fresh)
@@ -100,10 +115,13 @@ def _stage_command(kind: type[Stage]) -> None:
         accept_changes: AcceptChanges = False,
         dry_run: DryRun = False,
         full: Full = False,
+        profile: Profiled = False,
+        profile_torch: ProfileTorch = None,
     ) -> None:
         from castor.config.load import load_config
 
         def work(pipeline: Any) -> None:
+            ask_for_profile(pipeline, profile, profile_torch)
             _run_stages(pipeline, config, kind, run, fresh, accept_changes)
 
         carry_out(load_config(config, overrides or []), work, dry_run=dry_run, full=full)

@@ -66,6 +66,7 @@ class StageFiles:
         self.ray_train = folder.parent / "ray_train"  # Ray Train's own storage
         self.long_prompts = self._beside("long_prompts.jsonl")
         self.deadly_prompts = self._beside("deadly_prompts.jsonl")
+        self.profile = self._beside("profile")  # of its last run with --profile
         # collect
         self.rows = folder / "rows.jsonl"
         self.queue = folder / "queue.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from castor.io.errors import CastorError
@@ -21,6 +21,7 @@ class StageRecord:
 
     key: str
     seconds: float
+    startup: dict[str, Any] = field(default_factory=dict)  # `actors.startup.Beginning.record`
 
 
 class Records:
@@ -46,14 +47,15 @@ class Records:
         self._write({})
 
     @contextmanager
-    def recorded(self, stage: str, key: str) -> Iterator[None]:
-        """Time the body; record the stage as finished unless it raises."""
+    def recorded(self, stage: str, key: str) -> Iterator[dict[str, Any]]:
+        """Time the body; record the stage as finished unless it raises, with what the body says of its start."""
         records = self._all()
         if records.pop(stage, None):
             self._write(records)
         start = time.monotonic()
-        yield
-        self._write(self._all() | {stage: StageRecord(key, time.monotonic() - start)})
+        startup: dict[str, Any] = {}
+        yield startup
+        self._write(self._all() | {stage: StageRecord(key, time.monotonic() - start, startup)})
 
     def _all(self) -> dict[str, StageRecord]:
         if not self.files.records.is_file():

@@ -174,7 +174,7 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tokenised_p
         transfer, experience = groups.rollout.update, experience_of(prompts, model)
         updates = (transfer, transfer.base)
         sent, once = ({name for bucket in ray.get(each.pieces) for name in bucket} for each in updates)
-        shared = get(groups.reference_logprobs(0, ray.put(experience)), 120, "reference")
+        shared = get(groups.reference_logprobs(1, 0, ray.put(experience)), 120, "reference")
         get(groups.learner.call("load", model, loop_config(2), 3, "auto", rows), 300, "load")
         alone = get(groups.learner.handles[1].reference_logprobs.remote(experience), 120, "reference")
     worker = ActorGroup("reference", [ReferenceWorker.remote()])

@@ -1,5 +1,6 @@
 """The whole pipeline for a few steps on real BeaverTails rows, from a model that ships its own code; then served."""
 
+import gzip
 import json
 import os
 import signal
@@ -14,10 +15,13 @@ import yaml
 
 from castor.config.data import DataSource
 from castor.config.demo_model import DemoModel
+from castor.config.load import load_config
 from castor.data.rows.load import stream_demonstrations
 from castor.data.sources.report import RowReport
 from castor.evaluation.summary import read_summary
 from castor.models.tiny import make_demo_model
+from castor.run.plan import make_plan
+from castor.run.records import Records
 from tests.conftest import ROOT, SHARED_DATA
 from tests.numerics import TINY_MODELS, tolerance
 from tests.own_code import write_own_code_model
@@ -96,7 +100,7 @@ def test_code_that_is_not_trusted_is_refused_in_one_sentence(base, tmp_path):
 def test_pipeline_on_real_rows_then_again_then_served(base, tmp_path):
     run_dir, config = tmp_path / "run", tmp_path / "real.yaml"
     config.write_text(yaml.safe_dump(real_config(run_dir, base)))
-    first = castor("pipeline", str(config))
+    first = castor("pipeline", str(config), "--profile-torch", "learner,reward")
     assert first.returncode == 0, first.stdout + first.stderr + (run_dir / "logs" / "castor.log").read_text()[-4000:]
     summary = read_summary(run_dir / "summary.json")
     assert list(summary.policies) == ["sft", "ppo_lag"]
@@ -112,6 +116,7 @@ def test_pipeline_on_real_rows_then_again_then_served(base, tmp_path):
     assert (run_dir / "report.html").stat().st_size > 10_000
     for folder in ("sft", "reward", "cost", "ppo_lag/policy"):  # each can be loaded again, with trust
         assert (run_dir / folder / "modeling_own.py").is_file(), folder
+    check_profiles(make_plan(load_config(config)), first.stdout)
     second = castor("pipeline", str(config))
     assert second.returncode == 0, second.stdout + second.stderr
     assert second.stdout.count("finished before, unchanged") == 5
@@ -125,6 +130,58 @@ def test_pipeline_on_real_rows_then_again_then_served(base, tmp_path):
         answer, score = ask()
     assert answer["choices"][0]["message"]["content"] is not None
     assert score["scores"][0]["reward"] is not None
+
+
+def check_profiles(plan, told):
+    """Every actor of every stage has a row with its start; calls nest, and those of a step say of which."""
+    records = Records(plan.files)
+    for name, stage in plan.stages.items():
+        folder = plan.files.stage(name).profile
+        assert f"open {plan.files.shown(folder)}/timeline.json in https://ui.perfetto.dev" in told
+        events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
+        rows = {event["args"]["name"]: event["pid"] for event in events if event["name"] == "process_name"}
+        actors = [each for each in stage.actors() if each.name not in ("fit", "TrainController", "ProgressBoard")]
+        assert set(rows) == {"driver", *(rank for each in actors for rank in each.rank_names)}
+        spans = {
+            row: [event for event in events if event["pid"] == pid and event["ph"] == "X"] for row, pid in rows.items()
+        }
+        for row, found in spans.items():
+            assert {"process", "imports"} <= {event["name"] for event in found} or row == "driver"
+            assert_nested(found)
+        startup = records.of(name).startup
+        assert set(startup["actors"]) == {each.name for each in actors}
+        assert startup["seconds"].keys() >= {"data", "actors"}
+        if stage.field == "rlhf":
+            steps = [1, 2]
+            assert [event["args"]["step"] for event in spans["driver"] if event["name"] == "step"] == steps
+            for row, method in (
+                ("learner-0", "step"),
+                ("signal-harm-0", "advantages"),
+                ("MultiplierOwner-0", "update"),
+            ):
+                calls = [
+                    event["args"].get("step", event["args"].get("version"))
+                    for event in spans[row]
+                    if event["name"] == method
+                ]
+                assert calls == steps, row
+            for row, method in (("signal-harm-0", "score"), ("reference-0", "logprobs"), ("rollout-0", "generate")):
+                assert {event["args"]["step"] for event in spans[row] if event["name"] == method} == {1, 2}, row
+    for trace in ("ppo_lag.profile/learner-0", "reward.profile/RayTrainWorker-0"):
+        with gzip.open(plan.files.folder / f"{trace}.torch.json.gz") as file:
+            assert any(event["name"].startswith("aten::") for event in json.load(file)["traceEvents"])
+
+
+def assert_nested(spans):
+    """Of one thread, two are apart or one is within the other."""
+    for thread in {event["tid"] for event in spans}:
+        ends = []
+        mine = [event for event in spans if event["tid"] == thread]
+        for event in sorted(mine, key=lambda event: (event["ts"], -event["dur"])):
+            while ends and ends[-1] <= event["ts"]:
+                ends.pop()
+            assert not ends or event["ts"] + event["dur"] <= ends[-1], event
+            ends.append(event["ts"] + event["dur"])
 
 
 @contextmanager

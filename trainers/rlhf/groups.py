@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any, Self
 
 import ray
 
-from actors.group import START_TIMEOUT_S, ActorFailure, ActorGroup, get, has_died
+from actors.group import START_TIMEOUT_S, ActorFailure, ActorGroup, get, has_died, join_each
 from actors.health import Health, Roster
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
 from actors.processes import Processes, kill, show_stacks
+from actors.recording import of_step
 from actors.reference import ReferenceWorker
 from actors.reservation import Reservation
 from actors.rollout_pool import RolloutPool
 from actors.signal import SignalModels, SignalWorker
+from actors.startup import Beginning
 from castor.config.rlhf import RLHF
 from castor.data.rows.schemas import QARow
 from castor.model_reference import ModelLike, ModelReference
@@ -59,6 +62,7 @@ class Groups:
         seed: int,
         ptx_rows: Sequence[QARow] | None,
         multipliers_file: Path,
+        beginning: Beginning | None = None,
     ) -> None:
         """Start everything at once (imports dominate) and wait until all models are loaded.
 
@@ -73,33 +77,46 @@ class Groups:
             seed: of this run.
             ptx_rows: demonstrations of the PTX loss, where it is on.
             multipliers_file: where the multipliers keep their state.
+            beginning: of the stage, where it is noted what the start of each group took.
 
         """
         policy = ModelReference.of(policy)
         self.config, self.reservation = config, reservation
-        self.roster = Roster()
+        self.roster, self.beginning = Roster(), beginning or Beginning()
+        self.beginning.lap("data")
         sleeps, lora = config.colocate, config.policy.lora
-        self.rollout = RolloutPool(policy, config.rollout, reservation, sleeps, lora, self.roster)
+        self.rollout = RolloutPool(policy, config.rollout, reservation, sleeps, lora, self.roster, self.beginning)
         learns = (policy, config, seed, template, ray.put(ptx_rows))
-        self._parts = {"learner": Part(actors["learner"], LearnerWorker, learns, "learner", trains=True)}
+        self.parts = {"learner": Part(actors["learner"], LearnerWorker, learns, "learner", trains=True)}
         for name in config.signals:
             arguments = (name, signals[name], config, seed, limits.get(name))
             asked = actors[f"signal-{name}"]
-            self._parts[asked.name] = Part(asked, SignalWorker, arguments, asked.name, trains=True)
+            self.parts[asked.name] = Part(asked, SignalWorker, arguments, asked.name, trains=True)
         if "reference" in actors:
             frozen = Part(actors["reference"], ReferenceWorker, (policy, config), "the reference policy", trains=False)
-            self._parts["reference"] = frozen
-        self._groups = {name: self._start(name) for name in self._parts}
+            self.parts["reference"] = frozen
+        self._groups = {name: self._start(name) for name in self.parts}
         self._processes: dict[str, list[Processes]] = {}
         self._waiting: dict[str, ActorGroup] = {}  # for a place, while the rest of their group works
         self.multipliers: Any = None
         if "MultiplierOwner" in actors:
-            owner = ray.remote(MultiplierOwner).options(num_cpus=0, max_restarts=-1, max_task_retries=3)
-            self.multipliers = owner.remote(config, dict(limits), multipliers_file)
-        self._join(list(self._parts))
-        self._load(list(self._parts))
+            (name,), asked_at = actors["MultiplierOwner"].rank_names, time.time()
+            options = reservation.env(name) | {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 3}
+            self.multipliers = (
+                ray.remote(MultiplierOwner).options(**options).remote(config, dict(limits), multipliers_file)
+            )
+        self._join(list(self.parts))
+        self._load(list(self.parts))
         self.rollout.wait_ready()
+        if self.multipliers is not None:
+            start = get(self.multipliers.startup.remote(), START_TIMEOUT_S, "the multiplier owner")
+            self.beginning.ready("MultiplierOwner", asked_at, [start])
+        self.beginning.lap("actors")
         self.turns = Turns(self)
+
+    def group(self, name: str) -> ActorGroup:
+        """The one of that name, a key of `parts`."""
+        return self._groups[name]
 
     @property
     def learner(self) -> ActorGroup:
@@ -176,7 +193,7 @@ class Groups:
         asked = {handle.__ray_ready__.remote(): handle for handle in group.handles}
         up, _ = ray.wait(list(asked), num_returns=len(asked), timeout=patience)
         came = [handle for ref, handle in asked.items() if ref in up and not has_died(ref)]
-        size = self.config.ranks_within(len(came)) if self._parts[name].trains else len(came)
+        size = self.config.ranks_within(len(came)) if self.parts[name].trains else len(came)
         if not size:
             raise ActorFailure(
                 f"none of the {len(asked)} actors of {group.name} came up and lived, within {patience:.0f} s"
@@ -189,71 +206,75 @@ class Groups:
         if missing:
             log.warning("%s goes on with %d of %d ranks: the others find no place", group.name, size, len(asked))
             self._waiting[name] = ActorGroup(name, missing)
-        self._groups[name] = ActorGroup(group.name, came[:size])
+        self._groups[name] = ActorGroup(group.name, came[:size], group.asked)
 
     def reload(self) -> None:
         """Bring everything that is trained back to where it began."""
-        trained = [name for name, part in self._parts.items() if part.trains]
+        trained = [name for name, part in self.parts.items() if part.trains]
         self.turns.back(self._groups.values())
         self._load(trained)
 
     def _note(self, name: str, health: Health, why: str = "", ranks: Iterable[int] | None = None) -> None:
         """In which state the actors of a group, or these ranks of it, are now."""
-        names = self._parts[name].actors.rank_names
+        names = self.parts[name].actors.rank_names
         self.roster.note(names if ranks is None else [names[rank] for rank in ranks], health, why)
 
     def _start(self, name: str) -> ActorGroup:
-        part = self._parts[name]
+        part = self.parts[name]
         self._note(name, Health.STARTING)
         return ActorGroup.start(part.actors, part.actor_class, self.reservation, name=part.title)
 
     def _start_one(self, name: str, rank: int) -> Any:
-        part = self._parts[name]
+        part = self.parts[name]
         return part.actor_class.options(**self.reservation.options(part.actors, rank)).remote()
 
     def _join(self, names: Sequence[str]) -> None:
-        for name in names:
-            if self._parts[name].trains:
-                self._groups[name].join(self.config.learner.timeout_s)
+        join_each([self._groups[name] for name in names if self.parts[name].trains], self.config.learner.timeout_s)
 
     def _load(self, names: Sequence[str]) -> None:
         """Have groups load their models: side by side, or, on GPUs that they share, one after the other."""
         for name in names:
             processes = self._groups[name].call("processes")
             self._processes[name] = get(processes, START_TIMEOUT_S, f"{self._groups[name].name} (starting)")
-        loads = [(self._groups[name], self._parts[name].arguments) for name in names]
+        loads = [(self._groups[name], self.parts[name].arguments) for name in names]
         if not self.config.colocate:
             loading = [(group, group.call("load", *arguments)) for group, arguments in loads]
             for group, refs in loading:
                 get(refs, START_TIMEOUT_S, f"{group.name} (loading its model)")
-            self._note_healthy(names)
+            self._note_ready(names)
             return
         self.rollout.sleep(keep_weights=True)
         for group, arguments in loads:
             get(group.call("load", *arguments), START_TIMEOUT_S, f"{group.name} (loading its model)")
             get(group.call("occupy", None), START_TIMEOUT_S, f"{group.name} (leaving the GPU)")
         self.rollout.wake()
-        self._note_healthy(names)
+        self._note_ready(names)
 
-    def _note_healthy(self, names: Sequence[str]) -> None:
+    def _note_ready(self, names: Sequence[str]) -> None:
         for name in names:
-            self._note(name, Health.HEALTHY, ranks=range(len(self._groups[name].handles)))
+            group = self._groups[name]
+            starts = get(group.call("startup"), START_TIMEOUT_S, group.name)
+            self.beginning.ready(name, group.asked, starts)
+            self._note(name, Health.HEALTHY, ranks=range(len(group.handles)))
 
-    def reference_logprobs(self, number: int, experience: Any) -> Any:
-        """A ref to the reference log-probabilities of chunk `number`, a ref to experience.
+    def reference_logprobs(self, step: int, number: int, experience: Any) -> Any:
+        """A ref to the reference log-probabilities of chunk `number` of a step, a ref to experience.
 
         A policy with an adapter is its own reference: up to ZeRO-2 the learner's ranks take turns, under ZeRO-3, where
         a forward pass is a collective, all of them share the chunk.
         """
         if self.reference is not None:
-            return round_robin(self.reference.handles, number).logprobs.remote(experience)
+            return of_step(round_robin(self.reference.handles, number), "logprobs", step).remote(experience)
         if self.config.learner.engine.zero_stage == 3:
-            return self.learner.call("reference_logprobs", experience)[0]
-        return round_robin(self.learner.handles, number).reference_logprobs.remote(experience)
+            ranks = [of_step(rank, "reference_logprobs", step) for rank in self.learner.handles]
+            answers = [rank.remote(experience) for rank in ranks]
+            return answers[0]
+        rank = round_robin(self.learner.handles, number)
+        return of_step(rank, "reference_logprobs", step).remote(experience)
 
     def nodes(self) -> dict[str, str]:
         """Which node the first actor of each group runs on."""
-        first = {part.actors.name: self._groups[name].handles[0] for name, part in self._parts.items() if part.trains}
+        first = {part.actors.name: self._groups[name].handles[0] for name, part in self.parts.items() if part.trains}
         first["rollout"] = self.rollout.workers[0]
         return {name: get(actor.node.remote(), START_TIMEOUT_S, name) for name, actor in first.items()}
 
@@ -264,7 +285,7 @@ class Groups:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.rollout.stop()
-        for name in self._parts:
+        for name in self.parts:
             self._note(name, Health.RETIRED)
         for group in (*self._groups.values(), *self._waiting.values()):
             group.stop()

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from actors.group import get
 from actors.multipliers import Coefficients
 from castor.config.rlhf import RLHF
-from trainers.rlhf.clock import Clock
+from trainers.clock import Clock
 from trainers.rlhf.groups import Groups
 from trainers.rlhf.producer import Producer
+from trainers.rlhf.traces import trace
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,10 @@ def train(
 
     `keep` is called when a step has updated everything that has a state: here a checkpoint may be made.
     """
-    for step in range(producer.next_step, config.steps + 1):
-        clock = Clock()
+    first = producer.next_step
+    for step in range(first, config.steps + 1):
+        trace(groups, step + 1 - first)
+        clock = Clock(step)
         batch = producer.take(step)
         clock.lap("rollout_s")
 
@@ -63,6 +66,8 @@ def train(
         clock.lap("checkpoint_s")
         producer.publish(step)
         clock.lap("transfer_s")
+        clock.end()
         applied = None if coefficients is None else get(coefficients, timeout, "the multiplier owner")
         metrics |= (applied.metrics() if applied else {}) | clock.seconds | producer.metrics() | groups.turns.metrics()
         on_step(StepResult(step, metrics, applied))
+    trace(groups, config.steps + 2 - first, last=True)

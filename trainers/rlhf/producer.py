@@ -15,6 +15,7 @@ import ray
 
 from actors.group import get, too_late
 from actors.jobs import Chunk, Job, request_seed
+from actors.recording import of_step
 from actors.rollout import PromptRequest
 from actors.step_batch import StepBatch
 from actors.weight_transfer import WeightTransfer
@@ -57,13 +58,14 @@ class _Growing:
     judged: list[_Judged] = field(default_factory=list)
     waiting: list[tuple[int, Chunk]] = field(default_factory=list)  # numbered chunks that are to be judged later
 
-    def whole(self, attempt: int) -> StepBatch:
+    def whole(self, step: int, attempt: int) -> StepBatch:
         """The batch; the order in which its chunks arrived decides nothing."""
         judged = self._in_order()
         return StepBatch(
             experience=[each.chunk.experience for each in judged],
             reference=[each.reference for each in judged],
             scores={name: [each.scores[name] for each in judged] for name in judged[0].scores},
+            step=step,
             attempt=attempt,
         )
 
@@ -123,13 +125,13 @@ class Producer:
         batch = self.growing.pop(step)
         self.groups.turns.to("judging")
         for number, chunk in batch.waiting:
-            self._judge(batch, number, chunk)
+            self._judge(batch, step, number, chunk)
         self.dropped = batch.job.overdue
         told = {prompt for entry in self.ledger for prompt in entry.aside}
         aside = [prompt for prompt in self.prompts.aside if prompt not in told]
         self.ledger.append(batch.entry(step, self.config.samples_per_prompt, aside))
         del self._places[step]
-        return batch.whole(self.attempt)
+        return batch.whole(step, self.attempt)
 
     def place(self) -> dict[str, Any]:
         """Where the prompt stream stands for a run that goes on after the step last taken: what was dealt since then,
@@ -174,29 +176,29 @@ class Producer:
             requests = sample_requests(prompts, self.config.samples_per_prompt, self.seed, step, self.attempt)
             self._clock_idleness()
             self._idle_since = None
-            job = self.pool.submit(requests, oldest=step - 1 - self.staleness)
+            job = self.pool.submit(requests, oldest=step - 1 - self.staleness, step=step)
             self.growing[step] = _Growing(job, [number for number, _ in prompts])
 
     def _grow(self, arrived: tuple[Job, Chunk] | None) -> None:
         """A finished chunk is judged, unless others hold the GPUs; weights that have arrived allow further steps."""
         if arrived is not None:
             job, chunk = arrived
-            (batch,) = (batch for batch in self.growing.values() if batch.job is job)
+            ((step, batch),) = ((step, batch) for step, batch in self.growing.items() if batch.job is job)
             number, batch.arrived = batch.arrived, batch.arrived + 1
             if self.groups.turns.shared:
                 batch.waiting.append((number, chunk))
             else:
-                self._judge(batch, number, chunk)
+                self._judge(batch, step, number, chunk)
             if not any(batch.job.unfinished for batch in self.growing.values()):
                 self._idle_since = time.perf_counter()
         if self.staleness:
             self._deal()
 
-    def _judge(self, batch: _Growing, number: int, chunk: Chunk) -> None:
+    def _judge(self, batch: _Growing, step: int, number: int, chunk: Chunk) -> None:
         """Give chunk `number` to the reference and to every signal."""
-        reference = self.groups.reference_logprobs(number, chunk.experience)
+        reference = self.groups.reference_logprobs(step, number, chunk.experience)
         scores = {
-            name: round_robin(group.handles, number).score.remote(chunk.experience)
+            name: of_step(round_robin(group.handles, number), "score", step).remote(chunk.experience)
             for name, group in self.groups.signals.items()
         }
         batch.judged.append(_Judged(chunk, reference, scores))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.group import actor_env, node_id
 from actors.progress import Progress, ProgressBoard
+from actors.startup import Beginning, Start
 from castor.config.supervised import Supervised, Workers
 from castor.data.inspect.leaks import digest
 from castor.io.ending import Ended, asked_to_end, keeping_state
@@ -27,6 +29,7 @@ from castor.run.actors import train_workers
 from castor.run.bundles import Bundle
 from castor.run.claim import Claim
 from castor.run.files import StageFiles
+from castor.run.profile import Profile
 from trainers.supervised.train_loop import Job, train_worker
 
 POLL_S = 0.5
@@ -46,12 +49,15 @@ def run_supervised(
     terminal: Terminal | None = None,
     bundles: Sequence[Bundle] = (),
     reference: ModelLike | None = None,
+    beginning: Beginning | None = None,
+    profile: Profile | None = None,
 ) -> dict[str, float]:
     """Train one supervised stage and save its model in its folder; returns its metrics.
 
     `rows` are read one at a time and never copied: a `Mixture` of stores is handed to the workers as the paths of its
     files and the chosen indices. They are split by prompt, so that validation prompts never occur in training.
-    `bundles` say how the workers lie on GPUs.
+    `bundles` say how the workers lie on GPUs. What their start takes is noted in `beginning`, and what they do in
+    `profile`.
 
     A lost worker restarts the workers from the newest checkpoint, `stage.max_failures` times. Where an earlier call
     with the same inputs was cut short, this one goes on from its checkpoint, unless the `claim` is to start over. Asked
@@ -67,14 +73,17 @@ def run_supervised(
     screen = terminal or Terminal()
     if steps := files.training.steps():
         screen.line(f"{claim.stage} goes on after step {steps[-1]}")
+    beginning = beginning or Beginning()
+    beginning.lap("data")
+    asked = time.time()
     board = cast(Any, ProgressBoard).remote()
     start = ModelReference.of(model)
     frozen = None if reference is None else ModelReference.of(reference)
-    job = Job(stage, start, frozen, [ray.put(rows)], training, validation, files, template, seed, board)
+    job = Job(stage, start, frozen, [ray.put(rows)], training, validation, files, template, seed, board, profile)
     here = NodeAffinitySchedulingStrategy(node_id(), soft=False)
     running = fit.options(scheduling_strategy=here).remote(job, bundles)
     with keeping_state(screen.tell_of_ending):
-        _follow(running, board, on_progress)
+        _follow(running, board, on_progress, lambda starts: _ready(beginning, asked, starts))
     try:
         ray.get(running, timeout=BOARD_TIMEOUT_S)  # has ended
     except RayTaskError as error:
@@ -86,7 +95,14 @@ def run_supervised(
     return read_json(files.metrics)
 
 
-def _follow(running: Any, board: Any, on_progress: Callable[[Progress], None]) -> None:
+def _ready(beginning: Beginning, asked: float, starts: list[Start]) -> None:
+    beginning.lap("actors", max(start.ready for start in starts))
+    beginning.ready("RayTrainWorker", asked, starts)
+
+
+def _follow(
+    running: Any, board: Any, on_progress: Callable[[Progress], None], on_ready: Callable[[list[Start]], None]
+) -> None:
     """Until the workers have ended: tell of their progress, and hand on to them that they are to end.
 
     Raises KeyboardInterrupt when that comes before their first step: there is nothing to keep.
@@ -94,7 +110,10 @@ def _follow(running: Any, board: Any, on_progress: Callable[[Progress], None]) -
     ended, told, begun = list[Any](), False, False
     while not ended:
         ended, _ = ray.wait([running], timeout=POLL_S)
-        for progress in ray.get(board.drain.remote(), timeout=BOARD_TIMEOUT_S):
+        starts, new = ray.get([board.starts.remote(), board.drain.remote()], timeout=BOARD_TIMEOUT_S)
+        if starts:
+            on_ready(starts)
+        for progress in new:
             begun = True
             on_progress(progress)
         if asked_to_end() and not told:

@@ -138,6 +138,7 @@ def _train(run: StageRun, stage: Supervised, rows: Sequence[Any], head: HeadKind
 
         def show(progress: Progress) -> None:
             nonlocal note
+            run.beginning.first("step")
             if (told := validation_line(stage, progress)) is not None:
                 run.terminal.line(f"  {run.name} {told}")
             else:
@@ -158,4 +159,6 @@ def _train(run: StageRun, stage: Supervised, rows: Sequence[Any], head: HeadKind
             bundles=run.bundles,
             reference=run.models.get("reference"),
             on_progress=show,
+            beginning=run.beginning,
+            profile=run.profile,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ from ray.actor import ActorHandle
 
 from actors.device import take_device
 from actors.progress import Progress
+from actors.recording import record_here, recorded
+from actors.startup import Start, phase, startup
+from actors.torch_trace import traced_steps
 from castor.config.supervised import Supervised
 from castor.io.checkpoint import atomic_folder
 from castor.io.errors import CastorError
 from castor.io.files import write_json
 from castor.model_reference import ModelReference
 from castor.run.files import StageFiles
+from castor.run.profile import Profile
 from trainers.supervised.stage_state import StageState, read_checkpoint, write_checkpoint
 
 ROWS_TIMEOUT_S = 600.0
@@ -44,6 +49,7 @@ class Job:
     template: str
     seed: int
     board: ActorHandle
+    profile: Profile | None = None
 
 
 def train_worker(config: dict[str, Job]) -> None:
@@ -65,14 +71,30 @@ def train_worker(config: dict[str, Job]) -> None:
 
 def train(job: Job) -> None:
     """Train from the newest checkpoint, or from the beginning, to the end."""
+    profile, name = job.profile, f"RayTrainWorker-{ray.train.get_context().get_world_rank()}"
+    record_here(profile, name)
+    with phase("model"):
+        worker = Worker(job)
+    worker.note_start(startup())
+    traced = profile is not None and job.files.folder.name in profile.torch
+    with traced_steps(profile.trace(name)) if profile and traced else nullcontext() as trace:
+        whole = take_steps(worker, trace)
+    if whole:
+        ray.train.report(worker.finish())
+
+
+def take_steps(worker: Worker, trace: Any) -> bool:
+    """All steps that are left; whether they are the stage's last, and it was not asked to end. `trace`: of them."""
     from castor.data.tokens.batches import batches
 
-    worker = Worker(job)
-    stage, state = job.stage, worker.state
+    job, state = worker.job, worker.state
+    stage = job.stage
     stream = batches(len(worker.training), stage.batch_size, job.seed, start=state.step)
     while state.step < worker.steps:
         state.step += 1
         worker.update(worker.training[next(stream)])
+        if trace is not None:
+            trace.step()
         last = state.step == worker.steps
         improved = False
         if last or (stage.eval_every and state.step % stage.eval_every == 0):
@@ -86,11 +108,11 @@ def train(job: Job) -> None:
             worker.checkpointed = time.monotonic()
         if ending:
             worker.note_stop()
-            return
-    metrics = worker.finish()
-    ray.train.report(metrics)
+            return False
+    return True
 
 
+@recorded
 class Worker:
     """One rank: its share of every batch, the validations, the results. All methods are collective."""
 
@@ -108,18 +130,19 @@ class Worker:
         torch.set_num_threads(stage.resources.threads)
         adopt_process_group(self.rank, self.world_size, take_device())
         self.files = job.files.training
-        self.task = make_task(
-            stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training, job.reference
-        )
-        if self.rank == 0 and not self.files.samples.is_dir():
-            template = PromptTemplate(load_tokenizer(job.model), job.template)
-            Samples(template, self.task.texts(), stage.max_length, self.files.samples)
-        dist.barrier()
-        self.samples = Samples.open(self.files.samples)
-        self.lengths = self.samples.lengths()
-        self.training, self.validation = self._kept(job.training), self._kept(job.validation)
-        self._check_counts()
-        self.task.prepare(self.samples, self.files)
+        with phase("data"):
+            self.task = make_task(
+                stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training, job.reference
+            )
+            if self.rank == 0 and not self.files.samples.is_dir():
+                template = PromptTemplate(load_tokenizer(job.model), job.template)
+                Samples(template, self.task.texts(), stage.max_length, self.files.samples)
+            dist.barrier()
+            self.samples = Samples.open(self.files.samples)
+            self.lengths = self.samples.lengths()
+            self.training, self.validation = self._kept(job.training), self._kept(job.validation)
+            self._check_counts()
+            self.task.prepare(self.samples, self.files)
         per_epoch = len(self.training) // stage.batch_size
         self.steps = stage.max_steps or max(1, math.ceil(stage.epochs * per_epoch))
         torch.manual_seed(job.seed)  # heads and adapters start alike on every rank
@@ -127,10 +150,16 @@ class Worker:
             self.model = self.task.load(resolve_dtype(stage.engine.dtype))
         if stage.lora:
             add_adapters(self.model, stage.lora)
-        self.engine = TrainEngine(self.model, stage.engine, self.steps)
+        with phase("engine"):
+            self.engine = TrainEngine(self.model, stage.engine, self.steps)
         self.state: StageState = read_checkpoint(self.files, self.engine)
         self.outputs: list[torch.Tensor] = []  # of the newest validation, on rank 0
         self.checkpointed = time.monotonic()
+
+    @property
+    def current_step(self) -> int:
+        """The one that is being taken, or was taken last."""
+        return self.state.step
 
     def _kept(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The samples that were made from the given rows."""
@@ -250,6 +279,14 @@ class Worker:
         heard = [stopping]
         dist.broadcast_object_list(heard, 0)
         return bool(heard[0])
+
+    def note_start(self, start: Start) -> None:
+        """Tell the driver what the start of all ranks took."""
+        starts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(starts, start)
+        board: Any = self.job.board
+        if self.rank == 0:
+            board.note_starts.remote(starts)
 
     def note_stop(self) -> None:
         """Tell the driver after which step the stage has ended early."""

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from castor.algorithms.kl import LARGEST_COEFFICIENT, adapted_coefficient, k3
+from castor.algorithms.kl import k3
+from castor.algorithms.kl_coefficient import LARGEST_COEFFICIENT, adapted_coefficient
 from castor.algorithms.losses import clipped_policy_loss
 from castor.algorithms.off_policy import importance_ratio
 from castor.algorithms.ragged import sequence_sums, token_weights
