@@ -34,7 +34,7 @@ def measure(smoke: bool) -> Section:
     shape, responses, blocks, counted = Shape(), 64, 3, 4
     if smoke:
         shape, responses = Shape(hidden=64, layers=2, heads=2, intermediate=96, longest=30), 8
-        blocks, counted = 1, 2
+        blocks, counted = 2, 1
     config = one_core_each(responses, shape.longest)
     prompts = responses // 2 * (SKIPPED + counted) * blocks
     lengths = long_tailed(prompts, shape, MEAN_LENGTH, seed=0)

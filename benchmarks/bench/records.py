@@ -55,11 +55,16 @@ def _commit() -> str:
     return found.stdout.strip() + (" and changes" if changed.strip() else "") if found.returncode == 0 else "unknown"
 
 
-def to_record(section: Section, seconds: float, smoke: bool) -> dict[str, Any]:
-    """A section as JSON, with when and where it was measured; `seconds` is how long that took."""
+def to_record(section: Section, seconds: float, smoke: bool, load: float) -> dict[str, Any]:
+    """A section as JSON, with when and where it was measured.
+
+    `seconds` is how long that took, `load` how many processes wanted a core before it began: of a machine that was busy
+    with other things, the numbers say little.
+    """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
+        "load_before": round(load, 1),
         "seconds": round(seconds, 1),
         "smoke": smoke,
         "ratios": [
@@ -105,7 +110,13 @@ def page(sections: Mapping[str, Mapping[str, Any]]) -> str:
         if section["figures"]:
             lines += ["", f"## {name}", "", "| figure | value |", "|---|---|"]
             lines += [f"| {_cell(figure)} | {value:.4g} |" for figure, value in section["figures"].items()]
-    lines += ["", "## Where and when", "", "| sections | date | took | machine | versions | commit |", "|" + "---|" * 6]
+    lines += [
+        "",
+        "## Where and when",
+        "",
+        "| section | date | took | load before | machine | versions | commit |",
+        "|" + "---|" * 7,
+    ]
     lines += [_place(name, section) for name, section in sections.items()]
     return "\n".join([*lines, ""])
 
@@ -124,7 +135,8 @@ def _place(name: str, section: Mapping[str, Any]) -> str:
     where = f"{at['processor']}, {at['cores']} cores, {at['memory_gib']} GiB"
     versions = ", ".join(f"{package} {version}" for package, version in at["versions"].items())
     took = f"{section['seconds']:.0f} s" + (" (smoke)" if section["smoke"] else "")
-    return f"| {' | '.join(map(_cell, [name, section['date'], took, where, versions, at['commit']]))} |"
+    load = f"{section['load_before']:g}"
+    return f"| {' | '.join(map(_cell, [name, section['date'], took, load, where, versions, at['commit']]))} |"
 
 
 def _cell(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import time
 from pathlib import Path
 
@@ -17,9 +18,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
-    begin = time.monotonic()
+    begin, load = time.monotonic(), os.getloadavg()[0]
     found: Section = importlib.import_module(f"benchmarks.bench.{args.name}").measure(args.smoke)
-    write_json(args.out, to_record(found, time.monotonic() - begin, args.smoke))
+    write_json(args.out, to_record(found, time.monotonic() - begin, args.smoke, load))
     print(told(found), flush=True)
 
 

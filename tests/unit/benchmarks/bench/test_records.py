@@ -35,9 +35,9 @@ def section(name="learner", values=(0.9, 1.0, 1.2), at_least=0.95):
 
 def test_a_section_alone_replaces_only_its_part(tmp_path):
     file = tmp_path / "results.json"
-    merge(file, {name: to_record(section(name), 3.0, False) for name in ("learner", "score")})
+    merge(file, {name: to_record(section(name), 3.0, False, 0.5) for name in ("learner", "score")})
     kept = json.loads(file.read_text())["score"]
-    merge(file, {"learner": to_record(section(values=(0.1,)), 3.0, False)})
+    merge(file, {"learner": to_record(section(values=(0.1,)), 3.0, False, 0.5)})
     now = json.loads(file.read_text())
     assert list(now) == ["learner", "score"]
     assert now["score"] == kept
@@ -47,15 +47,15 @@ def test_a_section_alone_replaces_only_its_part(tmp_path):
 
 
 def test_the_page_has_a_row_for_every_ratio_figure_and_machine():
-    record = to_record(section(), 3.0, True)
-    text = page({"learner": record, "score": to_record(section("score", (2.0,), None), 61.0, False)})
+    record = to_record(section(), 3.0, True, 7.2)
+    text = page({"learner": record, "score": to_record(section("score", (2.0,), None), 61.0, False, 0.5)})
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert r"| learner | bare loop / step | 1 | 0.9 to 1.2 | ≥ 0.95 | yes | packing \| metrics |" in rows
     assert r"| score | bare loop / step | 2 | 2 to 2 |  |  | packing \| metrics |" in rows
     assert rows.count("| Castor (tokens/s) | 1.235e+04 |") == 2
-    assert f"| learner | {record['date']} | 3 s (smoke) | {record['machine']['processor']}" in text
+    assert f"| learner | {record['date']} | 3 s (smoke) | 7.2 | {record['machine']['processor']}" in text
     assert all(f"{name} " in text for name in ("torch", "vllm", "ray", "deepspeed", "transformers"))
-    assert "**no**" in page({"learner": to_record(section(values=(0.1,)), 3.0, False)})
+    assert "**no**" in page({"learner": to_record(section(values=(0.1,)), 3.0, False, 0.5)})
 
 
 def test_the_terminal_says_what_does_not_hold():
