@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def experience(shape: Shape, responses: int) -> Experience:
 @contextmanager
 def alone() -> Iterator[None]:
     """A process group of this process, as every rank of Castor has one."""
-    init_process_group(0, 1, 0, dist.HashStore(), 600.0)
+    init_process_group(0, 1, 0, cast(Any, dist).HashStore(), 600.0)
     try:
         yield
     finally:

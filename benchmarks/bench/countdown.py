@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from castor.config.data import DataSource
@@ -21,7 +23,7 @@ from castor.data.rows.load import load_prompts
 from castor.data.sources.report import RowReport
 from castor.data.tokens.prompt_stream import Prompt
 from castor.models.score import ScoreInfo, ScoreModel, ScoreType, save_score_model
-from castor.models.tiny import EOS, PAD, SPECIAL_TOKENS, train_tokenizer
+from castor.models.tiny import SPECIAL_TOKENS, train_tokenizer
 
 EQUALS = 9  # tokens of each count
 FIRST = len(SPECIAL_TOKENS)  # the first token of count 1
@@ -68,12 +70,12 @@ def make_models(folder: Path, shape: Shape) -> Folders:
             num_key_value_heads=shape.heads,
             max_position_embeddings=256,
             tie_word_embeddings=False,
-            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-            eos_token_id=tokenizer.convert_tokens_to_ids(EOS),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
             bos_token_id=None,
         )
     )
-    _count_down(policy, shape, int(tokenizer.convert_tokens_to_ids(EOS)))
+    _count_down(policy, shape, int(tokenizer.eos_token_id))
     policy.save_pretrained(made.policy)
     tokenizer.save_pretrained(made.policy)
     kinds: dict[ScoreType, Path] = {"reward": made.reward, "cost": made.cost}
@@ -93,7 +95,8 @@ def _count_down(policy: LlamaForCausalLM, shape: Shape, end: int) -> None:
     if shape.hidden < shape.longest:
         raise ValueError(f"a width of {shape.hidden} does not tell {shape.longest} counts apart")
     directions = torch.linalg.qr(torch.randn(shape.hidden, shape.longest))[0].T * shape.hidden**0.5  # of unit RMS
-    into, out = policy.get_input_embeddings().weight, policy.get_output_embeddings().weight
+    into = cast(Tensor, policy.get_input_embeddings().weight)
+    out = cast(Tensor, policy.get_output_embeddings().weight)
     out.zero_()
     for count in range(1, shape.longest + 1):
         own = tokens_of(count)

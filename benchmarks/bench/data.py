@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.bench.measurement import Ratio, Section, in_turns, paired
 from castor.config.data import DataSource
 from castor.config.demo_model import DemoModel
-from castor.data.rows.load import stream_preferences
+from castor.data.rows.load import PreferenceLabel, stream_preferences
 from castor.data.rows.schemas import PreferenceRow
 from castor.data.rows.store import RowStore
 from castor.data.sources.report import RowReport
@@ -25,6 +25,7 @@ from castor.models.tiny import train_tokenizer
 LABELS = ("is_response_0_safe", "is_response_1_safe", "better_response_id", "safer_response_id")
 TEXTS = ("prompt", "response_0", "response_1")
 BATCH, LONGEST = 1000, 512
+NEED: tuple[PreferenceLabel, ...] = ("better",)  # labels, as the stage of the reward model asks for
 
 
 def measure(smoke: bool) -> Section:
@@ -46,7 +47,7 @@ def measure(smoke: bool) -> Section:
         ]
 
         def stored() -> RowStore[PreferenceRow]:
-            checked = stream_preferences(DataSource(source=str(file)), RowReport(), need=("better",))
+            checked = stream_preferences(DataSource(source=str(file)), RowReport(), need=NEED)
             return RowStore.write(folder / "rows.arrow", PreferenceRow, checked)
 
         def read_by_datasets() -> None:

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,14 +69,14 @@ class PublishedTrainer:
         """`longest`: tokens of a response at most."""
         self.options, self.longest = options, longest
         self.tokenizer = load_tokenizer(str(folders.policy))
-        self.actor = AutoModelForCausalLM.from_pretrained(folders.policy, dtype=torch.float32)
+        self.actor: Any = AutoModelForCausalLM.from_pretrained(folders.policy, dtype=torch.float32)
         self.reference = copy.deepcopy(self.actor).eval()
         self.reward = ScoreHead(ScoreModel.load(str(folders.reward), torch.float32)).eval()
         self.cost = ScoreHead(ScoreModel.load(str(folders.cost), torch.float32)).eval()
         self.critics = {"reward": copy.deepcopy(self.reward).train(), "cost": copy.deepcopy(self.cost).train()}
         self.log_lambda = math.log(options.lambda_init)
         self.costs = deque[float](maxlen=options.cost_window)
-        trained = {"actor": (self.actor, options.actor_lr)}
+        trained: dict[str, tuple[nn.Module, float]] = {"actor": (self.actor, options.actor_lr)}
         trained |= {name: (critic, options.critic_lr) for name, critic in self.critics.items()}
         self.optimizers = {
             name: torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), fused=True)
@@ -142,7 +143,7 @@ class PublishedTrainer:
         return math.exp(self.log_lambda)
 
     def _update(self, name: str, model: nn.Module, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), self.options.max_grad_norm)
         self.optimizers[name].step()
         self.optimizers[name].zero_grad()

@@ -6,9 +6,11 @@ import math
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.bench.loop import running
@@ -27,12 +29,14 @@ from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import train_tokenizer
 
 PROMPT_TOKENS, MEAN_LENGTH, LONGEST = 55, 19, 110
-SHAPE = {  # of SmolLM2-135M
+SHAPE: dict[str, Any] = {  # of SmolLM2-135M
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49_152,
 }  # fmt: skip
-SMALL = {**SHAPE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 1, "vocab_size": 2048}  # fmt: skip
+SMALL: dict[str, Any] = {
+    **SHAPE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "vocab_size": 2048,
+}  # fmt: skip
 LAPS = ("rollout_s", "learn_s", "transfer_s")
 
 
@@ -67,7 +71,7 @@ def measure(smoke: bool) -> Section:
     return Section("smollm", (), figures)
 
 
-def make_models(folder: Path, shape: dict[str, int]) -> tuple[Path, Path]:
+def make_models(folder: Path, shape: dict[str, Any]) -> tuple[Path, Path]:
     """A policy with random weights that ends at any token with a probability of about 1 in 19, and a small judge."""
     policy, reward = folder / "policy", folder / "reward"
     tokenizer = train_tokenizer(DemoModel(), load_prompts(DataSource(limit=200), RowReport()))
@@ -93,7 +97,7 @@ def _end_by_chance(model: LlamaForCausalLM, end: int) -> None:
     """One direction of the embeddings, which are the output layer too, is the same for all tokens but the last one: how
     much it has there is how likely the end is, wherever the text stands.
     """
-    into = model.get_input_embeddings().weight
+    into = cast(Tensor, model.get_input_embeddings().weight)
     into[:, 0], into[end] = 1.0, 0.0
     tokens = torch.randint(5, len(into), (4, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
     hidden = model.model(tokens).last_hidden_state[:, -1]

@@ -134,7 +134,7 @@ def measure(smoke: bool) -> Section:
         "long-tailed lengths": (long_tailed(count, shape, MEAN_LENGTH, seed=0), 3.0),
         "equal lengths": (np.full(count, MEAN_LENGTH), 1.6),
     }
-    ratios, figures, shares = [], {}, []
+    ratios, shares, figures = list[Ratio](), list[float](), dict[str, float]()
     with tempfile.TemporaryDirectory() as place:
         models = make_models(Path(place), shape)
         published = PublishedTrainer(models, Options(), shape.longest)
