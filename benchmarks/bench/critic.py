@@ -21,7 +21,7 @@ CLIP = 5.0
 
 def measure(smoke: bool) -> Section:
     """Tokens of a step, prompts included, per second; through DeepSpeed, and without."""
-    shape, responses, repetitions = Shape(), 64, 12
+    shape, responses, repetitions = Shape(), 64, 8
     if smoke:
         shape, responses, repetitions = Shape(hidden=64, layers=2, heads=2, intermediate=96, longest=30), 8, 2
     batch, config = experience(shape, responses), ppo_lag(responses, shape.longest, steps=10**6)

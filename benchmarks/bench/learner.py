@@ -28,7 +28,7 @@ CLIP, MULTIPLIER = 0.2, 0.7
 
 def measure(smoke: bool) -> Section:
     """The class of the learner's actors, in this process, with its experience in the object store."""
-    shape, responses, repetitions = Shape(), 64, 12
+    shape, responses, repetitions = Shape(), 64, 8
     if smoke:
         shape, responses, repetitions = Shape(hidden=64, layers=2, heads=2, intermediate=96, longest=30), 8, 2
     batch, config = experience(shape, responses), ppo_lag(responses, shape.longest, steps=10**6)

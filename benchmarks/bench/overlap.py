@@ -31,7 +31,7 @@ def one_core_each(responses: int, longest: int) -> RLHF:
 
 def measure(smoke: bool) -> Section:
     """The same actors in turns and with one step's overlap, block by block."""
-    shape, responses, blocks, counted = Shape(), 64, 3, 4
+    shape, responses, blocks, counted = Shape(), 64, 2, 3
     if smoke:
         shape, responses = Shape(hidden=64, layers=2, heads=2, intermediate=96, longest=30), 8
         blocks, counted = 2, 1

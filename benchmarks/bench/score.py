@@ -24,7 +24,7 @@ CHUNK = 16  # responses, as the rollout hands them on
 
 def measure(smoke: bool) -> Section:
     """256 responses in chunks of 16, and all of them at once."""
-    shape, responses, repetitions = Shape(), 256, 12
+    shape, responses, repetitions = Shape(), 256, 6
     if smoke:
         shape, responses, repetitions = Shape(hidden=64, layers=2, heads=2, intermediate=96, longest=30), 32, 2
     whole = experience(shape, responses)
