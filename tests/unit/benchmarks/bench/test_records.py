@@ -1,10 +1,11 @@
 """Ratios, the JSON of what was measured, and the page made of it."""
 
 import json
+import sys
 
 import pytest
 
-from benchmarks.bench.__main__ import sections
+from benchmarks.bench import __main__ as bench
 from benchmarks.bench.measurement import Ratio, Section, in_turns, paired
 from benchmarks.bench.records import merge, page, to_record, told
 
@@ -64,5 +65,21 @@ def test_the_terminal_says_what_does_not_hold():
 
 
 def test_every_module_with_a_measure_is_a_section():
-    assert {"critic", "data", "learner", "score", "step"} <= set(sections())
-    assert not {"measurement", "records", "section", "__main__"} & set(sections())
+    assert {"critic", "data", "learner", "score", "step"} <= set(bench.sections())
+    assert not {"measurement", "records", "section", "__main__"} & set(bench.sections())
+
+
+def test_a_section_that_fails_is_told_of(capfd):
+    assert bench.measured("no_such_section", smoke=True) is None
+    said = capfd.readouterr().err
+    assert "ModuleNotFoundError" in said
+    assert "no_such_section: FAILED (1)" in said
+
+
+def test_the_others_go_on_and_the_status_is_1(monkeypatch, tmp_path, capsys):
+    file, found = tmp_path / "results.json", {"learner": None, "score": to_record(section("score"), 3.0, False, 0.5)}
+    monkeypatch.setattr(bench, "measured", lambda name, smoke: found[name])
+    monkeypatch.setattr(sys, "argv", ["bench", "learner", "score", "--out", str(file)])
+    assert bench.main() == 1
+    assert "failed: learner" in capsys.readouterr().err
+    assert list(json.loads(file.read_text())) == ["score"]
