@@ -32,7 +32,7 @@ COMPILE_STACK = $(COMPILE) $(UPGRADE) --override requirements/overrides.txt --ex
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu gpu-check demo test test-unit lint format docs lock clean
+.PHONY: help install install-gpu gpu-check bench demo test test-unit lint format docs lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ install-gpu: ## The same with the CUDA stack
 
 gpu-check: ## Ten minutes on a GPU, with whatever is installed there: a table, and gpu-check.json
 	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu_check
+
+bench: install ## What the parts cost against the same work without them: benchmarks/results.md (20 minutes)
+	@$(BIN)/python -m benchmarks.bench
 
 demo: install ## Install, then make a language model safer: runs/demo/report.html
 	@$(BIN)/castor pipeline configs/demo.yaml
