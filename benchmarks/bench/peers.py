@@ -32,7 +32,7 @@ from castor.run.files import RunFiles
 TRL = "trl==1.16.0"
 CACHE = "CASTOR_BENCH_CACHE"  # environment: where its Python lies
 ROOT = Path(benchmarks.__file__).parent.parent
-RUN_S = 1200.0
+RUN_S = 600.0
 WARM_UP = 2  # steps that are left out
 LR, KL_COEFF = 1e-4, 0.02
 ESTIMATORS = {"grpo": "group_relative", "rloo": "leave_one_out"}
@@ -110,8 +110,8 @@ def trl_steps(python: Path, method: str, asked: Work, model: str, texts: list[st
     values |= {"method": method, "model": model, "texts": texts, "lr": LR, "kl_coeff": KL_COEFF}
     values |= {"threads": cores(), "folder": str(folder / "trl"), "output": str(output)}
     write_json(file, values)
-    script = Path(__file__).with_name("trl_steps.py")
-    _run([str(python), str(script), str(file)], {"OMP_NUM_THREADS": str(cores())}, "TRL's trainer")
+    command = [str(python), "-m", "benchmarks.bench.trl_steps", str(file)]
+    _run(command, {"OMP_NUM_THREADS": str(cores())}, "TRL's trainer")
     found = json.loads(output.read_text())
     return Steps.of(found["seconds"], found["lengths"])
 

@@ -1,4 +1,4 @@
-"""Steps of TRL's GRPO or RLOO trainer, run by a Python that has TRL: `trl_steps.py JSON`, see `main`.
+"""Steps of TRL's GRPO or RLOO trainer, for a Python that has TRL: `python -m benchmarks.bench.trl_steps JSON`.
 
 Of its own choices those are changed that would slow it down here: gradient checkpointing, saving, reporting.
 """
