@@ -1,19 +1,16 @@
-"""How long weights take from a learner to engines: by transport, size and number of engines, beside a plain copy.
+"""Weights from a learner to engines, beside a plain copy of the same bytes: by transport, and with an adapter's.
 
-`python -m benchmarks.transfer` takes the learner's and the engines' half of every transport in processes of their own,
-with random weights in the shapes of a Llama, and a copy into memory of its own in place of vLLM's loading. The former
-path, `host` with blake2b over the bytes on both sides, is the last line of each block. LoRA: an adapter of all linear
-layers but the head is sent over a base that is there already.
+The learner's and the engines' half of every transport work in processes of their own, on random weights in the shapes
+of a Llama, with a copy into memory of its own in place of vLLM's loading. LoRA: an adapter of all linear layers but the
+head is sent over a base that is there already.
 
-Columns, in seconds, medians over the turns: all of it, then the sender's gathering and digest, the wire (host: put and
+Figures, in seconds, medians over the turns: all of it, then the sender's gathering and digest, the wire (host: put and
 get; gloo, ipc: where the sender waits for it), and the slowest engine's loading and digest. With the latter two they
 overlap.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import statistics
 import time
 import warnings
@@ -27,6 +24,7 @@ from torch import Tensor
 
 from actors.cluster import cluster
 from actors.group import actor_options, get
+from benchmarks.bench.measurement import Ratio, Section, seconds
 from castor.config.cluster import RayCluster
 from castor.config.training import Resources
 from engines.weights import collective, digest, ipc
@@ -36,10 +34,17 @@ from engines.weights.collective import Invitation
 SIZES = {  # vocabulary, width, width of the MLP, layers
     "3M": (4096, 192, 512, 3),
     "100M": (32_000, 768, 2048, 7),
-    "500M": (32_000, 1536, 4096, 14),
 }
 RANK = 16
+DTYPE = "bfloat16"
 TIMEOUT_S = 300.0
+AT_MOST = 2.0  # times a copy
+DIGESTS = "the digest on each side, which reads at half the speed of a copy"
+BOUNDED_BY = {
+    "host": f"{DIGESTS}, one after the other, and two copies, into the object store and out of it",
+    "gloo": f"{DIGESTS}, a copy into the group's buffer, the broadcast over TCP, and a copy out of it",
+    "ipc": f"{DIGESTS}, a copy into shared memory, and a copy out of it",
+}
 
 
 def shapes(size: str, lora: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -62,13 +67,6 @@ def shapes(size: str, lora: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     if not lora:
         yield "model.norm.weight", (width,)
         yield "lm_head.weight", (vocabulary, width)
-
-
-def former_checksum(tensor: Tensor) -> Tensor:
-    """blake2b over the bytes, which a digest was made of before."""
-    raw: Any = tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy()
-    hashed = hashlib.blake2b(raw, digest_size=16).digest()
-    return torch.frombuffer(bytearray(hashed), dtype=torch.int64)
 
 
 class Stopwatch:
@@ -107,11 +105,10 @@ class Half:
         self.groups = {group: group.finish for group in (collective.Group, ipc.Group)}
         self.get, self.put = ray.get, ray.put
 
-    def reset(self, former: bool) -> None:
+    def reset(self) -> None:
         """Start the watch from nothing."""
         self.watch.seconds.clear()
-        checksum = former_checksum if former else self.plain
-        digest.checksum = self.watch.timed("digest", checksum)
+        digest.checksum = self.watch.timed("digest", self.plain)
         for group, finish in self.groups.items():
             group.finish = self.watch.timed("wire", finish)  # type: ignore[method-assign]
         ray.get, ray.put = self.watch.timed("wire", self.get), self.watch.timed("wire", self.put)
@@ -135,14 +132,9 @@ class Learner(Half):
 
     def memcpy(self) -> float:
         """Seconds to copy what an update holds into memory that is there, in one thread."""
-        copies = {name: torch.zeros_like(tensor) for name, tensor in self.weights.items()}
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            for name, tensor in self.weights.items():
-                copies[name].copy_(tensor)
-            times.append(time.perf_counter() - begin)
-        return min(times)
+        if not hasattr(self, "copies"):
+            self.copies = {name: torch.zeros_like(tensor) for name, tensor in self.weights.items()}
+        return seconds(lambda: [self.copies[name].copy_(tensor) for name, tensor in self.weights.items()])
 
     def invite(self, transport: str, workers: int) -> Invitation:
         """Open a group."""
@@ -183,9 +175,10 @@ class Engine(Half):
         self.watch.timed("load", self.weights[name].copy_)(tensor)
 
 
-def turn(learner: Any, engines: list[Any], transport: str, former: bool, group: list[Any]) -> dict[str, float]:
-    """One transfer: seconds by what they went into."""
-    get([each.reset.remote(former) for each in (learner, *engines)], TIMEOUT_S, "reset")
+def turn(learner: Any, engines: list[Any], transport: str, group: list[Any]) -> dict[str, float]:
+    """One transfer: seconds by what they went into, and those of the copy before it."""
+    plain = get(learner.memcpy.remote(), TIMEOUT_S, "the learner")
+    get([each.reset.remote() for each in (learner, *engines)], TIMEOUT_S, "reset")
     begin = time.perf_counter()
     publishing = learner.publish.remote(transport)
     if transport == "host":
@@ -203,74 +196,45 @@ def turn(learner: Any, engines: list[Any], transport: str, former: bool, group: 
     slowest = {name: max(each.get(name, 0.0) for each in seen) for name in ("wire", "load", "digest")}
     return {
         "all": whole,
-        "gather": sent.get("gather", 0.0),
-        "digest": sent["digest"],
+        "gathering": sent.get("gather", 0.0),
+        "sender's digest": sent["digest"],
         "wire": sent.get("wire", 0.0) + (slowest["wire"] if transport == "host" else 0.0),
-        "load": slowest["load"],
-        "digest ": slowest["digest"],
+        "loading": slowest["load"],
+        "engine's digest": slowest["digest"],
+        "memcpy": plain,
     }
 
 
-def measure(size: str, dtype: str, count: int, lora: bool, turns: int) -> None:
-    """Print one block of the table."""
+def measure_size(size: str, count: int, lora: bool, turns: int) -> tuple[list[Ratio], dict[str, float]]:
+    """Every transport to `count` engines."""
     options = [actor_options(Resources(cpus=0), f"bench-{i}") for i in range(count + 1)]
     learner: Any = cast(Any, Learner).options(**options[0]).remote()
     engines = [cast(Any, Engine).options(**each).remote() for each in options[1:]]
-    total = get(learner.load.remote(size, dtype, lora), TIMEOUT_S, "the learner")
-    get([engine.load.remote(size, dtype, lora) for engine in engines], TIMEOUT_S, "an engine")
-    plain = get(learner.memcpy.remote(), TIMEOUT_S, "the learner")
-    for transport, former in (("host", False), ("gloo", False), ("ipc", False), ("host", True)):
+    total = get(learner.load.remote(size, DTYPE, lora), TIMEOUT_S, "the learner")
+    get([engine.load.remote(size, DTYPE, lora) for engine in engines], TIMEOUT_S, "an engine")
+    label = f"{size}{' LoRA' if lora else ''}, {total >> 20} MiB, {count} engine{'s' if count > 1 else ''}"
+    ratios, figures = list[Ratio](), dict[str, float]()
+    for transport in ("host", "gloo", "ipc"):
         group = []
         if transport != "host":
             group = [vars(get(learner.invite.remote(transport, count), TIMEOUT_S, "the learner"))]
-        rows = [turn(learner, engines, transport, former, group) for _ in range(turns + 1)][1:]
-        middle = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-        label = f"{size}{' LoRA' if lora else ''}"
-        cells = "  ".join(f"{seconds:7.3f}" for seconds in middle.values())
-        print(
-            f"{label:10} {total >> 20:6} {count:7}  {'former' if former else transport:7} {cells} {plain:8.3f} "
-            f"{middle['all'] / plain:6.1f}",
-            flush=True,
-        )
+        rows = [turn(learner, engines, transport, group) for _ in range(turns + 1)][1:]
+        values = tuple(row["all"] / row["memcpy"] for row in rows)
+        name = f"{label}, {transport}"
+        ratios.append(Ratio(f"{name}: transfer / memcpy", values, at_most=AT_MOST, bounded_by=BOUNDED_BY[transport]))
+        figures |= {f"{name}: {part}, s": statistics.median(row[part] for row in rows) for part in rows[0]}
     for actor in (learner, *engines):
         ray.kill(actor)
+    return ratios, figures
 
 
-def rates() -> None:
-    """Print what a copy and the digests do in a second, in one thread."""
-    torch.set_num_threads(1)
-    tensor = torch.randn(64 << 20)
-    room = torch.zeros_like(tensor)
-    for name, function in (
-        ("memcpy", lambda: room.copy_(tensor)),
-        ("digest", lambda: digest.checksum(tensor)),
-        ("blake2b", lambda: former_checksum(tensor)),
-    ):
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - begin)
-        print(f"{name:8} {tensor.nbytes / min(times) / 1e9:6.2f} GB/s")
-
-
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--engines", nargs="+", type=int, default=[1, 2, 4])
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--turns", type=int, default=3)
-    args = parser.parse_args()
-    rates()
-    columns = "  ".join(f"{name:>7}" for name in ("all", "gather", "digest", "wire", "load", "digest"))
-    print(f"\n{'weights':10} {'MiB':>6} {'engines':>7}  {'':7} {columns} {'memcpy':>8} {'ratio':>6}")
-    with cluster(RayCluster(num_cpus=8, object_store_mib=4096)):
-        for size in args.sizes:
-            for count in args.engines:
-                measure(size, args.dtype, count, False, args.turns)
-            measure(size, args.dtype, args.engines[0], True, args.turns)
-
-
-if __name__ == "__main__":
-    main()
+def measure(smoke: bool) -> Section:
+    """Ratios to one copy."""
+    cases = [("3M", 1, False)] if smoke else [("100M", 1, False), ("100M", 2, False), ("100M", 1, True)]
+    ratios, figures = list[Ratio](), dict[str, float]()
+    with cluster(RayCluster(object_store_mib=1024)):
+        for size, count, lora in cases:
+            found, more = measure_size(size, count, lora, 1 if smoke else 5)
+            ratios += found
+            figures |= more
+    return Section("transfer", tuple(ratios), figures)
