@@ -12,12 +12,12 @@ from torch import Tensor
 from benchmarks.bench.batches import engine, experience
 from benchmarks.bench.countdown import Shape, make_models
 from benchmarks.bench.measurement import Ratio, Section, in_turns, paired
-from castor.config.signal import Signal
+from castor.config.judge import Judge
 from castor.experience import Experience
 from castor.model_reference import ModelReference
 from castor.models.score import ScoreModel
 from castor.packing import PackedRows, micro_batches, pack_rows
-from castor.scoring.experience_scorer import signal_scorer
+from castor.scoring.experience_scorer import judge_scorer
 
 CHUNK = 16  # responses, as the rollout hands them on
 
@@ -28,10 +28,11 @@ def measure(smoke: bool) -> Section:
     if smoke:
         shape, responses, repetitions = Shape(hidden=64, layers=2, heads=2, intermediate=96, longest=30), 32, 2
     whole = experience(shape, responses)
-    signal = Signal(role="objective", model="unused", critic=engine())
+    judge = Judge(model="unused")
     with tempfile.TemporaryDirectory() as place:
         models = make_models(Path(place), shape)
-        scorer = signal_scorer(signal, str(models.reward), ModelReference(str(models.policy)))
+        policy = ModelReference(str(models.policy))
+        scorer = judge_scorer(judge, "reward", str(models.reward), engine(), policy)
         bare = ScoreModel.load(str(models.reward), torch.float32).eval()
     found: dict[str, tuple[float, ...]] = {}
     ratios = []
@@ -73,6 +74,6 @@ def _passes(chunk: Experience) -> list[tuple[PackedRows, Tensor]]:
     options, made = engine(), []
     for piece in micro_batches(chunk.lengths, [range(len(chunk))], options.micro_batch_tokens)[0]:
         part = chunk.select(piece)
-        rows = pack_rows(part.tokens, part.lengths, options.pack_length)
+        rows = pack_rows(part.tokens, part.lengths, options.pack_length, masked=True)
         made.append((rows, rows.flat[torch.from_numpy(np.cumsum(part.lengths) - 1)]))
     return made

@@ -21,14 +21,14 @@ from castor.config.learner import Learner
 from castor.config.rlhf import RLHF, Policy
 from castor.config.rollout import Rollout
 from castor.config.signal import Signal
-from castor.config.training import Engine, LoRA, Optimizer
+from castor.config.training import Engine, LoRA, Optimizer, Resources
 from castor.data.rows.load import load_prompts
 from castor.data.sources.report import RowReport
 from castor.data.tokens.prompt_stream import Prompt, PromptStream
 from castor.models.score import ScoreInfo, ScoreModel, save_score_model
 from castor.models.tiny import train_tokenizer
 
-PROMPT_TOKENS, MEAN_LENGTH, LONGEST = 55, 19, 110
+PROMPT_TOKENS, MEAN_LENGTH, LONGEST = 55, 54, 200
 SHAPE: dict[str, Any] = {  # of SmolLM2-135M
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49_152,
@@ -44,7 +44,7 @@ def measure(smoke: bool) -> Section:
     """Seconds of rollout, learning and transfer; the median of the steps after the first."""
     shape, responses, steps = (SMALL, 8, 2) if smoke else (SHAPE, 32, 3)
     engine = Engine(
-        dtype="bfloat16", micro_batch_tokens=2048, pack_length=256,
+        dtype="bfloat16",
         optimizer=Optimizer(lr=1e-5, lr_scheduler_type="constant", lr_warmup_ratio=0.0),
     )  # fmt: skip
     config = RLHF(
@@ -55,7 +55,7 @@ def measure(smoke: bool) -> Section:
         signals={"reward": Signal(role="objective", model="unused")},
         advantage={"estimator": "leave_one_out"},
         rollout=Rollout(max_prompt_tokens=PROMPT_TOKENS, max_new_tokens=LONGEST, dtype="bfloat16", chunk_size=8),
-        learner=Learner(engine=engine),
+        learner=Learner(engine=engine, resources=Resources(threads=2)),
     )
     with tempfile.TemporaryDirectory() as place:
         policy, reward = make_models(Path(place), shape)
@@ -72,7 +72,7 @@ def measure(smoke: bool) -> Section:
 
 
 def make_models(folder: Path, shape: dict[str, Any]) -> tuple[Path, Path]:
-    """A policy with random weights that ends at any token with a probability of about 1 in 19, and a small judge."""
+    """A policy with random weights that ends at any token after MEAN_LENGTH tokens on average, and a small judge."""
     policy, reward = folder / "policy", folder / "reward"
     tokenizer = train_tokenizer(DemoModel(), load_prompts(DataSource(limit=200), RowReport()))
     torch.manual_seed(0)

@@ -37,7 +37,7 @@ def ppo_lag(responses: int, longest: int, steps: int) -> RLHF:
 
     def engine(lr: float) -> Engine:
         optimizer = Optimizer(lr=lr, lr_scheduler_type="constant", lr_warmup_ratio=0.0)
-        return Engine(zero_stage=2, micro_batch_tokens=4096, pack_length=128, optimizer=optimizer)
+        return Engine(zero_stage=2, optimizer=optimizer)
 
     critic = engine(options.critic_lr)
     return RLHF(
