@@ -151,7 +151,7 @@ def _tell(stage: RLHFStage, sizes: Sizes, offer: Offer, traffic: Traffic, *, qui
         print(describe.memory(stage if told or not found else found[0].stage, sizes))
         if not offer.device.is_cpu:
             print(describe.proposals(stage, found, told))
-        print(describe.text(describe.NOTES))
+        print(describe.notes())
     keyed = [(each, describe.changes(stage, each)) for each in found]
     return describe.as_json(offer, traffic, told, problems) | {
         "alternatives": [

@@ -24,9 +24,9 @@ WORDS = {
     "switching": "changes of turns",
 }
 NOTES = """\
-Seconds are a model's, not a measurement: docs/scale.md says what it counts, what it was held against, and how far off \
-it was. `waited` is what the loop waits for each part, the overlapped rest left out; together they are the step. `work` \
-is what the part takes an actor of the group that does it."""
+Seconds are a model's, not a measurement: docs/scale.md says what it counts, what it was held against, and how far \
+off it was. `waited` is what the loop waits for each part, the overlapped rest left out; together they are the step. \
+`work` is what the part takes an actor of the group that does it."""
 
 
 def describe(stage: RLHFStage, offer: Offer, traffic: Traffic, told: Forecast | None, problems: Sequence[str]) -> str:
@@ -48,6 +48,11 @@ def describe(stage: RLHFStage, offer: Offer, traffic: Traffic, told: Forecast | 
             *(_told(told) if told is not None else []),
         ]
     )
+
+
+def notes() -> str:
+    """What the figures mean."""
+    return text(NOTES)
 
 
 def memory(stage: RLHFStage, sizes: Sizes) -> str:

@@ -28,11 +28,11 @@ class Device:
     training: float = 0.40  # share of `flops` in forward and backward passes with gradients
     forward: float = 0.40  # ... in forward passes alone
     prefill: float = 0.45  # ... of prompts in vLLM
-    reading: float = 0.75  # share of `bandwidth` that decoding and the optimiser reach
+    reading: float = 0.7  # share of `bandwidth` that decoding and the optimiser reach
     moving: float = 0.7  # share of `link`, `network` and `host_link`
     pageable: float = 4e9  # bytes/s of one copy to, from or within ordinary memory of the node
     broadcast: float = 9e9  # bytes/s of weights from a learner to its engines over nccl, gloo and ipc
-    iteration_s: float = 0.003  # of one decoded token of all responses under way, beside reading
+    iteration_s: float = 0.004  # of one decoded token of all responses under way, beside reading
     sequence_s: float = 1.0e-5  # ... and for each response: sampling, bookkeeping
     reduction_s: float = 1.5e-5  # one sum over the GPUs of an engine with tensor parallelism
     pass_s: float = 0.01  # of a micro-batch beside its FLOPs: launches, packing

@@ -54,10 +54,12 @@ class Rehearsal:
         self.times: list[StepTimes] = []
         self._version, self._next, self._batches = 0, 1, dict[int, _Batch]()
         self._phase, self._marked = "rollout", (0.0, self._busy())
-        self._decoder, self._shared = work.decoder, work.run.colocate
+        self._decoder, self._shared = work.decoder(prompt + lengths.mean), work.run.colocate
         continues = self.run.rollout.on_new_weights == "continue"
-        # where responses go on on new weights, these are taken beside the calls that sample
-        self._takers = [Actor("rollout", each.machines, each.demand) if continues else each for each in cast["rollout"]]
+        # where responses go on on new weights, an engine stops for them: they are taken beside the calls that sample
+        self._takers = [
+            Actor("rollout", each.machines, each.demand, True) if continues else each for each in cast["rollout"]
+        ]
         self._continues = continues
 
     def go(self, steps: int) -> None:
@@ -154,6 +156,7 @@ class Rehearsal:
             self._version = step
             return
         yield [call("weights", self.cast["learner"], work.publishing())]
+        self._mark("weights")
         yield from self._turn("rollout")
         seconds, proof = work.loading(), self._proof(step)
         if self._continues:  # the key-value cache of what is under way is computed again

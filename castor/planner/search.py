@@ -65,7 +65,9 @@ def _estimate(run: RLHF, sizes: Sizes, offer: Offer, traffic: Traffic) -> float:
     work = Work(run, sizes, Costs(offer.device, offer.gpus_per_node))
     responses = run.prompts_per_step * run.samples_per_prompt
     mine = traffic.lengths.draw(-(-responses // run.rollout.workers), np.random.default_rng(0))
-    sampling = work.decoder.finished(traffic.prompt, [int(length) for length in mine])[-1][0]
+    sampling = work.decoder(traffic.prompt + traffic.lengths.mean).finished(
+        traffic.prompt, [int(length) for length in mine]
+    )[-1][0]
     mean = traffic.prompt + traffic.lengths.mean
     tokens = Tokens(mean * responses, traffic.lengths.mean * responses, mean)
     values = max(work.values(name, tokens) for name in run.signals)

@@ -11,18 +11,20 @@ from itertools import count
 
 @dataclass(eq=False)
 class Machine:
-    """What computes: a GPU (capacity 1), or the cores of a node. Whoever works on it shares it evenly."""
+    """What computes: a GPU (capacity 1), or the cores of a node. Whoever works on it shares what the urgent leave."""
 
     capacity: float = 1.0
     load: float = 0.0  # demands of the calls that run on it
+    urgent: float = 0.0  # ... of urgent ones, which go at full speed
     running: set[Call] = field(default_factory=set)
     busy: float = 0.0  # seconds in which anything ran on it, up to the last change
     since: float = 0.0
 
     @property
     def share(self) -> float:
-        """How fast what runs here is, of its full speed."""
-        return 1.0 if self.load <= self.capacity else self.capacity / self.load
+        """How fast what runs here and is not urgent is, of its full speed."""
+        left = max(self.capacity - self.urgent, 0.0)
+        return 1.0 if self.load <= left else left / self.load
 
 
 @dataclass(eq=False)
@@ -32,6 +34,7 @@ class Actor:
     group: str
     machines: Sequence[Machine]
     demand: float = 1.0  # of each machine, while it works
+    urgent: bool = False  # whether others on its machines make way
     queue: deque[Call] = field(default_factory=deque)
     spent: dict[str, float] = field(default_factory=dict)  # seconds of calls that have ended, by kind
 
@@ -134,7 +137,10 @@ class Simulation:
                 before = machine.share
                 machine.busy += self.now - machine.since if machine.running else 0.0
                 machine.since = self.now
-                machine.load += sign * actor.demand
+                if actor.urgent:
+                    machine.urgent += sign * actor.demand
+                else:
+                    machine.load += sign * actor.demand
                 (machine.running.add if sign > 0 else machine.running.discard)(call)
                 if machine.share != before:
                     touched |= machine.running
@@ -142,7 +148,9 @@ class Simulation:
             self._plan(each)
 
     def _plan(self, call: Call) -> None:
-        rate = min((machine.share for actor in call.actors for machine in actor.machines), default=1.0)
+        shares = (machine.share for actor in call.actors if not actor.urgent for machine in actor.machines)
+        rate = min(shares, default=1.0)
         call.left -= (self.now - call.since) * call.rate
         call.since, call.rate, call.turn = self.now, rate, call.turn + 1
-        heapq.heappush(self._planned, (self.now + max(call.left, 0.0) / rate, next(self._number), call, call.turn))
+        if rate:
+            heapq.heappush(self._planned, (self.now + max(call.left, 0.0) / rate, next(self._number), call, call.turn))

@@ -38,25 +38,19 @@ class Work:
         """The policy's sizes."""
         return self.shape(self.run.policy.model)
 
-    @property
-    def decoder(self) -> Decoder:
-        """Of one engine, with as many responses at a time as its key-value cache holds."""
-        rollout = self.run.rollout
-        size = self.costs.size(rollout.dtype)
-        return Decoder(
-            self.costs, self.policy, size, rollout.tensor_parallel_size, self._slots(size), rollout.resources.threads
-        )
-
-    def _slots(self, size: int) -> int:
-        """Responses under way that fit: each counted with half of the longest, as they end at all lengths."""
+    def decoder(self, tokens: float) -> Decoder:
+        """One engine. It has as many responses under way as its key-value cache holds, at `tokens` each: prompt and
+        response in the mean.
+        """
         rollout, held = self.run.rollout, sampled(self.policy, self.run.rollout)
+        size = self.costs.size(rollout.dtype)
         if self.costs.on_gpu:
             room = rollout.gpu_memory_utilization * self.costs.device.memory_gib * GIB - held.weights - held.working
         else:
             room = float(rollout.kv_cache_mib << 20)
-        each = (rollout.max_prompt_tokens + rollout.max_new_tokens) / 2
-        most = room / (each * self.policy.kv_cache(size, rollout.tensor_parallel_size))
-        return max(1, min(rollout.max_num_seqs, int(most)))
+        most = int(room / (tokens * self.policy.kv_cache(size, rollout.tensor_parallel_size)))
+        slots = max(1, min(rollout.max_num_seqs, most))
+        return Decoder(self.costs, self.policy, size, rollout.tensor_parallel_size, slots, rollout.resources.threads)
 
     def reference(self, tokens: Tokens) -> float:
         """The reference's log-probabilities of a chunk, by one rank (under ZeRO-3 with an adapter: by all)."""
