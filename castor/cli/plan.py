@@ -11,6 +11,7 @@ import typer
 from castor.io.errors import CastorError
 
 if TYPE_CHECKING:
+    from castor.config.pipeline import Config
     from castor.dry_run.placement import Sizes
     from castor.planner.forecast import Traffic
     from castor.planner.offer import Offer
@@ -75,7 +76,7 @@ def plan(
     for stage in _chosen(made, run, config):
         traffic = _traffic(stage, response_tokens, prompt_tokens)
         offer = _offer(made, stage, gpus, gpu_type, cluster, calibration)
-        told[stage.name] = _tell(stage, sizes, offer, traffic, quiet=as_json)
+        told[stage.name] = _tell(made.config, stage, sizes, offer, traffic, quiet=as_json)
     if as_json:
         print(json.dumps(told, indent=2))
 
@@ -134,7 +135,9 @@ def _offer(
     return make_offer(made.config, needed, gpus, gpu_type, cluster)
 
 
-def _tell(stage: RLHFStage, sizes: Sizes, offer: Offer, traffic: Traffic, *, quiet: bool) -> dict[str, Any]:
+def _tell(
+    config: Config, stage: RLHFStage, sizes: Sizes, offer: Offer, traffic: Traffic, *, quiet: bool
+) -> dict[str, Any]:
     from castor.planner import describe
     from castor.planner.forecast import forecast
     from castor.planner.search import findings, search
@@ -150,17 +153,17 @@ def _tell(stage: RLHFStage, sizes: Sizes, offer: Offer, traffic: Traffic, *, qui
         print(describe.describe(stage, offer, traffic, told, problems))
         print(describe.memory(stage if told or not found else found[0].stage, sizes))
         if not offer.device.is_cpu:
-            print(describe.proposals(stage, found, told))
+            print(describe.proposals(config, stage, offer, found, told))
         print(describe.notes())
-    keyed = [(each, describe.changes(stage, each)) for each in found]
+    chunk_size = stage.section.rollout.chunk_size
     return describe.as_json(offer, traffic, told, problems) | {
         "alternatives": [
             {
                 "mode": describe.mode(each),
-                "split": describe.split_told(each),
-                "keys": {f"{stage.place}.{key}": value for key, value in keys.items()},
+                "split": describe.split_told(each, chunk_size),
+                "keys": describe.changes(config, stage, offer, each),
                 "step": describe.step_json(each.forecast),
             }
-            for each, keys in keyed
+            for each in found
         ]
     }

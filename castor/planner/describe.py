@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from castor.config.pipeline import Config
 from castor.dry_run.describe import memory_table
 from castor.dry_run.placement import PlacedActors, Sizes, placed
 from castor.dry_run.text import heading, table_of, text
@@ -91,7 +92,9 @@ def _summary(told: Forecast) -> str:
     return f"{told.response_tokens:,.0f} response tokens a step: {told.rate:,.0f} {each}{cost}."
 
 
-def proposals(stage: RLHFStage, found: Sequence[Alternative], told: Forecast | None) -> str:
+def proposals(
+    config: Config, stage: RLHFStage, offer: Offer, found: Sequence[Alternative], told: Forecast | None
+) -> str:
     """The best split of each mode, and the keys that set the fastest ones."""
     if not found:
         return text("No split of these GPUs fits their memory: take more of them, or larger ones.", "")
@@ -100,10 +103,10 @@ def proposals(stage: RLHFStage, found: Sequence[Alternative], told: Forecast | N
     for number, each in enumerate(found, start=1):
         saved = "" if told is None else f"{each.forecast.step_s / told.step_s - 1:+.0%}"
         cells = (_seconds(each.forecast.step_s), f"{each.forecast.rate:,.0f}", f"{each.forecast.gpu_seconds:,.0f}")
-        table.add_row(str(number), mode(each), *cells, saved, split_told(each))
+        table.add_row(str(number), mode(each), *cells, saved, split_told(each, stage.section.rollout.chunk_size))
     parts = [heading("The fastest split found of each mode"), text(table, "")]
     for number, each in enumerate(found, start=1):
-        keys = " ".join(f"{stage.place}.{key}={_plain(value)}" for key, value in changes(stage, each).items())
+        keys = " ".join(f"{key}={_plain(value)}" for key, value in changes(config, stage, offer, each).items())
         parts.append(text(f"{number}: {keys or 'as the config has it'}", ""))
     return "\n".join(parts)
 
@@ -115,19 +118,23 @@ def mode(each: Alternative) -> str:
     return f"apart, staleness {each.split.staleness}"
 
 
-def split_told(each: Alternative) -> str:
-    """Who has how many GPUs."""
+def split_told(each: Alternative, chunk_size: int) -> str:
+    """Who has how many GPUs, and the size of chunks where it is not `chunk_size`."""
     split, parallel = each.split, each.stage.section.rollout.tensor_parallel_size
     signals = f", {split.signals} a judge" if split.signals else ""
     offload = ", critics' optimisers on the host" if split.critics_offload else ""
+    chunk = f", chunks of {split.chunk}" if split.chunk != chunk_size else ""
     own = f", reference {split.reference}" if split.reference and not split.beside else ""
     beside = " with the reference" if split.beside else ""
-    return f"rollout {split.rollout * parallel}, learner {split.learner}{beside}{own}{signals}{offload}"
+    return f"rollout {split.rollout * parallel}, learner {split.learner}{beside}{own}{signals}{chunk}{offload}"
 
 
-def changes(stage: RLHFStage, each: Alternative) -> dict[str, Any]:
-    """The keys of the run's section that an alternative changes."""
-    return each.split.changes(stage.section)
+def changes(config: Config, stage: RLHFStage, offer: Offer, each: Alternative) -> dict[str, Any]:
+    """The keys of the config that an alternative changes, by dotted name."""
+    keys = {f"{stage.place}.{key}": value for key, value in each.split.changes(stage.section).items()}
+    if config.ray.hardware is not None and config.ray.hardware.nodes < offer.hardware.nodes:
+        keys["ray.hardware.nodes"] = offer.hardware.nodes
+    return keys
 
 
 def as_json(offer: Offer, traffic: Traffic, told: Forecast | None, problems: Sequence[str]) -> dict[str, Any]:

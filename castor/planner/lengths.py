@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ class Lengths:
         drawn = np.exp(self._location + self.spread * rng.standard_normal(count))
         return np.clip(np.rint(drawn), 1, self.cap).astype(np.int64)
 
-    @property
+    @cached_property
     def _location(self) -> float:
         """The mean of the logarithm before the cut, such that the mean after it is `mean`; found by bisection."""
         low, high = 0.0, math.log(self.cap) + 5 * self.spread + 5

@@ -73,8 +73,16 @@ def _estimate(run: RLHF, sizes: Sizes, offer: Offer, traffic: Traffic) -> float:
     values = max(work.values(name, tokens) for name in run.signals)
     fitting = max(work.fitting(name, tokens) for name in run.signals)
     learning, weights = work.learning(tokens), work.publishing() + work.loading() * (run.transfer == "host")
-    judging = max(work.judging(name, tokens.part(1 / run.signals[name].ranks)) for name in run.signals)
+    chunks = -(-responses // run.rollout.chunk_size)
+    chunk = tokens.part(1 / chunks)
+    judging = max(-(-chunks // run.signals[name].ranks) * work.judging(name, chunk) for name in run.signals)
+    alone = run.policy.lora is not None and run.learner.engine.zero_stage == 3  # all ranks are asked for every chunk
+    replicas = 1 if alone else run.policy.reference.ranks if run.policy.lora is None else run.learner.ranks
+    referring = -(-chunks // replicas) * work.reference(chunk)
     if run.colocate:
-        return sampling + judging + values + fitting + learning + weights
-    trained = values + max(fitting, learning) + weights
-    return max(sampling, trained + judging) if run.rollout.max_staleness else sampling + trained
+        return sampling + judging + referring + values + fitting + learning + weights
+    judged = max(sampling, judging, referring)
+    if not run.rollout.max_staleness:
+        return judged + values + max(fitting, learning) + weights
+    beside = referring if min(run.learner.resources.gpus, 1) < 1 or run.policy.lora is not None else 0.0
+    return max(judged, values + max(fitting + judging, learning + beside) + weights)

@@ -12,6 +12,7 @@ from castor.config.rlhf import RLHF
 
 LEARNER_SHARE, REFERENCE_SHARE = 0.49, 0.51  # two shares of the latter find no room on one GPU
 STALENESS = (0, 1, 2)
+CHUNKS = (1, 8)  # times the config's: larger ones wait longer to be judged, and fewer passes judge them
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Split:
     colocate: bool
     staleness: int
     critics_offload: bool
+    chunk: int  # responses that are judged together
 
     @property
     def mode(self) -> tuple[bool, int]:
@@ -44,6 +46,7 @@ class Split:
             "rollout.workers": self.rollout,
             "rollout.resources.gpus": turns if self.colocate else parallel,
             "rollout.max_staleness": self.staleness,
+            "rollout.chunk_size": self.chunk,
             "learner.ranks": self.learner,
             "learner.resources.gpus": turns if self.colocate else learner,
         }
@@ -89,15 +92,18 @@ def _value(run: RLHF, key: str) -> Any:
 
 
 def splits(run: RLHF, gpus: int) -> Iterator[Split]:
-    """All splits of so many GPUs with every GPU in use, as far as engines of several GPUs allow.
+    """All splits of so many GPUs with every GPU in use, as far as engines of several GPUs allow, and sizes of chunks.
 
     Ranks that train together divide the responses of an optimiser step evenly, so their number is a divisor.
     """
-    responses = run.prompts_per_step * run.samples_per_prompt // run.learner.mini_batches
+    responses = run.prompts_per_step * run.samples_per_prompt
+    chunks = sorted({min(run.rollout.chunk_size * more, responses) for more in CHUNKS})
+    responses //= run.learner.mini_batches
     ranks = [size for size in range(1, gpus + 1) if responses % size == 0]
     judges = sum(signal.model is not None for signal in run.signals.values())
     critics = any(run.has_critic(name) for name, signal in run.signals.items() if signal.model is not None)
-    yield from _apart(run, gpus, ranks, judges, critics)
+    for split in _apart(run, gpus, ranks, judges, critics):
+        yield from (replace(split, chunk=chunk) for chunk in chunks)
     if run.rollout.tensor_parallel_size == 1:
         yield from _in_turns(run, gpus, ranks, judges)
 
@@ -112,7 +118,7 @@ def _apart(run: RLHF, gpus: int, ranks: list[int], judges: int, critics: bool) -
                 if left < parallel:
                     continue
                 for offload in (False, True) if critics else (False,):
-                    split = Split(left // parallel, learner, signals, reference, beside, False, 0, offload)
+                    split = Split(left // parallel, learner, signals, reference, beside, False, 0, offload, 0)
                     yield from (replace(split, staleness=staleness) for staleness in STALENESS)
 
 
@@ -121,4 +127,4 @@ def _in_turns(run: RLHF, gpus: int, ranks: list[int], judges: int) -> Iterator[S
     reference = gpus if run.policy.lora is None else 0
     for learner in large:
         for signals in large if judges else [0]:
-            yield Split(gpus, learner, signals, reference, False, True, 0, False)
+            yield Split(gpus, learner, signals, reference, False, True, 0, False, run.rollout.chunk_size)

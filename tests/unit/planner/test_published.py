@@ -50,5 +50,5 @@ def test_sixteen_h100s_one_step_apart():
     told = grpo(8, 1000, (0.49, 0.51), max_staleness=1)
     assert told.gpus == 16
     published = 2048 * (PROMPT + 1000) / (2478 * 16)
-    # Castor's weights go through the node's memory where the reference shares the learner's GPUs: not what was published
+    # Castor's weights go through the node's memory where the reference is beside the learner: not as published
     assert told.step_s - told.parts["weights"] == pytest.approx(published, rel=0.2)
