@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -105,8 +105,7 @@ def _train(model: str, repetitions: int) -> dict[str, float]:
     from castor.models.policy import PolicyModel
     from engines.deepspeed_engine import TrainEngine, init_process_group
 
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
-    init_process_group(0, 1, 0, store, 60)
+    init_process_group(0, 1, 0, cast(Any, torch.distributed).HashStore(), 60)
     options = Engine(zero_stage=2, micro_batch_tokens=SEQUENCES[1] * LENGTH, pack_length=LENGTH)
     policy = PolicyModel.load(model, torch.float32, engine=options)
     shape = shape_of(policy.lm.config)
