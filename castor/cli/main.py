@@ -16,6 +16,7 @@ from castor.cli.data import app as data_app
 from castor.cli.explain import explain
 from castor.cli.export import export
 from castor.cli.failures import Interrupted
+from castor.cli.plan import plan
 from castor.cli.profile import ask_for_profile
 from castor.cli.runs import app as runs_app
 from castor.cli.serve import app as serve_app
@@ -134,6 +135,7 @@ for _kind in kinds().values():
     if _kind.summary:
         _stage_command(_kind)
 
+app.command()(plan)
 app.command()(assess)
 app.command()(explain)
 

@@ -55,7 +55,7 @@ def describe(plan: Plan, full: bool = False) -> str:
             text(_placement_table(actors)),
             text(*_fits(config, actors)),
             heading(f"Memory: what one actor is estimated to hold, in {unit}"),
-            text(_memory_table(actors, unit)),
+            text(memory_table(actors, unit)),
             text(*_memory_totals(config, actors)),
             *_gpu_parts(plan, actors),
             text(MEMORY_NOTES),
@@ -165,7 +165,8 @@ def _unit(stages: dict[str, list[PlacedActors]]) -> Unit:
     return "GiB" if any(memory.process + memory.model > 8 * GIB for memory in memories) else "MiB"
 
 
-def _memory_table(stages: dict[str, list[PlacedActors]], unit: Unit) -> Table:
+def memory_table(stages: dict[str, list[PlacedActors]], unit: Unit) -> Table:
+    """A row for every kind of actor of some stages, and a total of each stage."""
     numbers = ("n", "params", "weights", "frozen", "grads", "optim.", "work", "KV", "proc.", "host", "GPU")
     table = table_of(("stage", "actor", *numbers), numbers)
     for stage, actors in stages.items():

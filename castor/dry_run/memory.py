@@ -163,16 +163,16 @@ def activations(
     if score:
         return result
     tokens = min(engine.micro_batch_tokens, engine.chunk_tokens(shape.vocabulary))
-    return result + tokens * shape.vocabulary * logit_bytes(size, training=training, entropy=entropy)
+    return result + tokens * shape.vocabulary * logit_bytes(size, entropy=entropy)
 
 
-def logit_bytes(size: int, *, training: bool, entropy: bool = False) -> int:
-    """Bytes a token and vocabulary entry from logits to log-probabilities.
+def logit_bytes(size: int, *, entropy: bool = False) -> int:
+    """Bytes a token and vocabulary entry from logits to log-probabilities, at the worst moment.
 
-    Asked: logits in the model's type, as computed and as gathered, and as float32, tempered and after log-softmax. In
-    training there are four float32 numbers at the worst moment, when the logits have gone: log-probabilities, their
-    gradient, that of the tempered logits and of the logits. An entropy bonus adds probabilities.
+    Asked: logits, tempered and after log-softmax, in float32; of a smaller type also as they were computed. The
+    backward pass takes as much: log-probabilities, their gradient and that of the tempered logits, and in a smaller
+    type that of the logits. An entropy bonus adds probabilities and their products.
     """
-    if not training:
-        return 2 * size + 8
-    return 16 + (4 if entropy else 0)
+    if entropy:
+        return 20
+    return 12 if size == 4 else 14

@@ -65,7 +65,7 @@ class Sizes:
 def placement(plan: Plan) -> dict[str, list[PlacedActors]]:
     """The actors of every stage, in the order of the stages. A stage without actors runs in the driver."""
     sizes = Sizes(plan)
-    return {name: [_placed(actors, sizes) for actors in stage.actors()] for name, stage in plan.stages.items()}
+    return {name: [placed(actors, sizes) for actors in stage.actors()] for name, stage in plan.stages.items()}
 
 
 def totals(actors: list[PlacedActors]) -> Totals:
@@ -85,7 +85,8 @@ def cluster_cpus(ray: RayCluster) -> int | None:
     return ray.num_cpus or os.cpu_count() or 1
 
 
-def _placed(actors: Actors, sizes: Sizes) -> PlacedActors:
+def placed(actors: Actors, sizes: Sizes) -> PlacedActors:
+    """Actors with what each of them is estimated to hold."""
     resources = actors.resources
     if resources is None:
         return PlacedActors(actors.name, actors.count, None, actors.work, Memory(process=HELPER_PROCESS), 0)

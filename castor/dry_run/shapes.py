@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from castor.config.demo_model import DemoModel
@@ -58,8 +59,6 @@ def measure(model: DemoModel | ModelLike) -> Shape | None:
     The demo model counts with its full vocab_size: a corpus of fewer words makes it smaller. Raises CastorError for a
     model that ships code that is not trusted.
     """
-    from transformers import LlamaConfig
-
     from castor.models.backbone import load_config
     from castor.models.tiny import llama_config
 
@@ -70,10 +69,17 @@ def measure(model: DemoModel | ModelLike) -> Shape | None:
     elif (folder := ModelReference.of(model).here()) is not None and (folder / "config.json").is_file():
         config = load_config(ModelReference(str(folder), None, trusted))
     elif ModelReference.of(model).name in KNOWN_MODELS:
-        config = LlamaConfig(**KNOWN_MODELS[ModelReference.of(model).name])
+        return _known(ModelReference.of(model).name)
     else:
         return None
     return shape_of(config, trusted)
+
+
+@cache
+def _known(name: str) -> Shape:
+    from transformers import LlamaConfig
+
+    return shape_of(LlamaConfig(**KNOWN_MODELS[name]))
 
 
 def shape_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> Shape:

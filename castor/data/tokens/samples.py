@@ -96,9 +96,10 @@ class Samples:
             self.per_sample = self.per_sample or len(sample)
             if len(sample) != self.per_sample:
                 raise ValueError(f"sample {index} has {len(sample)} sequences, those before it {self.per_sample}")
-            encoded = []
+            encoded, asked, head = [], None, list[int]()
             for prompt, response, *history in sample:
-                head = template.encode_prompt(prompt, *history)
+                if (prompt, history) != asked:  # both responses of a pair answer one prompt
+                    asked, head = (prompt, history), template.encode_prompt(prompt, *history)
                 encoded.append((array("i", [*head, *template.encode_response(response)]), len(head)))
             if max(len(sequence) for sequence, _ in encoded) > max_length:
                 self.too_long += 1

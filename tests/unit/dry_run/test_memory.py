@@ -104,8 +104,8 @@ def test_an_offloaded_critic_is_on_the_host_with_its_gradients():
 def test_logits_and_an_entropy_bonus_grow_with_tokens_and_vocabulary():
     engine = Engine(zero_stage=3, gradient_checkpointing=True, micro_batch_tokens=4096)
     plain, entropy = (trained(LLAMA_8B, engine, 8, GPU, score=False, entropy=on) for on in (False, True))
-    assert entropy.working - plain.working == engine.chunk_tokens(128256) * 128256 * 4
-    assert (logit_bytes(2, training=False), logit_bytes(2, training=True)) == (12, 16)
+    assert entropy.working - plain.working == engine.chunk_tokens(128256) * 128256 * 6
+    assert (logit_bytes(4), logit_bytes(2), logit_bytes(2, entropy=True)) == (12, 14, 20)
 
 
 def test_an_adapter_leaves_the_model_frozen():
