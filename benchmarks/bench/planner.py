@@ -20,7 +20,6 @@ from benchmarks.bench.calibration import calibrate, make_model
 from benchmarks.bench.measurement import Ratio, Section
 from castor.config.cluster import RayCluster
 from castor.config.pipeline import Config
-from castor.config.wandb import WandB
 from castor.dry_run.placement import Sizes
 from castor.io.files import read_jsonl
 from castor.io.terminal import Terminal
@@ -29,7 +28,7 @@ from castor.planner.forecast import Forecast, Traffic, forecast
 from castor.planner.lengths import Lengths
 from castor.run.plan import make_plan
 from castor.run.stages.rlhf import RLHFStage
-from castor.run.tracking import Tracker
+from castor.run.trackers.trackers import Trackers
 
 LOW, HIGH = 0.85, 1.15  # wanted of predicted / measured
 PARTS = ("rollout_s", "learn_s", "transfer_s")  # of a step; checkpoints are not the planner's
@@ -81,8 +80,7 @@ def carried_out(settings: Config) -> list[dict[str, float]]:
     from trainers.pipeline import Pipeline
 
     plan = make_plan(settings)
-    tracker = Tracker(WandB(mode="disabled"), plan.files.wandb, "run", {})
-    Pipeline(plan, Quiet(), tracker, lambda: None).run_stage(plan.stage("run"))
+    Pipeline(plan, Quiet(), Trackers([]), lambda: None).run_stage(plan.stage("run"))
     return [each["metrics"] for each in read_jsonl(plan.files.stage("run").steps)]
 
 
