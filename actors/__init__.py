@@ -2,6 +2,5 @@
 
 import time
 
-BEGAN = (
-    time.time()
-)  # seconds since the epoch: what was before it in a process that Ray starts is Ray's part of its start
+# Seconds since the epoch; what a process that Ray started did before it is Ray's part of its start.
+BEGAN = time.time()
