@@ -378,7 +378,7 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed, Watched, TorchTraced):
         if invitation is not None:
             cast(CollectiveSender, sender).accept(invitation)
         version = self.version if version is None else version
-        if self.adapter is not None:
+        if self.adapter is not None and self.config.sampled_adapter is not None:
             return self.adapter.publish(self.engine, sender, version)
         return sender.send(self._weights(), version)
 

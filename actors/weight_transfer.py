@@ -99,7 +99,7 @@ class WeightTransfer:
             opening = self.learner.handles[0].invite.remote(transport, workers, rollout.transfer_timeout_s)
             (invitation,) = get([opening], START_TIMEOUT_S, "the learner (opening a group)")
             base = None
-            if self.config.policy.lora is not None:
+            if self.config.sampled_adapter is not None:
                 base = WeightUpdate(0, "", transport, [asdict(invitation)])
             self.circle = Circle(members, invitation, base)
         return self.circle

@@ -47,8 +47,6 @@ class Policy(Section):
     def _adapter_fits(self) -> "Policy":
         if self.lora is not None and self.reference != Reference():
             raise ValueError("with lora the learner computes the reference: remove the reference section")
-        if self.lora is not None and self.lora.rank > MAX_LORA_RANK:
-            raise ValueError(f"lora.rank {self.lora.rank}: vLLM's kernels take at most {MAX_LORA_RANK}")
         return self
 
 
@@ -104,6 +102,14 @@ class RLHF(Section):
         rule = self.signals[name].multiplier or self.multipliers
         assert rule is not None  # `_constraints_are_priced`
         return rule
+
+    @property
+    def sampled_adapter(self) -> LoRA | None:
+        """The adapter that the engines hold apart from the model; None: they hold the policy as a whole."""
+        apart = self.rollout.adapters == "apart" or (
+            self.rollout.adapters == "auto" and self.rollout.resources.gpus > 0
+        )
+        return self.policy.lora if apart else None
 
     @property
     def transfer(self) -> str:
@@ -209,6 +215,15 @@ class RLHF(Section):
     @property
     def _responses(self) -> int:
         return self.prompts_per_step * self.samples_per_prompt
+
+    @model_validator(mode="after")
+    def _adapter_can_be_sampled_with(self) -> "RLHF":
+        if self.sampled_adapter is not None and self.sampled_adapter.rank > MAX_LORA_RANK:
+            raise ValueError(
+                f"lora.rank {self.sampled_adapter.rank}: vLLM's kernels take at most {MAX_LORA_RANK}; "
+                "take less, or set rollout.adapters to merged"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stale_tokens_are_corrected(self) -> "RLHF":

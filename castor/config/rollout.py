@@ -49,6 +49,12 @@ class Rollout(Section):
         description="type of the logits in engine, learner and reference: that of the model, or float32 from the same "
         "weights, which brings a bfloat16 engine's log-probabilities closer to the learner's",
     )
+    adapters: Literal["auto", "apart", "merged"] = Field(
+        "auto",
+        description="of a policy with lora. apart: engines hold model and adapter, and an update is the adapter; "
+        "merged: engines hold their sum, as of any policy, and an update is the whole model; auto: merged on CPUs, "
+        "where sampling through vLLM's adapters takes several times as long, else apart",
+    )
     max_staleness: int = Field(
         0,
         ge=0,

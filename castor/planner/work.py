@@ -129,7 +129,7 @@ class Work:
 
     @property
     def _weight_bytes(self) -> float:
-        lora, policy = self.run.policy.lora, self.policy
+        lora, policy = self.run.sampled_adapter, self.policy
         return (policy.parameters if lora is None else policy.adapters(lora)) * self.costs.size(self.run.rollout.dtype)
 
     def moving(self, placed: PlacedActors, phase: str) -> float:

@@ -134,7 +134,7 @@ def test_only_the_adapter_is_trained_and_without_it_the_policy_is_the_reference(
     assert all(ours[0] == theirs[0] and torch.equal(ours[1], theirs[1]) for ours, theirs in pairs)
 
 
-def loop_config(zero_stage):
+def loop_config(zero_stage, adapters="apart"):
     engine = engine_of(zero_stage)
     return RLHF(
         steps=3,
@@ -143,7 +143,9 @@ def loop_config(zero_stage):
         policy=Policy(lora=LORA),
         signals={"help": Signal(role="objective", model="reward", critic=None)},
         advantage={"estimator": "leave_one_out"},
-        rollout=Rollout(max_prompt_tokens=64, max_new_tokens=16, chunk_size=3, max_num_seqs=16, kv_cache_mib=64),
+        rollout=Rollout(
+            max_prompt_tokens=64, max_new_tokens=16, chunk_size=3, max_num_seqs=16, kv_cache_mib=64, adapters=adapters
+        ),
         learner=Learner(
             ranks=2, engine=engine, logprob_gap_alarm=1e-4, entropy_coeff=0.01, ptx=PTX(batch_size=4, ptx_coeff=1.0)
         ),
@@ -203,3 +205,31 @@ def test_the_loop_with_an_adapter(ray_session, tiny_models, prompts, tokenised_p
     assert_close(ours, adapted, TINY_MODELS)
     assert (ours - start).abs().max() > 1e-3
     load_tokenizer(str(tmp_path / "policy"))
+
+
+def test_the_loop_with_engines_that_hold_the_adapter_merged(
+    ray_session, tiny_models, prompts, tokenised_prompts, tmp_path
+):
+    """An update is the whole model; what is sampled is what the learner computes, with its adapter."""
+    model, config, results = tiny_models.policy, loop_config(2, "merged"), []
+    with Groups(
+        config,
+        actors=actors_of(config),
+        reservation=Reservation(),
+        policy=model,
+        limits={},
+        signals={"help": SignalModels(tiny_models.reward, None, ModelReference(model))},
+        template="auto",
+        seed=3,
+        ptx_rows=list(stream_demonstrations(DataSource(limit=40), RowReport())),
+        multipliers_file=tmp_path / "multipliers.json",
+    ) as groups:
+        producer = Producer(config, groups, PromptStream(tokenised_prompts, 4, 3), 3, 1)
+        train(config, groups, producer, results.append)
+        update = groups.rollout.update
+        sent = {name for bucket in ray.get(update.pieces) for name in bucket}
+    assert update.base is None
+    assert sent == weights_of(model).keys()
+    gaps = [result.metrics["logprob_gap_max"] for result in results]
+    assert max(gaps) < tolerance(10.0, TINY_MODELS), gaps
+    assert abs(results[0].metrics["kl"]) < 1e-3 < abs(results[2].metrics["kl"])  # the adapter is in the engines

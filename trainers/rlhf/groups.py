@@ -84,7 +84,7 @@ class Groups:
         self.config, self.reservation = config, reservation
         self.roster, self.beginning = Roster(), beginning or Beginning()
         self.beginning.lap("data")
-        sleeps, lora = config.colocate, config.policy.lora
+        sleeps, lora = config.colocate, config.sampled_adapter
         self.rollout = RolloutPool(policy, config.rollout, reservation, sleeps, lora, self.roster, self.beginning)
         learns = (policy, config, seed, template, ray.put(ptx_rows))
         self.parts = {"learner": Part(actors["learner"], LearnerWorker, learns, "learner", trains=True)}

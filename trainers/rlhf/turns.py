@@ -34,7 +34,7 @@ class Turns:
             return
         begin = time.perf_counter()
         if self.phase == "rollout":
-            self.groups.rollout.sleep(keep_weights=self.groups.config.policy.lora is not None)
+            self.groups.rollout.sleep(keep_weights=self.groups.config.sampled_adapter is not None)
         else:
             self._occupy((group, None) for group, _ in self._holders(self.phase))
         if phase == "rollout":
