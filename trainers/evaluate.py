@@ -98,7 +98,8 @@ def evaluate(
         pool.wait_ready()
         loading = [_load(run, stage, names[0], scorers[scorer]) for scorer, names in turns.items()]
         get(loading, START_TIMEOUT_S, "the scorers")
-        for each, actor in ({"FolderWeights": source} | scorers).items():
+        others = {"FolderWeights": source} | {f"{name}-scorer": scorer for name, scorer in scorers.items()}
+        for each, actor in others.items():
             run.beginning.ready(each, asked_at, [get(actor.startup.remote(), START_TIMEOUT_S, each)])
         run.beginning.lap("actors")
         for version, (name, model) in enumerate(policies.items(), start=1):
