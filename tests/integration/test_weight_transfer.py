@@ -120,7 +120,7 @@ class Setting:
     def __init__(self, folders, rlhf):
         self.folders = folders
         self.learner = ActorGroup("learner", [FolderLearner.remote(folders, rlhf.policy.lora is not None)])
-        self.pool = RolloutPool(folders[0], rlhf.rollout, lora=rlhf.policy.lora)
+        self.pool = RolloutPool(folders[0], rlhf.rollout, lora=rlhf.sampled_adapter)
         self.transfer = WeightTransfer(rlhf, self.learner, self.pool)
         self.pool.wait_ready()
 
@@ -202,7 +202,7 @@ def test_engines_that_all_die_while_they_sample_are_replaced_with_the_current_we
 @pytest.fixture(scope="module")
 def apart(ray_session, folders):
     """An engine with a process of its own, which reads the learner's buckets where they lie."""
-    setting = Setting(folders, config("ipc", "async", 1, lora=True))
+    setting = Setting(folders, config("ipc", "async", 1, lora=True, adapters="apart"))
     yield setting
     setting.stop()
 
