@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.startup import phase
+from actors.startup import IMPORTS, phase
 from castor.config.rlhf import RLHF
 from castor.config.training import Engine
 from castor.experience import Experience
@@ -33,10 +33,11 @@ class Critic:
         """From the weights of the score model; that of a classifier's cost, and one with a `critic_model`, is the
         backbone of `model` with a fresh scalar head, the same one on every rank.
         """
-        from castor.models.device import device, resolve_dtype
-        from castor.models.load import load_critic
-        from castor.models.score import ScoreInfo, ScoreModel
-        from engines.deepspeed_engine import TrainEngine, loading
+        with phase(IMPORTS):
+            from castor.models.device import device, resolve_dtype
+            from castor.models.load import load_critic
+            from castor.models.score import ScoreInfo, ScoreModel
+            from engines.deepspeed_engine import TrainEngine, loading
 
         self.config, self.engine_config, self.seed, self.rank, self.world = config, engine, seed, rank, world
         self.device, dtype = device(), resolve_dtype(engine.dtype)

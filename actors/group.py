@@ -132,10 +132,13 @@ class SpmdActor(Starting):
         import torch.distributed as dist
 
         from actors.device import take_device
-        from engines.deepspeed_engine import init_process_group
+        from engines.deepspeed_engine import init_process_group, load_deepspeed
 
+        gpu = take_device()
+        with phase(IMPORTS):
+            load_deepspeed()
         store = cast(Any, dist).TCPStore(address, port, is_master=False) if rank else self.store
-        init_process_group(rank, world_size, take_device(), store, timeout_s)
+        init_process_group(rank, world_size, gpu, store, timeout_s)
         self.rank, self.world_size = rank, world_size
 
 

@@ -17,7 +17,7 @@ from actors.multipliers import Coefficients, effective_kl_coeff
 from actors.occupant import Occupant, Part
 from actors.processes import Watched
 from actors.recording import recorded
-from actors.startup import during, phase
+from actors.startup import IMPORTS, during, phase
 from actors.step_batch import StepBatch, read
 from actors.torch_trace import TorchTraced
 from castor.algorithms.advantages import combine
@@ -59,9 +59,10 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed, Watched, TorchTraced):
         self, model: ModelReference, config: RLHF, seed: int, template: str, ptx_rows: Sequence[QARow] | None
     ) -> None:
         """Load the policy into its engine; `ptx_rows` are the demonstrations of PTX, where it is on. Collective."""
-        from castor.models.device import device, resolve_dtype
-        from castor.models.policy import PolicyModel
-        from engines.deepspeed_engine import TrainEngine, loading
+        with phase(IMPORTS):
+            from castor.models.device import device, resolve_dtype
+            from castor.models.policy import PolicyModel
+            from engines.deepspeed_engine import TrainEngine, loading
 
         self.model = model = ModelReference.of(model)
         self.config, self.seed = config, seed
@@ -75,7 +76,8 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed, Watched, TorchTraced):
         self.policy = policy
         self.adapter = None
         if config.policy.lora is not None:
-            from engines.adapter import Adapter
+            with phase(IMPORTS):
+                from engines.adapter import Adapter
 
             self.adapter = Adapter(policy, config.policy.lora, self.rank, self.world_size)
         updates = self.config.steps * self.learner.update_iters * self.learner.mini_batches

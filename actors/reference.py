@@ -34,9 +34,10 @@ class ReferenceWorker(Occupant, Watched, Starting, TorchTraced):
 
         torch.set_num_threads(config.policy.reference.resources.threads)
         take_device()
-        from castor.models.attention import place
-        from castor.models.device import device, resolve_dtype
-        from castor.models.policy import PolicyModel
+        with phase(IMPORTS):
+            from castor.models.attention import place
+            from castor.models.device import device, resolve_dtype
+            from castor.models.policy import PolicyModel
 
         engine, rollout = config.learner.engine, config.rollout
         self.name, self.engine, self.temperature, self.device = model, engine, rollout.temperature, device()

@@ -75,7 +75,7 @@ class RolloutWorker(Starting):
             limit = config.max_prompt_tokens + config.max_new_tokens
             longest = min(limit, context_length(model) or limit)
             folder, lora = str(model.local()), with_modules(lora, model) if lora is not None else None
-        with phase("engine", imports_apart=False):  # vLLM's own thread builds it
+        with phase("engine"):
             self.engine = make_engine(folder, config, longest, model.trust_remote_code, sleeps, lora)
         self.weights = LoadedWeights(self.engine.load_weights)
         self.has_cache = True

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from actors.device import take_device
 from actors.recording import recorded
-from actors.startup import Starting, during
+from actors.startup import IMPORTS, Starting, during, phase
 from castor.config.judge import Judge, Measures
 from castor.config.training import Engine
 from castor.experience import Experience
@@ -22,13 +22,15 @@ from castor.model_reference import ModelLike, ModelReference
 class ScoreWorker(Starting):
     """A scorer of its own, for evaluation: one judge after the other."""
 
-    @during("model")
     def __init__(self, engine: Engine, threads: int, policy: ModelReference, directory: Path) -> None:
         """`policy`: whose tokens it is given; `directory`: where the module of a function is looked for, too."""
-        import torch
+        super().__init__()
+        with phase(IMPORTS):
+            import torch
 
-        torch.set_num_threads(threads)
-        take_device()
+            torch.set_num_threads(threads)
+            take_device()
+            import castor.scoring.experience_scorer  # noqa: F401
         self.engine, self.policy, self.directory = engine, policy, directory
 
     @during("model")

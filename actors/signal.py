@@ -17,7 +17,7 @@ from actors.multipliers import Coefficients, effective_kl_coeff
 from actors.occupant import Occupant, Part
 from actors.processes import Watched
 from actors.recording import recorded
-from actors.startup import during
+from actors.startup import IMPORTS, during, phase
 from actors.step_batch import StepBatch, read
 from actors.torch_trace import TorchTraced
 from castor.config.rlhf import RLHF
@@ -50,7 +50,8 @@ class SignalWorker(SpmdActor, Occupant, Checkpointed, Watched, TorchTraced):
         self.step: int | None = 0
         self.signal = config.signals[name]
         torch.set_num_threads(self.signal.resources.threads)
-        from castor.scoring.experience_scorer import judge_scorer
+        with phase(IMPORTS):
+            from castor.scoring.experience_scorer import judge_scorer
 
         signal = self.signal
         self.scorer = judge_scorer(

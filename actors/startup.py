@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,26 +53,21 @@ class Spent:
 
 
 _spent = Spent()
-_thread: int | None = None  # that starts this process up
 _begun = False  # whether Ray's part and the first imports are counted
 
 
 @contextmanager
-def phase(cause: str, imports_apart: bool = True) -> Iterator[None]:
-    """What the body takes is the cause's, but for what it imports (unless `imports_apart` is False) and for phases
-    within it. For one thread, the one that starts this process up.
+def phase(cause: str) -> Iterator[None]:
+    """What the body takes is the cause's, but for phases within it. For one thread, that which starts this process up.
+
+    Python imports where it comes to it: what takes seconds to import belongs into a phase IMPORTS of its own.
     """
-    global _thread
     _begin()
-    began, hooked = time.time(), imports_apart and builtins.__import__ is _import
+    began = time.time()
     _spent.enter(cause)
-    if hooked:
-        builtins.__import__, _thread = _timed_import, threading.get_ident()
     try:
         yield
     finally:
-        if builtins.__import__ is _timed_import and hooked:
-            builtins.__import__ = _import
         _spent.leave()
         recorder().span(cause, began, _spent.last)
 
@@ -124,22 +117,6 @@ def _begin() -> None:
     _spent.last = now
     recorder().span(PROCESS, created, BEGAN)
     recorder().span(IMPORTS, BEGAN, now)
-
-
-_import = builtins.__import__
-
-
-def _timed_import(*args: Any, **kwargs: Any) -> Any:
-    if threading.get_ident() != _thread:
-        return _import(*args, **kwargs)
-    builtins.__import__ = _import  # what an import imports belongs to it
-    _spent.enter(IMPORTS)
-    try:
-        return _import(*args, **kwargs)
-    finally:
-        _spent.leave()
-        if builtins.__import__ is _import:  # else what was imported has put another one in its place
-            builtins.__import__ = _timed_import
 
 
 class Beginning:

@@ -40,6 +40,11 @@ def init_process_group(rank: int, world_size: int, local_rank: int, store: Any, 
     adopt_process_group(rank, world_size, local_rank)
 
 
+def load_deepspeed() -> None:
+    """Import DeepSpeed, once this process has its GPU. It takes seconds, which nothing else need be blamed for."""
+    import deepspeed  # noqa: F401
+
+
 def adopt_process_group(rank: int, world_size: int, local_rank: int) -> None:
     """Let DeepSpeed use this process's group, and the GPU of number `local_rank`."""
     import deepspeed

@@ -16,7 +16,7 @@ from castor.reports.limits import Told
 from castor.reports.model_card import ModelFacts, model_card, with_comparison
 from castor.run.plan import Plan
 from castor.run.stages.stage import Stage
-from trainers.stage_run import StageRun
+from trainers.stage_run import StageRun, row_counts
 
 
 def write_model_card(plan: Plan, run: StageRun) -> None:
@@ -36,6 +36,7 @@ def write_model_card(plan: Plan, run: StageRun) -> None:
         template=plan.config.template,
         seed=plan.config.seed,
         data=run.rows.taken,
+        rows=row_counts(run.files),
         judges=_judges(stage),
         figures=_figures(run),
     )

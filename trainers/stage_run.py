@@ -15,8 +15,9 @@ from castor.data.rows.mixture import Mixture, mix
 from castor.data.rows.schemas import PreferenceRow, QARow
 from castor.data.rows.store import RowStore
 from castor.data.sources.report import RowReport
+from castor.evaluation.summary import RowCounts
 from castor.io.errors import CastorError
-from castor.io.files import write_json
+from castor.io.files import read_json, write_json
 from castor.io.terminal import Terminal
 from castor.model_reference import ModelReference
 from castor.run.claim import Claim
@@ -92,6 +93,15 @@ class RowReader:
             raise CastorError(f"{self.stage}: no rows are left: see the counts above")
         self.taken.extend(zip(sources, map(len, rows.chosen), strict=True))
         return rows
+
+
+def row_counts(files: StageFiles) -> RowCounts | None:
+    """What became of the rows that a stage read; None where it has read none, or not said so."""
+    if not files.counts.is_file():
+        return None
+    counts = read_json(files.counts)
+    long = read_json(files.metrics).get("too_long", 0) if files.metrics.is_file() else 0  # of a supervised stage
+    return RowCounts(**counts | {"too_long": counts["too_long"] + int(long)})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from castor.evaluation.limits import Constraint, limit_on
 from castor.evaluation.metrics import policy_metrics
 from castor.evaluation.records import JudgedResponse, read_responses, score_by
 from castor.evaluation.summary import (
-    RowCounts,
     Run,
     RunLimit,
     Stage,
@@ -36,6 +35,7 @@ from castor.run.plan import Plan
 from castor.run.records import Records
 from trainers.leaks import read_leaks
 from trainers.model_card import add_comparison
+from trainers.stage_run import row_counts
 
 COLOURS = {"good": "green", "mixed": "yellow", "bad": "red"}
 
@@ -83,23 +83,13 @@ def summarize(plan: Plan, reused: Mapping[str, bool]) -> tuple[Summary, dict[str
         seed=seed,
         versions=_versions(),
         stages={name: Stage(seconds=record.seconds, reused=reused[name]) for name, record in records.items()},
-        rows={name: counts for name in plan.stages if (counts := _rows(plan, name)) is not None},
+        rows={name: counts for name in plan.stages if (counts := row_counts(plan.files.stage(name))) is not None},
         throughput={name: _throughput(run["steps"]) for name, run in runs.items()},
         leaks=read_leaks(plan),
         runs={name: _run(plan, name, run) for name, run in runs.items()},
         policies={name: policy_metrics(responses, seed=seed, judges=judges) for name, responses in rows.items()},
     )
     return summary, rows
-
-
-def _rows(plan: Plan, name: str) -> RowCounts | None:
-    """What became of the rows that a stage read; None where it has read none, or not said so."""
-    files = plan.files.stage(name)
-    if not files.counts.is_file():
-        return None
-    counts = read_json(files.counts)
-    long = read_json(files.metrics).get("too_long", 0) if files.metrics.is_file() else 0  # of a supervised stage
-    return RowCounts(**counts | {"too_long": counts["too_long"] + int(long)})
 
 
 def _constraints(

@@ -18,9 +18,10 @@ from castor.config.model import stage_of
 from castor.data.sources.file_names import is_url
 from castor.data.sources.known_sets import find_set
 from castor.evaluation.metrics import PolicyMetrics
+from castor.evaluation.summary import RowCounts
 from castor.model_reference import READING
 from castor.reports.limits import Told
-from castor.reports.wording import interval, measured_columns, number, policy_title
+from castor.reports.wording import interval, left_out, measured_columns, number, policy_title
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -47,7 +48,7 @@ _LIMITS = {
     "categories are judged worst. It must not decide alone what happens to a person.",
 }
 _TASK = {"language model": "text-generation"}  # any other: text-classification
-_COUNTS = ("training_samples", "validation_samples", "too_long")
+_COUNTS = ("training_samples", "validation_samples", "too_long")  # told in words
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class ModelFacts:
     template: str  # prompt format of the config
     seed: int
     data: Sequence[tuple[DataSource, int]]  # each source, with the rows taken from it
+    rows: RowCounts | None  # what became of the rows that were read; None: nothing was read
     judges: Mapping[str, str]  # signal of an RLHF run: what it is and what judges it
     figures: Mapping[str, float]  # what the run measured; those that are no finite numbers are left out
 
@@ -170,8 +172,8 @@ def _data(facts: ModelFacts) -> str:
             f"\n{counts['training_samples']:,} samples were trained on and {counts['validation_samples']:,} held out, "
             "split by prompt."
         )
-    if counts.get("too_long"):
-        lines.append(f"{counts['too_long']:,} were left out for their length.")
+    if facts.rows is not None and (missing := left_out(facts.rows)):
+        lines.append(f"\nLeft out of {facts.rows.read:,} rows read: {missing}.")
     return "\n".join(lines)
 
 

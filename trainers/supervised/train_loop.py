@@ -20,7 +20,7 @@ from ray.actor import ActorHandle
 from actors.device import take_device
 from actors.progress import Progress
 from actors.recording import record_here, recorded
-from actors.startup import Start, phase, startup
+from actors.startup import IMPORTS, Start, phase, startup
 from actors.torch_trace import traced_steps
 from castor.config.supervised import Supervised
 from castor.io.checkpoint import atomic_folder
@@ -117,18 +117,21 @@ class Worker:
     """One rank: its share of every batch, the validations, the results. All methods are collective."""
 
     def __init__(self, job: Job) -> None:
-        from castor.data.tokens.samples import Samples
-        from castor.data.tokens.template import PromptTemplate, load_tokenizer
-        from castor.models.device import resolve_dtype
-        from castor.models.lora import add_adapters
-        from engines.deepspeed_engine import TrainEngine, adopt_process_group, loading
-        from trainers.supervised.tasks import make_task
+        with phase(IMPORTS):
+            from castor.data.tokens.samples import Samples
+            from castor.data.tokens.template import PromptTemplate, load_tokenizer
+            from castor.models.device import resolve_dtype
+            from castor.models.lora import add_adapters
+            from engines.deepspeed_engine import TrainEngine, adopt_process_group, load_deepspeed, loading
+            from trainers.supervised.tasks import make_task
 
+            gpu = take_device()
+            load_deepspeed()
         self.job, stage = job, job.stage
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(stage.resources.threads)
-        adopt_process_group(self.rank, self.world_size, take_device())
+        adopt_process_group(self.rank, self.world_size, gpu)
         self.files = job.files.training
         with phase("data"):
             self.task = make_task(

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 
 from castor.config.data import DataSource
 from castor.evaluation.metrics import policy_metrics
+from castor.evaluation.summary import RowCounts
 from castor.reports.model_card import ModelFacts, model_card, with_comparison
 from tests.unit.reports.test_report import responses
 
@@ -20,6 +21,7 @@ FACTS = ModelFacts(
     template="pku",
     seed=7,
     data=[(DataSource(source="PKU-SafeRLHF"), 1200), (DataSource(source="/home/me/secret/rows.jsonl"), 34)],
+    rows=RowCounts(read=1250, dropped=13, set_aside=0, too_long=3),
     judges={},
     figures={"accuracy": 0.8125, "loss": math.nan, "training_samples": 1100, "validation_samples": 134, "too_long": 3},
 )
@@ -40,7 +42,8 @@ def test_a_card_says_what_the_run_knows():
         "[org/base-1b](https://huggingface.co/org/base-1b); it was trained from stage `sft` of the run.",
         "at `9421ffafec3f` | train | 1,200 |",
         "| `rows.jsonl` | | 34 |",
-        "1,100 samples were trained on and 134 held out, split by prompt. 3 were left out for their length.",
+        "1,100 samples were trained on and 134 held out, split by prompt.",
+        "Left out of 1,250 rows read: 3 too long, 13 dropped as bad.",
         "| accuracy | 0.8125 |",
         "PKU-Alignment/PKU-SafeRLHF): `cc-by-nc-4.0`",
         "- `rows.jsonl`: see the data's own licence",
@@ -54,7 +57,7 @@ def test_a_card_says_what_the_run_knows():
 
 @pytest.mark.parametrize("kind", ["language model", "reward model", "cost model", "moderation model"])
 def test_a_card_of_nothing_known(kind):
-    facts = dataclasses.replace(FACTS, kind=kind, base=None, start=None, data=[], figures={})
+    facts = dataclasses.replace(FACTS, kind=kind, base=None, start=None, data=[], rows=None, figures={})
     card = ModelCard(model_card(facts))
     assert "Its weights are random" in card.text
     assert "## Figures" not in card.text
