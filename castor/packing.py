@@ -91,6 +91,17 @@ class PackedRows:
         cuts = torch.cat([starts, starts.new_tensor([self.position_ids.numel()])])
         return cuts.int(), int(cuts.diff().max())
 
+    def in_one_row(self) -> PackedRows:
+        """The same sequences one after the other in a single row, without filling.
+
+        For attention that is told where sequences begin, whatever the rows' width.
+        """
+        count = len(self.flat)
+        if count == 0:
+            return self
+        ids, positions = (tokens.view(-1)[self.flat][None] for tokens in (self.input_ids, self.position_ids))
+        return PackedRows(ids, positions, torch.arange(count, device=self.flat.device))
+
     def one_per_row(self) -> tuple[PackedRows, Tensor]:
         """The same sequences, each at the start of a row of its own, and the mask [N, L] int64 of real tokens.
 

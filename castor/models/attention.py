@@ -2,7 +2,7 @@
 
 For packed rows transformers' own functions make a mask [rows, 1, L, L], with which no flash kernel runs, and repeat
 every key and value head once per query head. A varlen kernel takes the tokens of all rows one after the other, and the
-places where sequences begin.
+places where sequences begin. On a GPU it is torch's, on a CPU `sequence_by_sequence`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from castor.models.backbone import isolates_sequences
 
 Kernel: TypeAlias = Callable[..., Any]  # gives a tensor, called as `torch.nn.attention.varlen.varlen_attn`
+_HALVES = (torch.bfloat16, torch.float16)
 HEAD_SIZES = range(8, 257, 8)  # those of the flash kernels
 # what a layer may say to an attention function without asking for anything
 _ASKS_NOTHING = frozenset({"position_ids", "position_embeddings", "cu_seq_lens_k", "max_length_k"})
@@ -28,21 +30,62 @@ class UnsupportedAttention(ValueError):
 
 
 def place(model: _Model, device: torch.device) -> _Model:
-    """Move a policy, score or moderation model to `device`, in place. On a GPU, packed rows go through torch's kernel.
+    """Move a policy, score or moderation model to `device`, in place. Its packed rows then go through a varlen kernel.
 
-    They do where the kernel runs and the backbone provably keeps sequences apart with it; otherwise, and always on a
-    CPU, they keep their mask.
+    They do where the kernel runs and the backbone provably keeps sequences apart with it; otherwise they keep their
+    mask.
     """
     model.to(device)
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return model
-    if torch.backends.cuda.is_flash_attention_available():
-        from torch.nn.attention.varlen import varlen_attn  # takes seconds to import
-
+    kernel = _kernel_of(device)
+    if kernel is not None:
         for part in model.modules():
-            if hasattr(part, "packing") and _inner(part).dtype in (torch.bfloat16, torch.float16):
-                use_kernel(part, varlen_attn)
+            if hasattr(part, "packing") and (device.type == "cpu" or _inner(part).dtype in _HALVES):
+                use_kernel(part, kernel)
     return model
+
+
+def _kernel_of(device: torch.device) -> Kernel | None:
+    if device.type == "cpu":
+        return sequence_by_sequence
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    if not torch.backends.cuda.is_flash_attention_available():
+        return None
+    from torch.nn.attention.varlen import varlen_attn  # takes seconds to import
+
+    return varlen_attn
+
+
+def sequence_by_sequence(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cuts: Tensor,
+    _key_cuts: Tensor,
+    _longest: int,
+    _longest_key: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """Causal attention [T, heads, D] of sequences that begin at `cuts`, called as torch's `varlen_attn` is here.
+
+    Sequences of one length go through torch's dense kernel together.
+    """
+    assert window_size == (-1, 0)  # causal, no sliding window
+    lengths = cuts.diff().tolist()
+    alike: dict[int, list[int]] = {}
+    for number, length in enumerate(lengths):
+        alike.setdefault(length, []).append(number)
+    queries, keys, values = (part.split(lengths) for part in (query, key, value))
+    outputs = list(queries)  # each is put in the place of its queries
+    for numbers in alike.values():
+        q, k, v = (torch.stack([part[n] for n in numbers]).transpose(1, 2) for part in (queries, keys, values))
+        found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa)
+        for number, output in zip(numbers, found.transpose(1, 2).unbind(), strict=True):
+            outputs[number] = output
+    return torch.cat(outputs)
 
 
 def use_kernel(model: Any, kernel: Kernel) -> bool:

@@ -121,7 +121,7 @@ def isolates_sequences(backbone: Any, packing: Packing = "masked") -> bool:
 
     def hidden(tokens: Tensor) -> Tensor:
         rows = PackedRows(tokens, positions, torch.arange(tokens.numel(), device=device))
-        return backbone(**model_inputs(rows, packing)[1]).last_hidden_state.float()
+        return backbone(**model_inputs(rows, packing)[1]).last_hidden_state.float().view(*shape, -1)
 
     training = backbone.training
     backbone.eval()
@@ -153,6 +153,8 @@ def model_inputs(rows: PackedRows, packing: Packing) -> tuple[PackedRows, dict[s
     if packing == "apart":
         rows, mask = rows.one_per_row()
         return rows, {"input_ids": rows.input_ids, "attention_mask": mask, "use_cache": False}
+    if packing == "varlen":
+        rows = rows.in_one_row()
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "use_cache": False}
     if packing == "varlen":  # by the names that transformers' layers hand on to their attention function
         cuts, longest = rows.boundaries()

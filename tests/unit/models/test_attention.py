@@ -1,6 +1,6 @@
 """Packed rows through a varlen kernel: the numbers and gradients of the mask, or the mask.
 
-torch's kernel needs a GPU. Here a plain loop over the sequences takes its place, called as it is.
+torch's kernel needs a GPU. Here a plain loop over the sequences takes its place, called as it is; and that of CPUs.
 """
 
 import inspect
@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaModel
 
 from castor.config.training import LoRA
-from castor.models.attention import UnsupportedAttention, _attention, place, use_kernel
+from castor.models.attention import UnsupportedAttention, _attention, place, sequence_by_sequence, use_kernel
 from castor.models.lora import add_adapters
 from castor.models.moderation import ModerationInfo, ModerationModel
 from castor.models.policy import PolicyModel
@@ -73,11 +73,12 @@ def policy(name, dtype=torch.float64):
     return PolicyModel(lm.eval().to(dtype))
 
 
-def packed():
-    tokens = torch.randint(2, 60, (int(LENGTHS.sum()),), generator=torch.Generator().manual_seed(1))
+def packed(lengths=LENGTHS):
+    lengths = lengths.long()
+    tokens = torch.randint(2, 60, (int(lengths.sum()),), generator=torch.Generator().manual_seed(1))
     inner = torch.ones(len(tokens), dtype=torch.bool)
-    inner[LENGTHS.cumsum(0) - LENGTHS] = False
-    return pack_rows(tokens.numpy(), LENGTHS.numpy(), 16), inner.nonzero()[:, 0]
+    inner[lengths.cumsum(0) - lengths] = False
+    return pack_rows(tokens.numpy(), lengths.numpy(), 16), inner.nonzero()[:, 0]
 
 
 def outcome(model, rows, positions):
@@ -154,10 +155,27 @@ def test_the_choice_is_not_saved(tmp_path):
     assert AutoModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
 
 
-def test_on_a_cpu_the_mask_stays():
-    model = policy("llama", torch.bfloat16)
+@pytest.mark.parametrize("name", [*TAKEN, *LEFT])
+@pytest.mark.parametrize("lengths", [LENGTHS, torch.tensor([5] * 4), torch.tensor([6]), torch.tensor([])], ids=str)
+def test_on_a_cpu_every_sequence_is_attended_to_alone_or_the_mask_stays(name, lengths):
+    model = policy(name, torch.float32 if name in LEFT else torch.float64)
+    before = implementation(model)
+    expected, gradients = outcome(model, *packed(lengths))
     assert place(model, torch.device("cpu")) is model
-    assert (model.packing, implementation(model)) == ("masked", "sdpa")
+    kernel = "castor_sequence_by_sequence" if name in TAKEN else before
+    assert implementation(model) == kernel
+    actual, found = outcome(model, *packed(lengths))
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, gradients, rtol=0, atol=1e-6)
+
+
+def test_the_kernel_of_cpus_gives_the_numbers_of_a_plain_loop():
+    generator = torch.Generator().manual_seed(0)
+    cuts = torch.cat([torch.zeros(1), LENGTHS.repeat(2).cumsum(0)]).int()
+    query, key, value = (torch.randn(int(cuts[-1]), heads, 8, generator=generator) for heads in (4, 2, 2))
+    kind = {"scale": 0.4, "window_size": (-1, 0), "enable_gqa": True}
+    given = query, key, value, cuts, cuts, int(LENGTHS.max()), int(LENGTHS.max())
+    torch.testing.assert_close(sequence_by_sequence(*given, **kind), one_by_one(*given, **kind))
 
 
 @pytest.mark.parametrize(
