@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from castor.models.score import ScoreInfo, ScoreModel
 from castor.packing import PackedRows, pack_rows
 
 TINY = "tiny"
-CONFIGS = {
+CONFIGS = {  # a model gets a copy: it keeps its choice of attention there
     TINY: LlamaConfig(  # vLLM's attention on a CPU takes no heads under 32
         vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=128,
@@ -43,7 +44,7 @@ def policy(name: str, dtype: torch.dtype, device: torch.device) -> PolicyModel:
     """A language model with random weights."""
     torch.manual_seed(0)
     with device:
-        lm = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=dtype)
+        lm = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]), dtype=dtype)
     lm.config.use_cache = False
     return PolicyModel(lm)
 
@@ -52,7 +53,7 @@ def critic(name: str, dtype: torch.dtype, device: torch.device) -> ScoreModel:
     """A score model with random weights."""
     torch.manual_seed(0)
     with device:
-        backbone = AutoModel.from_config(CONFIGS[name], dtype=dtype)
+        backbone = AutoModel.from_config(deepcopy(CONFIGS[name]), dtype=dtype)
         backbone.config.use_cache = False
         return ScoreModel(backbone, ScoreInfo("critic"))
 
