@@ -20,9 +20,6 @@ SMALL = [
     "rlhf.ppo_lag.prompts_per_step=8",
     "rlhf.ppo_lag.rollout.max_new_tokens=24",
     "rlhf.ppo_lag.multipliers.lambda_update_delay_steps=1",
-    # a cost model of three steps may call everything unsafe, and then cannot translate a share into a threshold
-    "rlhf.ppo_lag.signals.harm.unsafe_share=null",
-    "rlhf.ppo_lag.signals.harm.threshold=-0.5",
     "rlhf.ppo.steps=2",
     "rlhf.ppo.prompts_per_step=8",
     "rlhf.ppo.rollout.max_new_tokens=24",
