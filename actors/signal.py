@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from castor.config.rlhf import RLHF
 from castor.experience import Experience
 from castor.model_reference import ModelLike, ModelReference
 
+# On CPUs, how much nicer a signal is than the learner. Critics are more in number: with a core of its own the policy's
+# update ends before theirs, which then have all cores, and none is idle.
+BEHIND = 10
+
 
 @dataclass(frozen=True)
 class SignalModels:
@@ -39,6 +44,11 @@ class SignalModels:
 @recorded
 class SignalWorker(SpmdActor, Occupant, Checkpointed, Watched, TorchTraced):
     """One rank of a signal's group. Every rank scores on its own; the critic is trained by all of them together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if not ray.get_gpu_ids():
+            os.nice(BEHIND)
 
     @during("model")
     def load(self, name: str, models: SignalModels, config: RLHF, seed: int, limit: float | None = None) -> None:

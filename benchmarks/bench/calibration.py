@@ -66,6 +66,7 @@ def calibrate(model: Path, repetitions: int = REPETITIONS) -> Device:
         prefill=decoding["prefill"] / training["forward"],
         reading=1.0,
         moving=1.0,
+        transfer_s=0.01,  # within a node, from one process to another
         pageable=1e9,
         broadcast=1e9,
         iteration_s=decoding["iteration_s"],
