@@ -26,7 +26,7 @@ UV := UV_PYTHON=$(BIN)/python $(BIN)/uv
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
 COMPILE_STACK = $(COMPILE) $(UPGRADE) --override requirements/overrides.txt --extra dev \
-	--no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package torchvision
+	--no-emit-package torchaudio --no-emit-package torchcodec
 
 # Without the bytecode that Python keeps beside what is installed, every process would compile its imports anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -73,7 +73,8 @@ docs: $(DOCS)/.installed ## Build the documentation: site/index.html
 
 lock: $(MADE) ## Write requirements/*.lock anew from pyproject.toml (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) $(UPGRADE) requirements/bootstrap.in -o requirements/bootstrap.lock
-	$(COMPILE_STACK) --extra cpu $(TORCH_FROM) --no-emit-package torch pyproject.toml -o requirements/cpu.lock
+	$(COMPILE_STACK) --override requirements/overrides-cpu.txt --extra cpu $(TORCH_FROM) \
+		--no-emit-package torch --no-emit-package torchvision pyproject.toml -o requirements/cpu.lock
 	$(COMPILE_STACK) --extra gpu pyproject.toml -o requirements/gpu.lock
 	$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 		print(*project["optional-dependencies"]["docs"], sep="\n")' \

@@ -26,7 +26,7 @@ from castor.config.rollout import Rollout
 from castor.config.training import LoRA
 from castor.model_reference import ModelLike, ModelReference
 from castor.run.actors import rollout_workers
-from engines.vllm_arguments import VLLM_ENV
+from engines.vllm_arguments import ROLLOUT_ENV
 from engines.weights.base import WeightUpdate
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class RolloutPool:
             self.wait_ready()
 
     def _start(self, number: int) -> ActorHandle:
-        options = self.reservation.options(self._asked, number, **VLLM_ENV)
+        options = self.reservation.options(self._asked, number, **ROLLOUT_ENV)
         kind: Any = ContinuingWorker if self._continues else FinishingWorker
         worker = kind.options(**options).remote(*self._args)
         self._processes[worker] = worker.processes.remote()  # the first call that it serves

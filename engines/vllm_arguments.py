@@ -8,8 +8,14 @@ VLLM_ENV = {  # set before vLLM is imported
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the in-process executor needs it; AsyncLLM keeps its one engine process
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_PLUGINS": "",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process that has asked for its GPUs can use none
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+ROLLOUT_ENV = VLLM_ENV | {
+    # every request has a seed and asks for log-probabilities of what is sampled from, for which FlashInfer's sampler is
+    # never taken: an engine need not compile it
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 CPU_PREFILL_TOKENS = 4096  # of one step; vLLM's own default for offline inference on a CPU
 

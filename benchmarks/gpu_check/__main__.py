@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import importlib.util
 import json
@@ -22,6 +23,7 @@ from rich.table import Table
 from benchmarks.gpu_check.parts import PARTS, Part
 
 Rows = list[tuple[str, dict[str, float | str]]]
+STDERR = 20_000  # characters of what a failed part said; an engine's own error comes long before its parent's
 PART_TIMEOUT_S = {"cuda": 240, "cpu": 900}  # a machine for tests has few cores, and much else to do
 
 
@@ -32,9 +34,12 @@ def main() -> None:
         _run_here(PARTS[arguments.part], arguments.device, arguments.out)
         return
     chosen = [name for name in PARTS if not arguments.only or name in arguments.only]
-    results = {name: _run_apart(name, arguments.device) for name in chosen}
+    results: dict[str, dict[str, Any]] = {}
     report = {"machine": machine(arguments.device), "parts": results}
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for name in chosen:
+        results[name] = _run_apart(name, arguments.device)
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        print(f"{name} {results[name]['state']}", file=sys.stderr)
     _print(report)
     sys.exit(any(result["state"] == "failed" for result in results.values()))
 
@@ -63,6 +68,7 @@ def _run_here(part: Part, device: str, out: Path) -> None:
 
     from benchmarks.gpu_check.setting import Setting
 
+    faulthandler.dump_traceback_later(PART_TIMEOUT_S[device] - 10)
     run: Callable[[Any], Iterator[tuple[str, dict[str, float | str]]]]
     run = getattr(importlib.import_module(part.module), part.function)
     rows: Rows = []
@@ -86,12 +92,16 @@ def _run_apart(name: str, device: str) -> dict[str, Any]:
                 command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
             )
             code, said = done.returncode, done.stderr
-        except subprocess.TimeoutExpired:
-            code, said = -1, f"not done after {timeout_s} s"
+        except subprocess.TimeoutExpired as error:
+            code, said = -1, f"{_text(error.stderr)}\nnot done after {timeout_s} s"
         rows: Rows = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else []
     result: dict[str, Any] = {"state": "failed" if code else "passed", "rows": rows}
     result["seconds"] = round(time.monotonic() - start, 1)
-    return result | ({"why": said.strip().rpartition("\n")[2], "stderr": said[-4000:]} if code else {})
+    return result | ({"why": said.strip().rpartition("\n")[2], "stderr": said[-STDERR:]} if code else {})
+
+
+def _text(output: bytes | str | None) -> str:
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
 def _print(report: dict[str, Any]) -> None:

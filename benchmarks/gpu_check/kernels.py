@@ -53,11 +53,8 @@ def scores(setting: Setting) -> Iterator[tuple[str, Figures]]:
 
 
 def logprobs(setting: Setting) -> Iterator[tuple[str, Figures]]:
-    """Log-probabilities in chunks, and by Liger's kernels, against all at once, forward and backward: equal, time, and
-    peak memory.
-    """
+    """Log-probabilities in chunks against all at once, forward and backward: equal, time, and peak memory."""
     from castor.algorithms.logprobs import chunked_logprobs, token_logprobs
-    from castor.models.fused_logprobs import can_fuse, fused_logprobs
 
     tokens, hidden, vocabulary = (64, 16, 97) if setting.small else (8192, 4096, 128_256)
     dtype = torch.float32 if setting.small else torch.bfloat16
@@ -73,10 +70,8 @@ def logprobs(setting: Setting) -> Iterator[tuple[str, Figures]]:
     def chunked() -> torch.Tensor:
         return chunked_logprobs(head, states, targets, chunk=16 if setting.small else 1024)
 
-    ways: list[tuple[str, Callable[[], torch.Tensor]]] = [("at once", plain), ("in chunks", chunked)]
-    if can_fuse(head):
-        ways.append(("fused", partial(fused_logprobs, head, states, targets)))
-    for name, way in ways:
+    ways: dict[str, Callable[[], torch.Tensor]] = {"at once": plain, "in chunks": chunked}
+    for name, way in ways.items():
 
         def both(way: Callable[[], torch.Tensor] = way) -> None:
             head.weight.grad = None
@@ -99,7 +94,7 @@ def attention(setting: Setting) -> Iterator[tuple[str, Figures]]:
     name = models.TINY if setting.small else "1B"
     dtype = torch.float32 if setting.small else torch.bfloat16
     masked = models.policy(name, dtype, setting.device).eval()
-    placed = place(models.policy(name, dtype, torch.device("cpu")), setting.device).eval()
+    placed = place(models.policy(name, dtype, setting.device), setting.device).eval()
     placed.load_state_dict(masked.state_dict())
     for pack in (48,) if setting.small else (512, 2048, 4096):
         batch = models.batch(name, 8 if setting.small else 32, 16 if setting.small else 256, pack, setting.device)

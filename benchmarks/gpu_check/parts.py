@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engines.vllm_arguments import VLLM_ENV
+from engines.vllm_arguments import ROLLOUT_ENV
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ PARTS = {
     "torch": Part(_TRAINING, "torch_steps"),
     "DeepSpeed": Part(_TRAINING, "engine_steps", ("deepspeed",)),
     "offload": Part(_TRAINING, "offloading", ("deepspeed",)),
-    "transfer": Part(_ROLLOUT, "transfer", ("vllm", "ray"), VLLM_ENV),
-    "in turns": Part(_ROLLOUT, "taking_turns", ("vllm", "deepspeed", "ray"), VLLM_ENV),
+    "transfer": Part(_ROLLOUT, "transfer", ("vllm", "ray"), ROLLOUT_ENV),
+    "in turns": Part(_ROLLOUT, "taking_turns", ("vllm", "deepspeed", "ray"), ROLLOUT_ENV),
     "PPO-Lag": Part("benchmarks.gpu_check.ppo_lag", "short_run", ("vllm", "deepspeed", "ray")),
 }

@@ -16,6 +16,8 @@ class TensorBoard(Section):
 class MLflow(Section):
     """A run of MLflow. An empty section, {}, asks for one. MLflow does not come with Castor: `pip install mlflow`."""
 
-    uri: str | None = Field(None, description="tracking server; default: MLFLOW_TRACKING_URI, else files in RUN/mlflow")
+    uri: str | None = Field(
+        None, description="tracking server; default: MLFLOW_TRACKING_URI, else a database in RUN/mlflow"
+    )
     experiment: str | None = Field(None, description="default: MLFLOW_EXPERIMENT_NAME, else castor")
     samples: int = Field(32, ge=0, description=_SAMPLES)

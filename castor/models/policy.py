@@ -16,7 +16,6 @@ from castor.data.tokens.template import load_tokenizer
 from castor.io.checkpoint import atomic_folder
 from castor.model_reference import ModelLike
 from castor.models.backbone import load_config, load_weights, model_inputs, packing_of
-from castor.models.fused_logprobs import can_fuse, fused_logprobs
 from castor.models.head import compute_logits_in_float32
 from castor.models.vocabulary_head import Projection, gives_head_output, instead_of_logits
 from castor.packing import PackedRows
@@ -28,9 +27,9 @@ class PolicyModel(nn.Module):
     """Any `AutoModelForCausalLM`, asked for log-probabilities instead of logits.
 
     Logits are made of the asked tokens alone: of more than `engine.chunk_tokens` a chunk at a time, in the backward
-    pass once more, so that no tensor of all tokens x vocabulary is ever held, by Liger's kernels where these can
-    (`can_fuse`); else, or where the output layer has adapters, all at once. A model that does something to its output
-    layer's logits makes them for every column that holds an asked token.
+    pass once more, so that no tensor of all tokens x vocabulary is ever held; else, or where the output layer has
+    adapters, all at once. A model that does something to its output layer's logits makes them for every column that
+    holds an asked token.
     """
 
     def __init__(self, lm: PreTrainedModel, *, engine: Engine | None = None) -> None:
@@ -88,12 +87,9 @@ class PolicyModel(nn.Module):
             result = token_logprobs(logits[source_row, column_index], tokens, temperature, with_entropy).float()
             return result + 0.0 * logits.sum() if len(tokens) == 0 else result
         divided = len(tokens) > self.chunk_tokens and next(head.children(), None) is None
-        fused = divided and temperature == 1.0 and not with_entropy and can_fuse(head)
 
         def logprobs(project: Projection, hidden: Tensor) -> Tensor:
             chosen = hidden[source_row, column_index]  # a column is kept for all rows, and few of them predict there
-            if fused and chosen.dtype == head.weight.dtype:
-                return fused_logprobs(head, chosen, tokens)
             if divided:
                 return chunked_logprobs(project, chosen, tokens, temperature, with_entropy, chunk=self.chunk_tokens)
             return token_logprobs(project(chosen), tokens, temperature, with_entropy)

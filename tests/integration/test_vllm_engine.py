@@ -1,6 +1,9 @@
 """A vLLM engine in this process: one thread owns it, and a float32 head brings it closer to learner and reference."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +103,15 @@ def test_one_thread_builds_steps_and_loads_and_a_waiting_transfer_goes_first(ray
     threads = {thread for _, thread in noted}
     assert len(threads) == 1
     assert not threads & callers
+
+
+def test_the_process_of_an_engine_is_no_fork():
+    """A fork of a process that has only asked how many GPUs there are can use none of them."""
+    asks = "from vllm.utils.system_utils import get_mp_context; print(get_mp_context().get_start_method())"
+    done = subprocess.run(
+        [sys.executable, "-c", asks], env=os.environ | VLLM_ENV, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split()[-1] == "spawn"
 
 
 @pytest.fixture(scope="module")

@@ -64,4 +64,5 @@ def test_a_lock_names_no_index_and_no_path(lock: str) -> None:
 def test_the_cpu_lock_holds_neither_torch_nor_cuda() -> None:
     cuda = re.compile(r"torch$|torchvision$|torchaudio$|nvidia-|cuda-|vllm$")
     assert [name for name in locked("cpu") if cuda.match(name)] == []
-    assert {"torch", "vllm", "nvidia-cublas"} <= locked("gpu").keys()
+    # torchvision: an engine on a GPU imports it when it warms up, whatever its model
+    assert {"torch", "torchvision", "vllm", "nvidia-cublas"} <= locked("gpu").keys()

@@ -33,12 +33,17 @@ class MLflowTracker:
                 "the section"
             ) from None
         make_folder(self._folder)
-        uri = self._config.uri or os.environ.get("MLFLOW_TRACKING_URI") or (self._folder / "mlruns").as_uri()
-        self._client = MlflowClient(uri)
+        own = self._folder.resolve()  # where no server is named
+        server = self._config.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = MlflowClient(server or f"sqlite:///{own / 'mlflow.db'}")
         if not self._identity.is_file():
             name = self._config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
             found = self._client.get_experiment_by_name(name)
-            experiment = found.experiment_id if found else self._client.create_experiment(name)
+            if found:
+                experiment = found.experiment_id
+            else:
+                artifacts = None if server else (own / "artifacts").as_uri()
+                experiment = self._client.create_experiment(name, artifact_location=artifacts)
             run = self._client.create_run(experiment, run_name=self._name)
             write_text(self._identity, run.info.run_id)
         self._run = self._identity.read_text()
