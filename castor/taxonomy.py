@@ -91,8 +91,13 @@ _INVERSE: dict[str, tuple[str, ...]] = {
 
 
 def nearest_category(name: str, taxonomy: Iterable[str]) -> str:
-    """The category of `taxonomy` that is spelt most like `name`, whatever the case."""
+    """The category of `taxonomy` that `name` is probably meant for: its counterpart, where it is one of the other
+    taxonomy, else the one that is spelt most like it, whatever the case.
+    """
     known = {category.casefold(): category for category in taxonomy}
+    for counterpart in (*_RELATION.get(name, ()), *_INVERSE.get(name, ())):
+        if counterpart in known.values():
+            return counterpart
     return known[difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.0)[0]]
 
 

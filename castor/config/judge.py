@@ -30,11 +30,12 @@ class Classifier(Section):
     def _categories_exist(cls, value: str | list[str]) -> str | list[str]:
         if isinstance(value, str):
             return value
-        known = (*BEAVERTAILS_CATEGORIES, *PKU_CATEGORIES)
         for name in value:
-            if name not in known:
-                near = nearest_category(name, known)
-                raise ValueError(f"{name!r} is no harm category; the nearest one is {near!r}")
+            if name not in (*BEAVERTAILS_CATEGORIES, *PKU_CATEGORIES):
+                raise ValueError(
+                    f"{name!r} is no harm category; the nearest one is {nearest_category(name, PKU_CATEGORIES)!r} in "
+                    f"the taxonomy pku, {nearest_category(name, BEAVERTAILS_CATEGORIES)!r} in beavertails"
+                )
         if not value:
             raise ValueError("an empty list of categories gives no cost: name at least one")
         return value

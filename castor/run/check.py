@@ -16,6 +16,7 @@ from castor.io.errors import CastorError
 from castor.io.user_function import function_finding
 from castor.models.head_kind import TAXONOMIES, head_kind
 from castor.run.check_gpus import gpu_findings, heads_finding
+from castor.run.check_judges import judge_findings
 from castor.run.plan import Plan
 from castor.run.stages.stage import ANY_MODEL, LANGUAGE_MODEL, ROWS, Read, Stage
 
@@ -31,6 +32,8 @@ def check(plan: Plan) -> None:
     """
     stages = plan.stages.values()
     findings = [finding for stage in stages for finding in stage.findings()]
+    judges = [each for stage in stages for each in stage.judges()]
+    findings += [finding for place, judge in judges for finding in judge_findings(place, judge, plan.stages)]
     findings += [finding for stage in stages for read in stage.reads() if (finding := _finding(plan, stage, read))]
     if not findings:
         findings = [finding for stage in stages for finding in _later_findings(plan, stage)]

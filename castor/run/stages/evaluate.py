@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from castor.run.actors import Actors, Frozen, rollout_workers
-from castor.run.stages.judges import judge_findings
 from castor.run.stages.stage import LANGUAGE_MODEL, Kind, Read, RowsRead, Stage, helper
 
 if TYPE_CHECKING:
     from castor.config.evaluate import Evaluate, FurtherJudge
+    from castor.config.judge import Judge
     from castor.config.model import ModelOption
     from castor.config.rollout import Rollout
     from castor.config.training import Engine
@@ -84,14 +84,17 @@ class EvaluateStage(Stage):
             found[last] = found.get(last, {}) | further
         return found
 
+    def judges(self) -> Iterator[tuple[str, Judge]]:
+        """All that judge the policies."""
+        for name, judge in self.section.all_judges.items():
+            yield f"{self.place}.{judge_key(name).removesuffix('.model')}", judge
+
     def findings(self) -> Iterator[str]:
-        """A comparison of nobody; judges that do not fit."""
+        """A comparison of nobody."""
         if not self.policies:
             yield (
                 "evaluate has no policy to compare: add an sft section, a dpo stage, an rlhf run, or evaluate.policies"
             )
-        for name, judge in self.section.all_judges.items():
-            yield from judge_findings(f"{self.place}.{judge_key(name).removesuffix('.model')}", judge)
 
 
 def _kind(judge: FurtherJudge) -> Kind:

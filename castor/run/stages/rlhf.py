@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from castor.run.actors import Actors, Frozen, Trained, rollout_workers
 from castor.run.files import StageFiles
-from castor.run.stages.judges import judge_findings
 from castor.run.stages.stage import ANY_MODEL, LANGUAGE_MODEL, Kind, Read, RowsRead, Stage, helper, most_rows
 
 if TYPE_CHECKING:
+    from castor.config.judge import Judge
     from castor.config.model import ModelOption
     from castor.config.rlhf import RLHF
     from castor.config.rollout import Rollout
@@ -99,14 +99,16 @@ class RLHFStage(Stage):
         parts = [f"{len(rules)} λ, rule {', '.join(dict.fromkeys(rules))}"] if rules else []
         return " and ".join([*parts, *(["the KL coefficient"] if self.section.advantage.kl_target else [])])
 
+    def judges(self) -> Iterator[tuple[str, Judge]]:
+        """Its signals."""
+        return ((f"{self.place}.signals.{name}", signal) for name, signal in self.section.signals.items())
+
     def limits(self) -> dict[str, str]:
         """What each constraint asks for, in words."""
         return {name: _limit(signal) for name, signal in self.section.constraints.items()}
 
     def findings(self) -> Iterator[str]:
-        """Functions that do not fit; fewer prompts than one step takes, where their number is known."""
-        for name, signal in self.section.signals.items():
-            yield from judge_findings(f"{self.place}.signals.{name}", signal)
+        """Fewer prompts than one step takes, where their number is known."""
         most = most_rows(self.section.prompts)
         if most is not None and most < self.section.prompts_per_step:
             yield (

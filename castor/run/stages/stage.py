@@ -16,8 +16,10 @@ from castor.run.files import StageFiles
 if TYPE_CHECKING:  # the command line imports stages to name its commands; sections cost a quarter of a second
     from castor.config.base import Section
     from castor.config.data import DataSource
+    from castor.config.judge import Judge
     from castor.config.model import ModelOption
     from castor.config.rollout import Rollout
+    from castor.models.head_kind import HeadKind
 
 Kind = Literal["language model", "reward model", "cost model", "moderation model", "rows", "report"]
 Rows = Literal["demonstrations", "qa", "preferences", "prompts"]
@@ -108,6 +110,15 @@ class Stage(ABC):
         """Tokens of the longest sequence it gives to the models it reads; None: it gives them none."""
         rollout = self.rollout
         return None if rollout is None else rollout.max_prompt_tokens + rollout.max_new_tokens
+
+    @property
+    def head(self) -> HeadKind | None:
+        """What the head measures of the model that it makes; None: it makes a language model, or none."""
+        return None
+
+    def judges(self) -> Iterator[tuple[str, Judge]]:
+        """Whoever judges responses in it, by place in the config."""
+        return iter(())
 
     def findings(self) -> Iterator[str]:
         """What is wrong with its section that the section alone cannot see, a line each."""

@@ -12,7 +12,6 @@ from castor.run.stages.stage import ANY_MODEL, Kind, Read, Rows, RowsRead, Stage
 if TYPE_CHECKING:
     from castor.config.model import ModelOption
     from castor.config.supervised import Supervised
-    from castor.models.head_kind import HeadKind
 
 
 class SupervisedStage(Stage):
@@ -20,11 +19,6 @@ class SupervisedStage(Stage):
 
     section: Supervised
     start_kinds: ClassVar[frozenset[Kind]] = ANY_MODEL
-
-    @property
-    def head(self) -> HeadKind | None:
-        """What the head measures that it puts on a backbone; None: it makes a language model."""
-        return None
 
     @property
     @abstractmethod

@@ -559,7 +559,7 @@ def test_a_constraint_may_be_a_moderation_stage():
     ("changes", "message"),
     [
         ({"threshold": None, "unsafe_share": 0.1}, "make it a constraint with one of them"),
-        ({"classifier": {"reduce": ["self_harms"]}}, "the nearest one is 'self_harm'"),
+        ({"classifier": {"reduce": ["self_harms"]}}, "'self_harm' in beavertails"),
         ({"classifier": {"reduce": []}}, "name at least one"),
     ],
 )

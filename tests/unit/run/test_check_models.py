@@ -19,17 +19,17 @@ def folder(path: Path, file: str = "config.json", **settings: Any) -> str:
     return str(path)
 
 
+GROUPS = {
+    "advantage": {"estimator": "group_relative"},
+    "samples_per_prompt": 2,
+    "multipliers": {"rule": "sgd_log"},
+}
+
+
 def finding(tmp_path: Path, **signals: Any) -> str:
     policy = {"model": folder(tmp_path / "policy")}
     objective = {"role": "objective", "model": folder(tmp_path / "r", "castor_score.json", score_type="reward")}
-    run = {
-        "steps": 1,
-        "policy": policy,
-        "signals": {"helpful": objective, **signals},
-        "advantage": {"estimator": "group_relative"},
-        "samples_per_prompt": 2,
-        "multipliers": {"rule": "sgd_log"},
-    }
+    run = {"steps": 1, "policy": policy, "signals": {"helpful": objective, **signals}, **GROUPS}
     config = Config.model_validate({"run_dir": str(tmp_path / "run"), "rlhf": {"ppo": run}})
     try:
         check(make_plan(config))
@@ -53,6 +53,27 @@ def test_categories_are_those_of_the_model_in_the_folder(tmp_path: Path) -> None
     assert (
         f"signals.harm.classifier.reduce: {qa} has no category 'Animal Abuse'; the nearest one is 'animal_abuse'"
         in found
+    )
+
+
+def test_categories_are_those_of_the_stage_that_trains_the_model(tmp_path: Path) -> None:
+    prompts = {"source": "synthetic"}
+    judge = {"model": "stage:qa", "classifier": {"reduce": ["Insulting Behavior"]}}
+    objective = {"role": "objective", "model": folder(tmp_path / "r", "castor_score.json", score_type="reward")}
+    signals = {"helpful": objective, "harm": {"role": "constraint", **judge, "threshold": 0.0}}
+    config = Config.model_validate(
+        {
+            "run_dir": str(tmp_path / "run"),
+            "model": {},
+            "moderation": {"qa": {"model": "stage:model", "taxonomy": "beavertails", "data": prompts}},
+            "rlhf": {"ppo": {"steps": 1, "policy": {"model": "stage:model"}, "signals": signals, **GROUPS}},
+        }
+    )
+    with pytest.raises(CastorError) as caught:
+        check(make_plan(config))
+    assert str(caught.value) == (
+        "rlhf.ppo.signals.harm.classifier.reduce: stage:qa has no category 'Insulting Behavior'; the nearest one is "
+        "'hate_speech,offensive_language'"
     )
 
 
