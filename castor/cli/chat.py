@@ -38,7 +38,7 @@ def chat(
     chosen = model or names[0]
     console.print(f"[bold]{chosen}[/] at {url}  [dim]an empty line ends it; others: {', '.join(names)}[/]")
     turns: list[dict[str, str]] = []
-    while question := console.input("[bold cyan]you[/] ").strip():
+    while question := _question(console):
         turns.append({"role": "user", "content": question})
         try:
             said = _answer(client, chosen, turns, guard, console)
@@ -47,6 +47,15 @@ def chat(
             turns.pop()
             continue
         turns.append({"role": "assistant", "content": said})
+
+
+def _question(console: Any) -> str:
+    """What is asked next; an end of the input is an empty line."""
+    try:
+        return str(console.input("[bold cyan]you[/] ")).strip()
+    except EOFError:
+        console.print()
+        return ""
 
 
 def _models(client: OpenAI) -> tuple[OpenAI, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -70,6 +71,8 @@ def export(
             f"{folder} {'is the model itself' if same else 'exists'}: name a folder that is not there yet"
         )
     make_folder(folder.parent)
+    # no GPU is used here; DeepSpeed, which transformers imports, would warn of there being none
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import torch
 
     from castor.models.export import save_classifier

@@ -11,6 +11,8 @@ from castor.run.alarms import alarms
 from trainers.rlhf.loop import StepResult
 from trainers.stage_run import StageRun
 
+CLOSING_STEPS = 10  # a run is told by the mean of its last ones
+
 
 class RunLog:
     """The numbers of one run, those of the steps before it was interrupted included."""
@@ -63,7 +65,7 @@ class RunLog:
         seconds = sum(metrics[lap] for lap in ("rollout_s", "learn_s", "checkpoint_s", "transfer_s"))
         parts = [
             f"{self.run.name} step {record['step']:>3}/{self.config.steps}",
-            f"reward {record['weighted_reward']:6.2f}",
+            f"reward {record['weighted_reward']:z6.2f}",
         ]
         for key, cost in record["mean_costs"].items():
             label = "" if len(record["mean_costs"]) == 1 else f" {key}"
@@ -71,7 +73,7 @@ class RunLog:
             parts.append(f"λ{label} {record['multipliers'][key]:.2f}")
         monitors = [key for key, signal in self.config.signals.items() if signal.role == "monitor"]
         parts += [f"{key} {metrics[f'{key}/score_mean']:6.2f}" for key in monitors]
-        parts.append(f"KL {record['kl']:5.2f}")
+        parts.append(f"KL {record['kl']:z5.2f}")
         parts.append(f"{metrics['tokens'] / seconds:6,.0f} tok/s")
         if "staleness_mean" in metrics:
             parts.append(
@@ -88,13 +90,14 @@ class RunLog:
         return f"cost{label} {cost:{width}.2f} (limit {self.limits[key]:.2f})"
 
     def closing_line(self) -> str:
-        """What the run came to, over its last ten steps."""
-        last = self.steps[-10:]
+        """What the run came to, over its last ten steps or all of fewer."""
+        last = self.steps[-CLOSING_STEPS:]
         reward = sum(step["weighted_reward"] for step in last) / len(last)
         parts = [f"reward {reward:.2f}"]
         for key in self.limits:
             cost = sum(step["mean_costs"][key] for step in last) / len(last)
             share = sum(step["metrics"][f"{key}/score_positive_share"] for step in last) / len(last)
             parts.append(f"{key} " + self._against_limit(key, "", cost, share))
-        told = ", ".join(parts) + " over the last ten steps"
+        over = f"the last {CLOSING_STEPS} steps" if len(self.steps) > CLOSING_STEPS else "all steps"
+        told = ", ".join(parts) + f" over {over}"
         return "\n".join([told, *(f"[yellow]{text}[/]" for text in self.alarms.values())])
