@@ -34,6 +34,7 @@ from castor.models.export import classifier_around, is_classifier, require_own_p
 from castor.models.head import Float32Linear, Float32Parameters, check_head, save_with_head
 from castor.models.head_kind import MODERATION_FILE as MODERATION_FILE
 from castor.models.head_kind import SCORE_FILE, TAXONOMIES, taxonomy_of
+from castor.models.last_mlp import computed_at, spares_tokens
 from castor.models.pku import is_pku
 from castor.packing import PackedRows
 
@@ -108,6 +109,7 @@ class ModerationModel(nn.Module):
         super().__init__()
         size = hidden_width(backbone)
         self.backbone, self.info, self.packing = backbone, info, packing_of(backbone)
+        self.spares = spares_tokens(backbone, self.packing)
         self.label_head = Float32Linear(size, len(info.categories), bias=False)
         nn.init.normal_(self.label_head.weight, std=1.0 / (size + 1) ** 0.5)
         self.severity_head = SeverityHead(size) if info.severity else None
@@ -136,9 +138,10 @@ class ModerationModel(nn.Module):
         Returns [n, K] float32 label logits; with a severity head [n, K + 3], the logits of P(severity > k) behind them.
         """
         rows, inputs = model_inputs(rows, self.packing)
-        hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
-        empty = len(positions) == 0
-        logits = self._heads(hidden if empty else hidden[rows.flat[positions]])
+        read, empty = rows.flat[positions], len(positions) == 0
+        with computed_at(self.backbone, read, self.spares):
+            hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
+        logits = self._heads(hidden if empty else hidden[read])
         # an empty micro-batch still has to reach every parameter in the backward pass
         return logits[:0] + 0.0 * logits.sum() if empty else logits
 

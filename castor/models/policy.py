@@ -17,6 +17,7 @@ from castor.io.checkpoint import atomic_folder
 from castor.model_reference import ModelLike
 from castor.models.backbone import load_config, load_weights, model_inputs, packing_of
 from castor.models.head import compute_logits_in_float32
+from castor.models.last_mlp import computed_at, spares_tokens
 from castor.models.vocabulary_head import Projection, gives_head_output, instead_of_logits
 from castor.packing import PackedRows
 
@@ -36,6 +37,7 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.lm = lm
         self.packing = packing_of(lm.base_model)
+        self.spares = spares_tokens(lm.base_model, self.packing)
         self.divisible = gives_head_output(lm)
         self.chunk_tokens = (engine or Engine()).chunk_tokens(int(lm.config.get_text_config().vocab_size))
 
@@ -82,8 +84,10 @@ class PolicyModel(nn.Module):
             columns = torch.zeros(1, dtype=torch.int64, device=rows.input_ids.device)
         tokens = rows.input_ids.view(-1)[target]
         head = self.lm.get_output_embeddings()
+        sparing = computed_at(self.lm.base_model, target - 1, self.spares)
         if not self.divisible or len(tokens) == 0:
-            logits = self.lm(**inputs, logits_to_keep=columns).logits
+            with sparing:
+                logits = self.lm(**inputs, logits_to_keep=columns).logits
             result = token_logprobs(logits[source_row, column_index], tokens, temperature, with_entropy).float()
             return result + 0.0 * logits.sum() if len(tokens) == 0 else result
         divided = len(tokens) > self.chunk_tokens and next(head.children(), None) is None
@@ -94,7 +98,7 @@ class PolicyModel(nn.Module):
                 return chunked_logprobs(project, chosen, tokens, temperature, with_entropy, chunk=self.chunk_tokens)
             return token_logprobs(project(chosen), tokens, temperature, with_entropy)
 
-        with instead_of_logits(head, logprobs):
+        with sparing, instead_of_logits(head, logprobs):
             return cast(Tensor, self.lm(**inputs, logits_to_keep=columns).logits).float()
 
 

@@ -17,6 +17,7 @@ from castor.model_reference import ModelLike, ModelReference
 from castor.models.backbone import find_file, hidden_width, load_backbone, model_inputs, packing_of
 from castor.models.head import Float32Linear, check_head, save_with_head
 from castor.models.head_kind import SCORE_FILE
+from castor.models.last_mlp import computed_at, spares_tokens
 from castor.models.normalizer import Normalizer
 from castor.packing import PackedRows
 
@@ -59,6 +60,7 @@ class ScoreModel(nn.Module):
             nn.init.zeros_(self.score_head.bias)
         self.info = info
         self.packing = packing_of(backbone)
+        self.spares = spares_tokens(backbone, self.packing)
         self.normalizer: Normalizer | None = None  # statistics in training, where the stage asks for them
 
     @classmethod
@@ -108,8 +110,10 @@ class ScoreModel(nn.Module):
     def forward(self, rows: PackedRows, positions: Tensor) -> Tensor:
         """[K] float32 normalised scores at the given flat token positions [K] int64."""
         rows, inputs = model_inputs(rows, self.packing)
-        hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
-        raw = self.score_head(hidden[rows.flat[positions]]).squeeze(-1)
+        read = rows.flat[positions]
+        with computed_at(self.backbone, read, self.spares):
+            hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
+        raw = self.score_head(hidden[read]).squeeze(-1)
         if len(positions) == 0:  # an empty micro-batch still has to reach every parameter in the backward pass
             raw = raw + 0.0 * self.score_head(hidden).sum()
         return (raw - self.info.mean) / self.info.std

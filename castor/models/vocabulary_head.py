@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from castor.models.called_instead import called_instead
+
 Projection: TypeAlias = Callable[[Tensor], Tensor]  # hidden states [..., H] to logits [..., V]
 
 
@@ -20,19 +22,11 @@ def instead_of_logits(
 ) -> Iterator[None]:
     """While the body runs, a call of `head` gives `compute(project, hidden)`, and `project` is what it gave before.
 
-    However often `compute` projects, the head is called once: hooks on it, with which ZeRO-3 gathers its weights for
-    the forward and the backward pass of a call, run equally often on every rank.
+    However often `compute` projects, the head is called once, equally often on every rank.
     """
     project = head.forward
-    own = vars(head).get("forward")
-    vars(head)["forward"] = lambda hidden: compute(project, hidden)
-    try:
+    with called_instead(head, lambda hidden: compute(project, hidden)):
         yield
-    finally:
-        if own is None:
-            del vars(head)["forward"]
-        else:
-            vars(head)["forward"] = own
 
 
 @torch.no_grad()
