@@ -58,20 +58,25 @@ def spares_tokens(backbone: Any, packing: Packing) -> bool:
     ids = torch.arange(positions.numel(), device=device).view(positions.shape) % size
     rows, inputs = model_inputs(PackedRows(ids, positions, torch.arange(ids.numel(), device=device)), packing)
     read = rows.flat[torch.tensor([2, 4, 7, 9], device=device)]
-    calls: list[int] = []  # dimensions of what it was called with
-    counting = mlp.register_forward_pre_hook(lambda _, given: calls.append(given[0].dim()))
+    fits: list[bool] = []  # for each call: hidden states [B, L, H] alone go in, and as many come out
+    looking = mlp.register_forward_hook(lambda _, *call: fits.append(_fits(*call)), with_kwargs=True)
     training = backbone.training
     backbone.eval()
     try:
         before = backbone(**inputs).last_hidden_state.flatten(0, 1)[read].float()
+        if fits != [True]:
+            return False
         with computed_at(backbone, read, spares=True):
             after = backbone(**inputs).last_hidden_state.flatten(0, 1)[read].float()
-    except (RuntimeError, TypeError, AttributeError, IndexError):  # it takes or gives something else
-        return False
     finally:
-        counting.remove()
+        looking.remove()
         backbone.train(training)
-    return calls == [3, 3] and bool((after - before).abs().max() <= TOLERANCE * before.abs().max())
+    return bool((after - before).abs().max() <= TOLERANCE * before.abs().max())
+
+
+def _fits(given: tuple[Any, ...], named: dict[str, Any], made: Any) -> bool:
+    hidden = given[0] if len(given) == 1 and not named else None
+    return isinstance(hidden, Tensor) and hidden.dim() == 3 and isinstance(made, Tensor) and made.shape == hidden.shape
 
 
 def _last_mlp(backbone: nn.Module) -> nn.Module | None:

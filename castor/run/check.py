@@ -26,9 +26,9 @@ def check(plan: Plan) -> None:
 
     Looked at: what each stage finds wrong with itself, every `stage:NAME` (is there such a section, does it run
     earlier, does it make the right thing), every local path, the head of a model in a local folder, functions (they are
-    imported, and must take what they will be given), contexts (prompt + response against the context of the
-    model that reads them), and GPUs (`castor.run.check_gpus`). What is only known on the cluster or the hub is not
-    looked at.
+    imported, and must take what they will be given), categories of moderation models, contexts (prompt + response
+    against the context of the model that reads them), and GPUs (`castor.run.check_gpus`). What is only known on the
+    cluster or the hub is not looked at.
     """
     stages = plan.stages.values()
     findings = [finding for stage in stages for finding in stage.findings()]
