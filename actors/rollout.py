@@ -84,6 +84,10 @@ class RolloutWorker(Starting):
         """Answers once the engine is up: the version of its weights."""
         return self.weights.version
 
+    def cache_mib(self) -> int:
+        """Size of the engine's key-value cache."""
+        return self.engine.cache_bytes() >> 20
+
     def node(self) -> str:
         """The node this worker runs on."""
         return node_id()

@@ -59,7 +59,8 @@ class RolloutPool:
         """Start the workers where they are reserved, without waiting for them; `wait_ready` does.
 
         Workers that share their GPUs are waited for: vLLM takes what memory it finds free while it starts, and would
-        count a neighbour that loads its model meanwhile as its own. `sleeps`: they will be sent to sleep. `lora`: of
+        count a neighbour that loads its model meanwhile as its own. A replacement, whose neighbours are at work, does
+        not measure: it gets a cache of the size that was found then. `sleeps`: they will be sent to sleep. `lora`: of
         the policy, whose updates are then adapters. `roster`: where the workers' health is noted; `beginning`: where
         their start and their first token are.
         """
@@ -67,7 +68,8 @@ class RolloutPool:
         self.beginning, self._asked_at = beginning or Beginning(), time.time()
         model = ModelReference.of(model)
         self._asked = rollout_workers(model.name, config)
-        self._args = (model, config, config.resources.threads, sleeps, lora)
+        self._args = (config.resources.threads, sleeps, lora)
+        self._model, self._sized = model, config  # with the size of the caches, once the engines are up
         names, roster = self._asked.rank_names, roster or Roster()
         self._processes: dict[ActorHandle, Any] = {}  # refs to `Processes`
         self._workforce = Workforce("rollout worker", self._start, names, config.max_worker_restarts, roster)
@@ -81,7 +83,7 @@ class RolloutPool:
     def _start(self, number: int) -> ActorHandle:
         options = self.reservation.options(self._asked, number, **ROLLOUT_ENV)
         kind: Any = ContinuingWorker if self._continues else FinishingWorker
-        worker = kind.options(**options).remote(*self._args)
+        worker = kind.options(**options).remote(self._model, self._sized, *self._args)
         self._processes[worker] = worker.processes.remote()  # the first call that it serves
         return cast(ActorHandle, worker)
 
@@ -113,8 +115,12 @@ class RolloutPool:
         """Until every engine is up. Raises ActorFailure when one cannot start."""
         ready = [cast(Any, worker).ready.remote() for worker in self.workers]
         starts = [cast(Any, worker).startup.remote() for worker in self.workers]
+        sizes = [cast(Any, worker).cache_mib.remote() for worker in self.workers]
         get(ready, START_TIMEOUT_S, "a rollout worker (starting vLLM)")
         self.beginning.ready(self._asked.name, self._asked_at, get(starts, START_TIMEOUT_S, "a rollout worker"))
+        self._sized = self.config.model_copy(
+            update={"kv_cache_mib": min(get(sizes, START_TIMEOUT_S, "a rollout worker"))}
+        )
         self._workforce.note(self.workers, Health.HEALTHY)
 
     def generate(self, requests: Sequence[PromptRequest], decode: bool = False) -> Iterator[Chunk]:

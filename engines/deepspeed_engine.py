@@ -148,8 +148,8 @@ class TrainEngine:
     def leave_gpu(self) -> None:
         """Move weights, gradients and the optimiser's state into the node's memory, until `return_to_gpu`.
 
-        ZeRO 1 and 2 without offloading (at 3 DeepSpeed asks for its own, compiled AdamW). Nothing changes but where it
-        lies, and without a GPU not even that.
+        ZeRO-2 without offloading: in bfloat16 DeepSpeed has no such call at stage 1, and at 3 it asks for its own,
+        compiled AdamW. Nothing changes but where it lies, and without a GPU not even that.
         """
         self.engine.offload_states(pin_memory=self.device.type == "cuda")
 

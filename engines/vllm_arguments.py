@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
+from castor.config.rollout import CPU_KV_CACHE_MIB
+
 VLLM_ENV = {  # set before vLLM is imported
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the in-process executor needs it; AsyncLLM keeps its one engine process
     "VLLM_NO_USAGE_STATS": "1",
@@ -30,7 +32,7 @@ class EngineOptions(Protocol):
     def max_num_seqs(self) -> int: ...
 
     @property
-    def kv_cache_mib(self) -> int: ...
+    def kv_cache_mib(self) -> int | None: ...
 
     @property
     def gpu_memory_utilization(self) -> float: ...
@@ -59,10 +61,11 @@ def engine_arguments(model: str, options: EngineOptions, max_length: int, trust_
         "disable_log_stats": True,
     }
     if torch.cuda.is_available():
-        return arguments | {"gpu_memory_utilization": options.gpu_memory_utilization}
+        sized = {} if options.kv_cache_mib is None else {"kv_cache_memory_bytes": options.kv_cache_mib << 20}
+        return arguments | {"gpu_memory_utilization": options.gpu_memory_utilization} | sized
     return arguments | {
         "enforce_eager": True,
-        "kv_cache_memory_bytes": options.kv_cache_mib << 20,
+        "kv_cache_memory_bytes": (options.kv_cache_mib or CPU_KV_CACHE_MIB) << 20,
         **_whole_prompts(options.max_num_seqs, max_length),
     }
 

@@ -75,6 +75,10 @@ class RolloutEngine(Protocol):
         """From now on the processes of vLLM's workers print their stacks at SIGUSR1; returns their numbers."""
         ...
 
+    def cache_bytes(self) -> int:
+        """Size of the key-value cache, on each GPU where there are several."""
+        ...
+
     def sleep(self, keep_weights: bool) -> None:
         """Give up the GPU's memory: that of the weights, which may be kept in the node's, and the key-value cache.
 
@@ -203,6 +207,10 @@ class InprocEngine:
         """See `RolloutEngine`."""
         return list(self.run(self.llm.collective_rpc, "watch"))
 
+    def cache_bytes(self) -> int:
+        """See `RolloutEngine`."""
+        return min(self.run(self.llm.collective_rpc, "cache_bytes"))
+
     def sleep(self, keep_weights: bool) -> None:
         """See `RolloutEngine`."""
         self.run(self.llm.sleep, level=1 if keep_weights else 2)
@@ -320,6 +328,10 @@ class AsyncEngine:
     def watch(self) -> list[int]:
         """See `RolloutEngine`."""
         return list(self._run(self.llm.collective_rpc("watch")))
+
+    def cache_bytes(self) -> int:
+        """See `RolloutEngine`."""
+        return min(self._run(self.llm.collective_rpc("cache_bytes")))
 
     def sleep(self, keep_weights: bool) -> None:
         """See `RolloutEngine`."""

@@ -26,7 +26,7 @@ from benchmarks.bench.measurement import Ratio, Section, in_turns
 from benchmarks.bench.random_models import cores, llama, make_llama, random_prompts
 from castor.config.cluster import RayCluster
 from castor.config.demo_model import DemoModel
-from castor.config.rollout import Rollout
+from castor.config.rollout import CPU_KV_CACHE_MIB, Rollout
 from castor.config.training import Resources
 from castor.data.tokens.prompt_stream import Prompt
 from castor.model_reference import ModelReference
@@ -107,7 +107,7 @@ class Plain:
         import torch
 
         torch.set_num_threads(rollout.resources.threads)
-        self.llm = bare_vllm.start(model, longest, rollout.max_num_seqs, rollout.kv_cache_mib)
+        self.llm = bare_vllm.start(model, longest, rollout.max_num_seqs, rollout.kv_cache_mib or CPU_KV_CACHE_MIB)
 
     def sample(self, prompts: list[list[int]], lengths: list[list[int]]) -> int:
         """As many samples of each prompt as there are lengths."""

@@ -63,9 +63,9 @@ def shape(name: str) -> Shape:
     return shape_of(CONFIGS[name])
 
 
-def batch(name: str, sequences: int, length: int, pack_length: int, device: torch.device) -> Batch:
+def batch(name: str, sequences: int, length: int, pack_length: int, device: torch.device, seed: int = 0) -> Batch:
     """Random sequences, of `length` tokens on average; the second half of each is its response."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     lengths = random.integers(length // 2, length + length // 2, sequences)
     tokens = random.integers(0, CONFIGS[name].vocab_size, int(lengths.sum())).astype(np.int32)
     ends = np.cumsum(lengths)

@@ -33,6 +33,8 @@ PARTS = {
     "torch": Part(_TRAINING, "torch_steps"),
     "DeepSpeed": Part(_TRAINING, "engine_steps", ("deepspeed",)),
     "offload": Part(_TRAINING, "offloading", ("deepspeed",)),
+    "snapshot": Part(_TRAINING, "snapshots", ("deepspeed",)),
+    "two ranks": Part("benchmarks.gpu_check.ranks", "two_ranks", ("deepspeed",)),
     "transfer": Part(_ROLLOUT, "transfer", ("vllm", "ray"), ROLLOUT_ENV),
     "in turns": Part(_ROLLOUT, "taking_turns", ("vllm", "deepspeed", "ray"), ROLLOUT_ENV),
     "PPO-Lag": Part("benchmarks.gpu_check.ppo_lag", "short_run", ("vllm", "deepspeed", "ray")),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,45 +29,57 @@ TIMEOUT_S = 120.0
 
 
 def transfer(setting: Setting) -> Iterator[tuple[str, Figures]]:
-    """New weights into an engine's own process, through the object store and within the GPU.
+    """New weights into an engine's own process: through the object store, within the GPU, and over NCCL.
 
-    The engine proves that it holds them, and samples other tokens.
+    The engine proves that it holds them, and samples other tokens. NCCL refuses two processes on one GPU, so these two
+    tell it that they are on two nodes: it then goes through the network, whose rate here says nothing.
     """
+    os.environ |= {"NCCL_SOCKET_IFNAME": "lo", "NCCL_HOSTID": "engine"}
     with _engine(setting, engine="async") as (name, engine):
+        os.environ["NCCL_HOSTID"] = "learner"
         policy = models.policy(name, _dtype(setting), setting.device)
-        for transport in ("host", "ipc"):
+        for transport in ("host", "ipc") if setting.small else ("host", "ipc", "nccl"):
             before = _sampled(engine)
             changed = {key: tensor + 0.1 * torch.randn_like(tensor) for key, tensor in policy.lm.state_dict().items()}
-            send = {"host": _put_aside, "ipc": _hand_over}[transport]
-            seconds = setting.once(partial(send, engine, changed))
-            _require(_sampled(engine) != before, "other weights sample the same tokens")
             size = sum(tensor.nbytes for tensor in changed.values()) / GIB
-            yield f"{transport} {name}", {"s": seconds, "GiB": size, "GiB/s": size / seconds}
+            with _way(transport, engine) as send:
+                figures: Figures = {"s at first": setting.once(partial(send, changed, 1))}
+                _require(_sampled(engine) != before, "other weights sample the same tokens")
+                seconds = setting.once(partial(send, changed, 2))
+            copied = setting.seconds(partial(_copies, changed))
+            yield f"{transport} {name}", figures | {"s": seconds, "GiB": size, "copies": seconds / copied}
 
 
-def _put_aside(engine: Any, weights: dict[str, torch.Tensor]) -> None:
-    from engines.weights.host import Sender
-
-    update = Sender(keep=True).send(weights.items(), 1)
-    assert update is not None
-    update.check((1, engine.load_weights(update)))
+def _copies(weights: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in weights.values()]
 
 
-def _hand_over(engine: Any, weights: dict[str, torch.Tensor]) -> None:
+@contextmanager
+def _way(transport: str, engine: Any) -> Iterator[Callable[[dict[str, torch.Tensor], int], None]]:
+    """Sends weights of a version into the engine, and proves that they are there."""
     from engines.weights.base import WeightUpdate
-    from engines.weights.ipc import Sender
+    from engines.weights.collective import Sender as CollectiveSender
 
-    sender = Sender(keep=True)
-    invitation = sender.invite("127.0.0.1", 1, TIMEOUT_S)
-    sender.accept(invitation)
-    announced = WeightUpdate(1, "", "ipc", [asdict(invitation)])
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(engine.load_weights, announced)
-        update = sender.send(weights.items(), 1)
-        digest = loading.result(TIMEOUT_S)
-    assert update is not None
-    update.check((1, digest))
-    sender.close()
+    sender = importlib.import_module(f"engines.weights.{transport}").Sender(keep=True)
+    invitation = None
+    if isinstance(sender, CollectiveSender):
+        invitation = sender.invite("127.0.0.1", 1, TIMEOUT_S)
+        sender.accept(invitation)
+
+    def send(weights: dict[str, torch.Tensor], version: int) -> None:
+        if invitation is None:
+            update = sender.send(weights.items(), version)
+            update.check((version, engine.load_weights(update)))
+            return
+        announced = WeightUpdate(version, "", transport, [asdict(invitation)])
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(engine.load_weights, announced)
+            update = sender.send(weights.items(), version)
+            update.check((version, loading.result(TIMEOUT_S)))
+
+    yield send
+    if isinstance(sender, CollectiveSender):
+        sender.close()
 
 
 def taking_turns(setting: Setting) -> Iterator[tuple[str, Figures]]:

@@ -26,17 +26,17 @@ def torch_steps(setting: Setting) -> Iterator[tuple[str, Figures]]:
     """Forward, backward and AdamW in bfloat16, without an engine around them."""
     for name in [models.TINY] if setting.small else ["0.1B", "1B"]:
         for role in ROLES:
-            model, batch = _model(role, name, setting), _batch(name, setting)
+            model, batch = _model(role, name, setting), random_batch(name, setting)
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
             def step(
                 model: nn.Module = model, batch: models.Batch = batch, optimizer: Any = optimizer, role: Role = role
             ) -> None:
-                _loss(role, model(batch.rows, batch.positions)).backward()
+                loss_of(role, model(batch.rows, batch.positions)).backward()
                 optimizer.step()
                 optimizer.zero_grad()
 
-            yield f"{role} {name}", _speed(setting, name, batch, step)
+            yield f"{role} {name}", speed(setting, name, batch, step)
             del model, optimizer, step
 
 
@@ -47,7 +47,7 @@ def engine_steps(setting: Setting) -> Iterator[tuple[str, Figures]]:
         for role in ROLES:
             for stage in (0, 1, 2, 3) if name == sizes[0] else (2,):
                 engine, batch = engine_of(role, name, setting, stage)
-                figures = _speed(setting, name, batch, partial(one_step, engine, batch, role))
+                figures = speed(setting, name, batch, partial(one_step, engine, batch, role))
                 if not setting.small:
                     held = trained(models.shape(name), engine.config, 1, Resources(gpus=1), score=role == "critic")
                     figures["estimated GiB"] = held.gpu / GIB
@@ -56,23 +56,32 @@ def engine_steps(setting: Setting) -> Iterator[tuple[str, Figures]]:
                 del engine
 
 
+def snapshots(setting: Setting) -> Iterator[tuple[str, Figures]]:
+    """A copy of the state that training goes on beside: how long it holds training up; the first one pins memory."""
+    name = models.TINY if setting.small else "1B"
+    engine, batch = engine_of("policy", name, setting)
+    figures: Figures = {"s of a step": setting.once(partial(one_step, engine, batch))}
+    first = setting.once(engine.snapshot)
+    later = setting.seconds(engine.snapshot, times=3)
+    size = sum(tensor.nbytes for _, tensor in engine.snapshot().tensors) / GIB
+    yield f"policy {name} ZeRO-2", figures | {"s at first": first, "s": later, "GiB": size, "GiB/s": size / later}
+
+
 def offloading(setting: Setting) -> Iterator[tuple[str, Figures]]:
     """The states of an engine leave the card and come back; training then goes on as if they had not."""
     name = models.TINY if setting.small else "1B"
-    for stage in (1, 2):
-        engine, batch = engine_of("policy", name, setting, stage)
-        one_step(engine, batch)
-        before, held = engine.infer(batch.rows, batch.positions), _allocated(setting)
-        figures: Figures = {"s to the host": setting.once(engine.leave_gpu)}
-        left = _allocated(setting)
-        figures["s back"] = setting.once(engine.return_to_gpu)
-        figures["largest difference"] = close(engine.infer(batch.rows, batch.positions), before, 0.0)
-        one_step(engine, batch)
-        if not setting.small:
-            figures |= {"GiB before": held / GIB, "GiB left": left / GIB}
-        yield f"policy {name} ZeRO-{stage}", figures
-        engine.engine.destroy()
-        del engine
+    engine, batch = engine_of("policy", name, setting)
+    one_step(engine, batch)
+    before, held = engine.infer(batch.rows, batch.positions), _allocated(setting)
+    figures: Figures = {"s to the host at first": setting.once(engine.leave_gpu)}
+    left = _allocated(setting)
+    figures["s back at first"] = setting.once(engine.return_to_gpu)
+    figures["largest difference"] = close(engine.infer(batch.rows, batch.positions), before, 0.0)
+    one_step(engine, batch)
+    figures |= {"s to the host": setting.once(engine.leave_gpu), "s back": setting.once(engine.return_to_gpu)}
+    if not setting.small:
+        figures |= {"GiB before": held / GIB, "GiB left": left / GIB}
+    yield f"policy {name} ZeRO-2", figures
 
 
 def engine_of(role: Role, name: str, setting: Setting, stage: Any = 2) -> tuple[TrainEngine, models.Batch]:
@@ -80,12 +89,12 @@ def engine_of(role: Role, name: str, setting: Setting, stage: Any = 2) -> tuple[
     from engines.deepspeed_engine import TrainEngine
 
     _alone(setting)
-    return TrainEngine(_model(role, name, setting), _engine(setting, stage), 100), _batch(name, setting)
+    return TrainEngine(_model(role, name, setting), engine_config(setting, stage), 100), random_batch(name, setting)
 
 
 def one_step(engine: TrainEngine, batch: models.Batch, role: Role = "policy") -> None:
     """Forward, backward, update."""
-    engine.accumulate(_loss(role, engine.forward(batch.rows, batch.positions)))
+    engine.accumulate(loss_of(role, engine.forward(batch.rows, batch.positions)))
     engine.step()
 
 
@@ -112,12 +121,14 @@ def _model(role: Role, name: str, setting: Setting) -> nn.Module:
     return model
 
 
-def _batch(name: str, setting: Setting) -> models.Batch:
+def random_batch(name: str, setting: Setting, seed: int = 0) -> models.Batch:
+    """What a step of the check is made of."""
     sequences, length, pack = (6, 16, 48) if setting.small else (16, 512, 2048)
-    return models.batch(name, sequences, length, pack, setting.device)
+    return models.batch(name, sequences, length, pack, setting.device, seed)
 
 
-def _engine(setting: Setting, stage: Any) -> Engine:
+def engine_config(setting: Setting, stage: Any) -> Engine:
+    """DeepSpeed's, at that ZeRO stage."""
     return Engine(
         zero_stage=stage,
         dtype="float32" if setting.small else "bfloat16",
@@ -127,7 +138,7 @@ def _engine(setting: Setting, stage: Any) -> Engine:
     )
 
 
-def _loss(role: Role, output: Tensor) -> Tensor:
+def loss_of(role: Role, output: Tensor) -> Tensor:
     """As in a step: of log-probabilities, or of values."""
     old, target = output.detach() - 0.01, torch.ones_like(output)
     if role == "policy":
@@ -135,7 +146,7 @@ def _loss(role: Role, output: Tensor) -> Tensor:
     return clipped_value_loss(output, old, target, 5.0).mean()
 
 
-def _speed(setting: Setting, name: str, batch: models.Batch, step: Callable[[], None]) -> Figures:
+def speed(setting: Setting, name: str, batch: models.Batch, step: Callable[[], None]) -> Figures:
     """Tokens a second, the share of the card's FLOP/s, and the peak of its memory."""
     found: dict[str, float] = {}
     peak = setting.peak_bytes(lambda: found.update(seconds=setting.seconds(step)))

@@ -251,10 +251,10 @@ class RLHF(Section):
         engines = {"learner.engine": self.learner.engine}
         engines |= {f"signals.{k}.critic": s.critic for k, s in self.signals.items() if s.critic and self.has_critic(k)}
         for name, engine in engines.items():
-            if engine.zero_stage not in (1, 2):
+            if engine.zero_stage != 2:
                 raise ValueError(
-                    "colocate moves what is trained off the GPUs between turns, which DeepSpeed does for zero_stage 1 "
-                    f"and 2, and that of {name} is {engine.zero_stage}: set it to 2"
+                    "colocate moves what is trained off the GPUs between turns, which DeepSpeed does for zero_stage 2 "
+                    f"in bfloat16, and that of {name} is {engine.zero_stage}: set it to 2"
                 )
             if engine.offload != Offload():
                 raise ValueError(

@@ -7,6 +7,8 @@ from pydantic import Field
 from castor.config.base import Section
 from castor.config.training import Resources
 
+CPU_KV_CACHE_MIB = 128  # where the config names no size
+
 HeadType = Literal["model", "float32"]
 
 
@@ -40,7 +42,12 @@ class Rollout(Section):
     temperature: float = Field(1.0, gt=0, description="log-probabilities are those of this tempered distribution")
     chunk_size: int = Field(16, ge=1, description="finished responses are handed on in chunks of this many")
     max_num_seqs: int = Field(128, ge=1, description="responses decoded at a time by one engine")
-    kv_cache_mib: int = Field(128, ge=1, description="key-value cache of one engine on a CPU, MiB")
+    kv_cache_mib: int | None = Field(
+        None,
+        ge=1,
+        description="key-value cache of one engine (on each of its GPUs), MiB; null: what gpu_memory_utilization "
+        "leaves, as measured at the start, and 128 on a CPU",
+    )
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory one engine may use")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one engine")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")

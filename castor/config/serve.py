@@ -45,7 +45,12 @@ class Policy(Replicas):
         None, ge=2, description="longest prompt + response in tokens; default: the model's context"
     )
     max_num_seqs: int = Field(64, ge=1, description="responses decoded at a time by one replica")
-    kv_cache_mib: int = Field(128, ge=1, description="key-value cache of one replica on a CPU, MiB")
+    kv_cache_mib: int | None = Field(
+        None,
+        ge=1,
+        description="key-value cache of one replica (on each of its GPUs), MiB; null: what gpu_memory_utilization "
+        "leaves, as measured at the start, and 128 on a CPU",
+    )
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory one replica may use")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs of one replica")
     longest_pause_s: float = Field(

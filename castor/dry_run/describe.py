@@ -189,7 +189,7 @@ def _memory_cells(memory: Memory, unit: Unit) -> list[str]:
     numbers = (memory.weights, memory.frozen, memory.gradients, memory.optimizer, memory.working)
     return [
         *(_amount(number, unit) for number in numbers),
-        _amount(memory.kv_cache, unit) if share is None else "rest",
+        "rest" if memory.takes_rest else _amount(memory.kv_cache, unit),
         _amount(memory.process, unit),
         _amount(memory.host, unit),
         _amount(memory.gpu, unit) if share is None else f"{share:.0%}",

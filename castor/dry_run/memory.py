@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from castor.config.rollout import Rollout
+from castor.config.rollout import CPU_KV_CACHE_MIB, Rollout
 from castor.config.training import Engine, LoRA, Resources
 from castor.dry_run.shapes import Shape
 from castor.dry_run.zero import Sizes, zero
@@ -28,7 +28,8 @@ class Memory:
     gradients: float = 0
     optimizer: float = 0
     working: float = 0
-    kv_cache: float = 0  # of an engine on a GPU: of one longest response, the least it starts with
+    kv_cache: float = 0  # where an engine takes the rest: of one longest response, the least it starts with
+    takes_rest: bool = False  # of its share of the GPU, as measured at its start, for its key-value cache
     offloaded: float = 0  # always in the node's memory
     on_gpu: bool = False
     gpu_share: float | None = None
@@ -129,11 +130,13 @@ def sampled(shape: Shape, rollout: Rollout) -> Memory:
     on_gpu, parallel = rollout.resources.gpus > 0, rollout.tensor_parallel_size
     size = bytes_per_number(rollout.dtype, on_gpu)
     longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+    sized = rollout.kv_cache_mib or (None if on_gpu else CPU_KV_CACHE_MIB)
     return Memory(
         process=VLLM_PROCESS * (2 if rollout.engine == "async" else 1),
         weights=shape.parameters * size / parallel,
         working=rollout.max_num_seqs * shape.vocabulary * 4,  # one float32 row of logits a response
-        kv_cache=longest * shape.kv_cache(size, parallel) if on_gpu else rollout.kv_cache_mib << 20,
+        kv_cache=sized << 20 if sized else longest * shape.kv_cache(size, parallel),
+        takes_rest=sized is None,
         on_gpu=on_gpu,
         gpu_share=rollout.gpu_memory_utilization if on_gpu else None,
         runtime=_runtime(on_gpu, parallel),

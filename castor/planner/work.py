@@ -44,10 +44,10 @@ class Work:
         """
         rollout, held = self.run.rollout, sampled(self.policy, self.run.rollout)
         size = self.costs.size(rollout.dtype)
-        if self.costs.on_gpu:
+        if held.takes_rest:
             room = rollout.gpu_memory_utilization * self.costs.device.memory_gib * GIB - held.weights - held.working
         else:
-            room = float(rollout.kv_cache_mib << 20)
+            room = held.kv_cache
         most = int(room / (tokens * self.policy.kv_cache(size, rollout.tensor_parallel_size)))
         slots = max(1, min(rollout.max_num_seqs, most))
         return Decoder(self.costs, self.policy, size, rollout.tensor_parallel_size, slots, rollout.resources.threads)

@@ -82,12 +82,18 @@ class WorkerExtension:
 
     weight_transfer_engine: ProvenTransfer
     model_runner: Any
+    cache_config: Any
+    available_kv_cache_memory_bytes: int
     factors: dict[str, Tensor]
 
     def watch(self) -> int:
         """This process prints its stacks at SIGUSR1 from now on; returns its number."""
         faulthandler.register(signal.SIGUSR1, all_threads=True)
         return os.getpid()
+
+    def cache_bytes(self) -> int:
+        """Of this worker's key-value cache: as it was told, or as it has measured."""
+        return self.cache_config.kv_cache_memory_bytes or self.available_kv_cache_memory_bytes
 
     def empty_adapter(self) -> None:
         """Sample from the model alone, until the first update."""

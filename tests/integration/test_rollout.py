@@ -120,6 +120,7 @@ def test_workers_that_die_are_replaced_and_no_prompt_is_lost_or_doubled(
     assert again.uids.tolist() == list(range(40))
     assert again.tokens.tolist() == undisturbed.tokens.tolist()
     assert set(again.versions.tolist()) == {4}
+    assert get([worker.cache_mib.remote() for worker in pool.workers], 60, "workers") == [64, 64]
 
 
 def test_async_engine_with_a_neighbour_on_its_gpu_behind_the_same_interface(

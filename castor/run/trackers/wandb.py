@@ -129,6 +129,7 @@ def tracking_mode(config: WandB) -> Mode:
         return _MODES[named]
     import wandb
 
+    _require_core()
     mode = _MODES[named or wandb.setup().settings.mode]
     if mode in ("offline", "disabled") or wandb.api.api_key:
         return mode
@@ -136,3 +137,14 @@ def tracking_mode(config: WandB) -> Mode:
         return "offline"
     where = "WANDB_MODE" if config.mode == "auto" else "wandb.mode"
     raise CastorError(f"{where} is {named}, but no API key is configured: run `wandb login`, or set wandb.mode=offline")
+
+
+def _require_core() -> None:
+    """Without the program that comes with it, `wandb.setup` would wait for itself for ever."""
+    from wandb.errors import WandbCoreNotAvailableError
+    from wandb.util import get_core_path
+
+    try:
+        get_core_path()
+    except WandbCoreNotAvailableError as error:
+        raise CastorError(f"wandb cannot run here: {error} Install it again, or set wandb.mode=disabled") from error

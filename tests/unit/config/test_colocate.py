@@ -19,7 +19,11 @@ def test_turns_need_nothing_else():
     ("changes", "message"),
     [
         ({"rollout": {"max_staleness": 1}}, r"colocate .* take turns, and rollout\.max_staleness"),
-        ({"learner": {"engine": {"zero_stage": 3}}}, r"zero_stage 1 and 2, and that of learner\.engine is 3: set it"),
+        (
+            {"learner": {"engine": {"zero_stage": 3}}},
+            r"zero_stage 2 in bfloat16, and that of learner\.engine is 3: set it",
+        ),
+        ({"learner": {"engine": {"zero_stage": 1}}}, r"that of learner\.engine is 1"),
         ({"learner": {"engine": {"zero_stage": 0}}}, r"that of learner\.engine is 0"),
         ({"learner": {"engine": {"offload": {"optimizer": "cpu"}}}}, r"remove the offload section of learner\.engine"),
         (

@@ -77,6 +77,9 @@ def test_an_engine_shares_weights_and_heads_among_its_gpus():
     assert (
         memory.kv_cache == longest * 2 * 32 * (8 // 4) * 128 * 2
     )  # keys and values, 32 layers, 2 heads of 128, bfloat16
+    assert memory.takes_rest
+    sized = sampled(LLAMA_8B, rollout.model_copy(update={"kv_cache_mib": 512}))
+    assert (sized.kv_cache, sized.takes_rest, sized.gpu_share) == (512 << 20, False, 0.5)
     assert LLAMA_8B.kv_cache(2, 16) == LLAMA_8B.kv_cache(2, 8)  # eight heads on sixteen GPUs: each has one
     assert memory.host == memory.process
     assert memory.on_card(80 * GIB) == 40 * GIB + CUDA_CONTEXT + NCCL

@@ -27,5 +27,14 @@ def test_rollouts_and_serving_differ_only_where_their_options_do():
     assert rollout["trust_remote_code"] is True
 
 
+def test_a_cache_of_a_named_size_is_not_measured(monkeypatch):
+    assert engine_arguments("model", Rollout(), 128, True)["kv_cache_memory_bytes"] == 128 << 20
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    measured = engine_arguments("model", Rollout(dtype="float32"), 128, True)
+    assert "kv_cache_memory_bytes" not in measured
+    named = engine_arguments("model", Rollout(dtype="float32", kv_cache_mib=64), 128, True)
+    assert named == measured | {"kv_cache_memory_bytes": 64 << 20}
+
+
 def test_an_engine_may_fetch_a_model_that_its_node_lacks():
     assert not [name for name in VLLM_ENV if "OFFLINE" in name]

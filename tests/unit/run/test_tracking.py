@@ -74,6 +74,12 @@ def test_online_needs_a_key(monkeypatch, mode, environment, with_key, without):
     assert tracking_mode(WandB(mode=mode)) == with_key
 
 
+def test_a_wandb_without_its_core_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr("wandb.util.__file__", str(tmp_path / "util.py"))
+    with pytest.raises(CastorError, match=r"wandb cannot run here: .*wandb-core.* set wandb\.mode=disabled"):
+        tracking_mode(WandB())
+
+
 @pytest.mark.parametrize("mode", ["auto", "offline"])
 def test_a_mode_that_wandb_does_not_know_is_said(monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", "nonsense")
