@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import ray
 
+from actors.forking import forking
 from castor.config.cluster import DETERMINISTIC, RayCluster
 from castor.io.errors import CastorError
 
@@ -16,6 +18,7 @@ DETERMINISTIC_ENV = {  # of every process of a run; on a CPU none of it changes 
     "VLLM_BATCH_INVARIANT": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
+REGISTER_S = 600  # for a worker to be up, with the imports of the first one
 START_ATTEMPTS = 2  # Ray gives its own processes 30 s to come up, hard-coded; a busy machine may miss that once
 
 
@@ -29,9 +32,25 @@ def cluster(config: RayCluster) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     # Ray starts workers at nice 15, where they starve behind everything else the machine runs
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", str(REGISTER_S))
+    environment: dict[str, Any] = {"env_vars": DETERMINISTIC_ENV if config.deterministic else {}}
+    with ExitStack() as stack:
+        if not address and (python := stack.enter_context(forking(environment["env_vars"]))):
+            environment["py_executable"] = python
+        stack.callback(ray.shutdown)
+        _connect(address, config, environment)
+        yield
+
+
+def gpus_of_nodes() -> list[int]:
+    """GPUs of every node that is up, as Ray counts them."""
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
+def _connect(address: str | None, config: RayCluster, environment: dict[str, Any]) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            _connect(address, config)
+            _init(address, config, environment)
             break
         except Exception as error:  # Ray raises bare exceptions here
             ray.shutdown()
@@ -42,19 +61,9 @@ def cluster(config: RayCluster) -> Iterator[None]:
             raise CastorError(
                 f"could not {where}: {first}; is it running, is a port free, is the token the same?"
             ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
-def gpus_of_nodes() -> list[int]:
-    """GPUs of every node that is up, as Ray counts them."""
-    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
-
-
-def _connect(address: str | None, config: RayCluster) -> None:
-    environment = {"env_vars": DETERMINISTIC_ENV} if config.deterministic else None
+def _init(address: str | None, config: RayCluster, environment: dict[str, Any]) -> None:
     if address:
         ray.init(address=address, log_to_driver=True, runtime_env=environment)
     else:

@@ -31,11 +31,15 @@ class Processes:
 
 
 def processes_of_this_actor(watched: Collection[int] = ()) -> Processes:
-    """Of the actor that calls it, which is watched from then on, as the others are whose numbers are given."""
+    """Of the actor that calls it, which is watched from then on, as the others are whose numbers are given.
+
+    These need not be its children: where processes are forked (`actors.forking`) its child only stands for them.
+    """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     this = psutil.Process()
-    started = [(each.pid, each.create_time()) for each in (this, *this.children(True))]
-    return Processes(node_id(), tuple(started), tuple(each for each in started if each[0] in {this.pid, *watched}))
+    seen = {each.pid: each for each in (this, *this.children(True), *map(psutil.Process, watched))}
+    started = {number: (number, process.create_time()) for number, process in seen.items()}
+    return Processes(node_id(), tuple(started.values()), tuple(started[each] for each in {this.pid, *watched}))
 
 
 class Watched:

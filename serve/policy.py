@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve import Application
 
 from castor.config.serve import Serve
+from engines.vllm_arguments import VLLM_ENV
 from serve.asgi import Head, call
 from serve.replicas import deployment_options
 from serve.targets import Target
@@ -31,9 +32,6 @@ class PolicyServer:
         """Start the engine; with the weights of an update of this policy, if there was one."""
         import torch
 
-        from engines.vllm_arguments import VLLM_ENV
-
-        os.environ.update(VLLM_ENV)  # before vLLM and transformers are imported; the engine's process inherits it
         options = config.policy(target.name)
         torch.set_num_threads(options.resources.threads)  # vLLM turns later calls into no-ops
         from castor.data.tokens.chat_template import chat_template
@@ -152,5 +150,5 @@ def deployment_of(name: str) -> str:
 
 def policy_app(target: Target, config: Serve) -> Application:
     """The deployment of a policy."""
-    options = deployment_options(deployment_of(target.name), config.policy(target.name))
+    options = deployment_options(deployment_of(target.name), config.policy(target.name), **VLLM_ENV)
     return serve.deployment(**options)(PolicyServer).bind(target, config)

@@ -10,8 +10,8 @@ CONSTRUCTOR_RETRIES = 2
 UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 10.0, 300.0  # starting an engine costs more than keeping one
 
 
-def deployment_options(name: str, replicas: Replicas) -> dict[str, Any]:
-    """Arguments of a deployment: how many replicas, what each reserves, its environment, and patience."""
+def deployment_options(name: str, replicas: Replicas, **env: str) -> dict[str, Any]:
+    """Arguments of a deployment: how many replicas, what each reserves, its environment with `env`, and patience."""
     resources = replicas.resources
     options: dict[str, Any] = {
         "name": name,
@@ -20,7 +20,7 @@ def deployment_options(name: str, replicas: Replicas) -> dict[str, Any]:
             "num_cpus": resources.cpus,
             "num_gpus": resources.gpus,
             "resources": dict(resources.custom),
-            "runtime_env": {"env_vars": actor_env(resources)},
+            "runtime_env": {"env_vars": actor_env(resources) | env},
         },
         "graceful_shutdown_timeout_s": STOP_S,
         "graceful_shutdown_wait_loop_s": 0.2,

@@ -77,7 +77,8 @@ class Run:
         get([*loading, *groups.signals["help"].call("load", "help", reward(models), rlhf, SEED)], 300, "load")
         pool, call = groups.rollout, groups.learner.call
         pool.config = rlhf.rollout
-        pool.load_weights(get(FolderWeights.remote().publish.remote(models.policy, 0), 120, "publish"))
+        source = FolderWeights.remote()  # what it publishes is there as long as it is
+        pool.load_weights(get(source.publish.remote(models.policy, 0), 120, "publish"))
         self.results, self.batches, self.updates = [], {}, {}
         self.restarts = -pool.restarts
 

@@ -97,7 +97,8 @@ def kill(process: psutil.Process) -> None:
 
 def engine(server: Server) -> psutil.Process:
     """vLLM's engine, a process of its own: its replica notices when it dies, and ends as well."""
-    (found,) = [each for each in server.replica("policy").children() if "EngineCore" in " ".join(each.cmdline())]
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    (found,) = [each for each in family if "EngineCore" in " ".join(each.cmdline())]
     return found
 
 

@@ -1,0 +1,224 @@
+"""Where workers of a Ray that Castor started come from: a process that has imported what they need, once, and forks.
+
+Run as a script (with -P: modules beside it have names of the standard library), so that nothing of Castor is imported
+before a worker is there: its start is measured from then on.
+`actors.forking` starts it with a folder and the sockets in it, and holds its standard input, at whose end it ends.
+Whoever connects to a socket (`actors/fork_client.py`) asks for a process with its own arguments, environment, working
+directory and open files; the socket says which libraries it is to have. They are imported for the first one who asks,
+under its environment, which holds what Ray tells its workers.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import multiprocessing
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+# none of them starts a thread, which would be missing after a fork; what transformers imports late is named
+COMMON = ("torch", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto")
+LIBRARIES = {
+    "torch": ("ray._private.workers", "ray.train", "ray.serve", "deepspeed"),
+    "vllm": ("ray._private.workers", "ray.serve", "vllm.entrypoints.llm", "vllm.entrypoints.openai.api_server"),
+}
+NODE = "RAY_RAYLET_PID"  # Ray reads it when it is imported: a worker ends with that process
+NOBODY = -1  # in place of a process's number: whoever asked has to be Python itself
+MESSAGE = 1 << 20  # bytes of one read
+FILES = 256  # that a process may hand over
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A process to be made, and where to say how it ended."""
+
+    client: socket.socket
+    python: str  # the executable that forks, for processes of this one
+    arguments: list[str]  # of a Python: a script or `-c` and code, with arguments of its own
+    environment: dict[str, str]
+    folder: str
+    files: dict[int, int]  # the number each is to have, by the one it has here
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that was made."""
+
+    client: socket.socket
+    number: int
+    handle: int  # readable once it has ended
+
+
+class Server:
+    """Forks for whoever connects to its socket."""
+
+    def __init__(self, listener: socket.socket, libraries: tuple[str, ...]) -> None:
+        self.listener, self.libraries = listener, libraries
+        self.environment: dict[str, str] | None = None  # under which they were imported
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(listener, selectors.EVENT_READ)
+        self.selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+
+    def serve(self) -> None:
+        """Until standard input ends."""
+        while True:
+            for key, _ in self.selector.select():
+                if self.selector.get_map().get(key.fd) is not key:
+                    continue  # an event before this one has ended what it is about
+                if key.fd == sys.stdin.fileno():
+                    return
+                if key.fileobj is self.listener:
+                    if (asked := _receive(self.listener.accept()[0])) is not None:
+                        self._fork(asked)
+                elif key.fd == key.data.handle:
+                    self._tell(key.data)
+                else:
+                    self._kill(key.data)
+
+    def _fork(self, asked: Asked) -> None:
+        if self.environment is None:
+            self.environment = asked.environment
+            _import(self.libraries, asked.environment)
+        fitting = self.environment.get(NODE) == asked.environment.get(NODE)
+        number = os.fork() if fitting else NOBODY
+        if not number:
+            self._become(asked)
+        for file in asked.files:
+            os.close(file)
+        if not fitting:
+            _say(asked.client, NOBODY)
+            asked.client.close()
+            return
+        child = Child(asked.client, number, os.pidfd_open(number))
+        _say(child.client, number)
+        self.selector.register(child.client, selectors.EVENT_READ, child)
+        self.selector.register(child.handle, selectors.EVENT_READ, child)
+
+    def _tell(self, child: Child) -> None:
+        """It has ended: whoever asked for it ends with the same code."""
+        _, status = os.waitpid(child.number, 0)
+        self.selector.unregister(child.handle)
+        os.close(child.handle)
+        if child.client.fileno() in self.selector.get_map():
+            self.selector.unregister(child.client)
+            _say(child.client, os.waitstatus_to_exitcode(status))
+        child.client.close()
+
+    def _kill(self, child: Child) -> None:
+        """Whoever asked for it was killed."""
+        self.selector.unregister(child.client)
+        signal.pidfd_send_signal(child.handle, signal.SIGKILL)
+
+    def _become(self, asked: Asked) -> NoReturn:
+        """Be the process that was asked for."""
+        code = 1
+        try:
+            for key in list(self.selector.get_map().values()):
+                os.close(key.fd)
+            self.selector.close()
+            asked.client.detach()
+            os.setpgid(0, 0)  # as Ray has it: it ends all processes of a worker's group with it
+            _take(asked.files)
+            os.environ.clear()
+            os.environ.update(asked.environment)
+            os.chdir(asked.folder)
+            multiprocessing.set_executable(asked.python)  # an engine's process is a fork, too
+            code = _run(asked.arguments)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def main() -> None:
+    """One server for each set of libraries, of which all but the first are forks of it."""
+    listeners = {name: socket.socket(fileno=int(file)) for name, file in zip(LIBRARIES, sys.argv[2:], strict=True)}
+    for library in COMMON:
+        importlib.import_module(library)
+    first, *others = LIBRARIES
+    mine = next((name for name in others if not os.fork()), first)
+    for name, listener in listeners.items():
+        if name != mine:
+            listener.close()
+    Server(listeners[mine], LIBRARIES[mine]).serve()
+    os._exit(0)  # libraries have something to say about an end without workers
+
+
+def _import(libraries: tuple[str, ...], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    for library in libraries:
+        importlib.import_module(library)
+    # of two libraries that look for the place of a process's title, the second does not find it: vLLM takes Ray's
+    titles: Any = importlib.import_module("setproctitle")
+    titles.setproctitle = importlib.import_module("ray._raylet").setproctitle
+    gc.collect()
+
+
+def _receive(client: socket.socket) -> Asked | None:
+    """None: whoever connected was killed before it had asked."""
+    data, files, _, _ = socket.recv_fds(client, MESSAGE, FILES)
+    while not data.endswith(b"\n"):
+        more = client.recv(MESSAGE)
+        if not more:
+            for file in files:
+                os.close(file)
+            return None
+        data += more
+    said = json.loads(data)
+    said["files"] = dict(zip(files, said["files"], strict=True))
+    return Asked(client, **said)
+
+
+def _say(client: socket.socket, number: int) -> None:
+    with suppress(BrokenPipeError):  # it was killed, which is the next event
+        client.sendall(f"{number}\n".encode())
+
+
+def _take(files: dict[int, int]) -> None:
+    """Give every open file the number it is to have. None of the numbers may be taken by another one meanwhile."""
+    above = max(*files.values(), *files) + 1
+    moved = {}
+    for file, number in files.items():
+        moved[os.dup2(file, above + number)] = number
+        os.close(file)
+    for file, number in moved.items():
+        os.dup2(file, number)
+        os.close(file)
+
+
+def _run(arguments: list[str]) -> int:
+    """As Python would run them; returns the exit code."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # at its import it read that of the server
+    while arguments[0].startswith("-") and arguments[0] != "-c":  # how this process was started decides
+        arguments = arguments[2 if arguments[0] == "-X" else 1 :]
+    try:
+        if arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            sys.modules["__main__"] = ModuleType("__main__")
+            exec(compile(arguments[1], "<string>", "exec"), vars(sys.modules["__main__"]))
+        else:
+            sys.argv = arguments
+            sys.path.insert(0, str(Path(arguments[0]).parent))
+            runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Workers of Ray that need not import torch, vLLM and DeepSpeed: they are forks of a process that has.
+
+On a machine without GPUs these imports are most of the start of every actor. Where there are GPUs every worker is a
+process of its own: a fork of one that has looked for them could use none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from actors.fork_server import LIBRARIES
+from actors.group import actor_env
+from castor.config.training import Resources
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 256  # workers that may wait for the first one's imports
+STOP_S = 10.0  # within which a process without anything to do ends
+HERE = Path(__file__).parent
+
+
+@contextmanager
+def forking(env: Mapping[str, str]) -> Iterator[str | None]:
+    """The `py_executable` of a runtime environment while the body runs; None: none but Python itself.
+
+    `env` is common to all workers: what libraries read when they are imported.
+    """
+    if sys.platform != "linux" or not version("torch").endswith("+cpu"):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="castor-fork-", dir="/tmp") as folder:  # the paths of sockets must be short
+        python = Path(folder) / "python"
+        forked = shlex.join([sys.executable, "-I", "-S", str(HERE / "fork_client.py"), folder])
+        python.write_text(f'#!/bin/sh\nexec {forked} "$@"\n', encoding="utf-8")
+        python.chmod(0o700)
+        with ExitStack() as here:  # whoever connects before the imports are done waits for them
+            files = [here.enter_context(_listening(Path(folder) / name)).fileno() for name in LIBRARIES]
+            command = [sys.executable, "-u", "-P", str(HERE / "fork_server.py"), folder, *map(str, files)]
+            environment = os.environ | actor_env(Resources()) | dict(env)
+            server = subprocess.Popen(
+                command, stdin=subprocess.PIPE, env=environment, start_new_session=True, pass_fds=files
+            )
+        try:
+            yield str(python)
+        finally:
+            assert server.stdin is not None
+            server.stdin.close()
+            if code := server.wait(STOP_S):
+                log.warning(
+                    "the process that workers are forked from ended with code %d: they started by themselves", code
+                )
+
+
+def _listening(path: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(str(path))
+    made.listen(BACKLOG)
+    return made
