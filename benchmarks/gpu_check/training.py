@@ -46,11 +46,15 @@ def engine_steps(setting: Setting) -> Iterator[tuple[str, Figures]]:
     for name in sizes:
         for role in ROLES:
             for stage in (0, 1, 2, 3) if name == sizes[0] else (2,):
+                before = _allocated(setting)  # engines keep each other alive: those of former cases may still be there
                 engine, batch = engine_of(role, name, setting, stage)
                 figures = speed(setting, name, batch, partial(one_step, engine, batch, role))
                 if not setting.small:
                     held = trained(models.shape(name), engine.config, 1, Resources(gpus=1), score=role == "critic")
-                    figures["estimated GiB"] = held.gpu / GIB
+                    figures |= {
+                        "peak GiB": cast(float, figures["peak GiB"]) - before / GIB,
+                        "estimated GiB": held.gpu / GIB,
+                    }
                 yield f"{role} {name} ZeRO-{stage}", figures
                 engine.engine.destroy()
                 del engine
