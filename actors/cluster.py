@@ -18,7 +18,7 @@ DETERMINISTIC_ENV = {  # of every process of a run; on a CPU none of it changes 
     "VLLM_BATCH_INVARIANT": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
-REGISTER_S = 600  # for a worker to be up, with the imports of the first one
+REGISTER_S = 240  # for a worker to be up, on a busy machine and with the imports of the first one
 START_ATTEMPTS = 2  # Ray gives its own processes 30 s to come up, hard-coded; a busy machine may miss that once
 
 

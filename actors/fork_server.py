@@ -36,7 +36,7 @@ LIBRARIES = {
 NODE = "RAY_RAYLET_PID"  # Ray reads it when it is imported: a worker ends with that process
 NOBODY = -1  # in place of a process's number: whoever asked has to be Python itself
 MESSAGE = 1 << 20  # bytes of one read
-FILES = 256  # that a process may hand over
+FILES = 253  # that a process may hand over: Linux takes no more at a time
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from castor.config.training import Resources
 log = logging.getLogger(__name__)
 
 BACKLOG = 256  # workers that may wait for the first one's imports
-STOP_S = 10.0  # within which a process without anything to do ends
 HERE = Path(__file__).parent
 
 
@@ -35,7 +34,7 @@ def forking(env: Mapping[str, str]) -> Iterator[str | None]:
 
     `env` is common to all workers: what libraries read when they are imported.
     """
-    if sys.platform != "linux" or not version("torch").endswith("+cpu"):
+    if not (version("torch").endswith("+cpu") and _has_pidfd()):
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="castor-fork-", dir="/tmp") as folder:  # the paths of sockets must be short
@@ -43,6 +42,9 @@ def forking(env: Mapping[str, str]) -> Iterator[str | None]:
         forked = shlex.join([sys.executable, "-I", "-S", str(HERE / "fork_client.py"), folder])
         python.write_text(f'#!/bin/sh\nexec {forked} "$@"\n', encoding="utf-8")
         python.chmod(0o700)
+        if not os.access(python, os.X_OK):  # nothing in /tmp may be executed
+            yield None
+            return
         with ExitStack() as here:  # whoever connects before the imports are done waits for them
             files = [here.enter_context(_listening(Path(folder) / name)).fileno() for name in LIBRARIES]
             command = [sys.executable, "-u", "-P", str(HERE / "fork_server.py"), folder, *map(str, files)]
@@ -53,12 +55,23 @@ def forking(env: Mapping[str, str]) -> Iterator[str | None]:
         try:
             yield str(python)
         finally:
-            assert server.stdin is not None
-            server.stdin.close()
-            if code := server.wait(STOP_S):
+            if (code := server.poll()) is not None:
                 log.warning(
                     "the process that workers are forked from ended with code %d: they started by themselves", code
                 )
+            assert server.stdin is not None
+            server.stdin.close()  # its own forks, one for each set of libraries, end with it
+            server.kill()  # it may be importing for a worker that nobody waits for any more
+            server.wait()
+
+
+def _has_pidfd() -> bool:
+    """A handle of a process that ends: Linux has it since 5.3, but not every sandbox."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def _listening(path: Path) -> socket.socket:
