@@ -184,7 +184,7 @@ def measure(smoke: bool) -> Section:
             found, spent = first_step(file, run, "grpo")
             whole.append(found)
             cpu.append(spent)
-            told = causes(read_json(RunFiles(run).records)["grpo"])
+            told = causes(read_json(RunFiles(run).records)["stages"]["grpo"])
             bare.append(seconds(lambda: _python("-m", "benchmarks.bench.bare_vllm", model)))
         figures = {"command to first step, s": statistics.median(whole)}
         figures["bare vLLM, command to first token and its end, s"] = statistics.median(bare)
@@ -192,7 +192,7 @@ def measure(smoke: bool) -> Section:
     for each in sorted({name for spent in cpu for name in spent}):
         figures[f"run until its first step has ended: {each}, CPU s"] = statistics.median(s.get(each, 0.0) for s in cpu)
     values = tuple(a / b for a, b in zip(whole, bare, strict=True))
-    bounded = "imports of four actors at once: torch, vLLM and DeepSpeed, for which there are too few cores"
+    bounded = "the command's imports, Ray's start and the first imports of torch and vLLM, one after the other"
     return Section(
         "startup", (Ratio("command to first step / bare vLLM to its first token", values, bounded_by=bounded),), figures
     )
