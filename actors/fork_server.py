@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -154,6 +155,8 @@ def main() -> None:
         if name != mine:
             listener.close()
     Server(listeners[mine], LIBRARIES[mine]).serve()
+    if mine == first:
+        shutil.rmtree(sys.argv[1], ignore_errors=True)  # whoever made the folder may have been killed
     os._exit(0)  # libraries have something to say about an end without workers
 
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from actors.forking import forking
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks where there is pidfd_open")
 TIMEOUT_S = 120
@@ -133,3 +134,18 @@ def test_without_a_server_it_is_python_itself(caplog):
         done = run(python, "-c", "import sys; print('torch' in sys.modules)", stdout=-1)
         assert (done.stdout, done.returncode) == ("False\n", 0)
     assert "ended with code -9: they started by themselves" in caplog.text
+
+
+def test_nothing_is_left_of_a_driver_that_is_killed():
+    code = "from actors.forking import forking\nwith forking({}) as python:\n    print(python, flush=True)\n    input()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen([sys.executable, "-c", code], env=environment, stdin=-1, stdout=-1, text=True)
+    with driver:
+        assert driver.stdout is not None
+        python = Path(driver.stdout.readline().strip())
+        assert run(str(python), "-c", "pass").returncode == 0
+        driver.kill()
+    deadline = time.monotonic() + TIMEOUT_S
+    while python.parent.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
