@@ -38,7 +38,7 @@ def main() -> None:
     socket.send_fds(server, [message[:1]], files)
     server.sendall(message[1:])
     with server.makefile() as answers:
-        if (number := int(answers.readline())) < 0:
+        if (number := int(answers.readline() or -1)) < 0:  # the server does not, or has died before it did
             _be_python(arguments)
         for asking in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(asking, lambda told, _: os.kill(number, told))

@@ -128,7 +128,7 @@ class Server:
             for key in list(self.selector.get_map().values()):
                 os.close(key.fd)
             self.selector.close()
-            asked.client.detach()
+            asked.client.detach()  # stays open: without a server, too, whoever asked waits for this process to end
             os.setpgid(0, 0)  # as Ray has it: it ends all processes of a worker's group with it
             _take(asked.files)
             os.environ.clear()

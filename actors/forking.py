@@ -1,7 +1,8 @@
 """Workers of Ray that need not import torch, vLLM and DeepSpeed: they are forks of a process that has.
 
 On a machine without GPUs these imports are most of the start of every actor. Where there are GPUs every worker is a
-process of its own: a fork of one that has looked for them could use none.
+process of its own: a fork of one that has looked for them could use none. (multiprocessing's fork server makes
+processes of functions; Ray starts its workers by a command.)
 """
 
 from __future__ import annotations

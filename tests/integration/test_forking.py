@@ -126,6 +126,9 @@ def test_without_a_server_it_is_python_itself(caplog):
     with forking({}) as python, caplog.at_level(logging.WARNING):
         assert python is not None
         server = psutil.Process(server_of(python))
+        standing = subprocess.Popen([python, "-c", "print(1, flush=True); input()"], stdin=-1, stdout=-1, text=True)
+        assert standing.stdout is not None
+        assert standing.stdout.readline() == "1\n"
         server.kill()
         deadline = time.monotonic() + TIMEOUT_S
         while server.status() != psutil.STATUS_ZOMBIE:
@@ -133,6 +136,8 @@ def test_without_a_server_it_is_python_itself(caplog):
             time.sleep(0.05)
         done = run(python, "-c", "import sys; print('torch' in sys.modules)", stdout=-1)
         assert (done.stdout, done.returncode) == ("False\n", 0)
+        assert standing.poll() is None  # what was forked before goes on, and so does what stands for it
+        standing.communicate("\n", timeout=TIMEOUT_S)
     assert "ended with code -9: they started by themselves" in caplog.text
 
 

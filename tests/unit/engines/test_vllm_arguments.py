@@ -2,6 +2,7 @@
 
 import pytest
 
+from actors.fork_client import VLLM
 from castor.config.rollout import Rollout
 from castor.config.serve import Policy
 from engines.vllm_arguments import VLLM_ENV, engine_arguments
@@ -34,6 +35,10 @@ def test_a_cache_of_a_named_size_is_not_measured(monkeypatch):
     assert "kv_cache_memory_bytes" not in measured
     named = engine_arguments("model", Rollout(dtype="float32", kv_cache_mib=64), 128, True)
     assert named == measured | {"kv_cache_memory_bytes": 64 << 20}
+
+
+def test_a_fork_is_told_by_its_environment_that_it_is_to_hold_an_engine():
+    assert VLLM in VLLM_ENV
 
 
 def test_an_engine_may_fetch_a_model_that_its_node_lacks():
