@@ -28,6 +28,9 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 COMPILE_STACK = $(COMPILE) $(UPGRADE) --override requirements/overrides.txt --extra dev \
 	--no-emit-package torchaudio --no-emit-package torchcodec
 
+# Two processes, of which each takes a whole group of tests at a time (tests/conftest.py), the longest groups first.
+SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
+
 # Without the bytecode that Python keeps beside what is installed, every process would compile its imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -52,8 +55,7 @@ demo: install ## Install, then make a language model safer: runs/demo/report.htm
 	@$(BIN)/castor pipeline configs/demo$(if $(filter gpu,$(STACK)),_gpu).yaml
 
 test: install ## Install, then run every test
-	@$(BIN)/pytest -n 2 tests/unit
-	@$(BIN)/pytest tests/chaos tests/integration
+	@$(BIN)/pytest $(SIDE_BY_SIDE) tests/chaos tests/integration tests/unit
 
 test-unit: install ## Only the fast tests
 	@$(BIN)/pytest -n 2 tests/unit

@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 from castor.config.demo_model import DemoModel
 from castor.config.training import Engine, Offload, Resources
 from castor.dry_run.memory import Memory, trained
 from castor.dry_run.shapes import measure
 
+IMPORTED = ["transformers.models.llama.modeling_llama", "engines.deepspeed_engine", "castor.models.tiny"]
 TIMEOUT_S = 600
 MODEL = DemoModel(vocab_size=16384, hidden_size=768, layers=6, heads=12, intermediate_size=2048)
 STEPS = 3  # in the first, AdamW makes its moments
@@ -56,29 +58,34 @@ def estimate(model: DemoModel, config: Engine, ranks: int) -> Memory:
 
 
 def measure_ranks(model: DemoModel, configs: Sequence[Engine], ranks: int) -> list[list[Measured]]:
-    """Train under each config in turn, on `ranks` fresh processes; [config][rank].
+    """Train under each config in turn, every time on `ranks` fresh processes; [config][rank].
 
-    `resident` is right for the first config only. Raises whatever a rank raises, and TimeoutError.
+    Raises whatever a rank raises, and TimeoutError.
     """
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, context.Pool(ranks) as pool:
-        store = str(Path(folder) / "store")
-        work = pool.starmap_async(_rank, [(rank, ranks, store, model, configs) for rank in range(ranks)], chunksize=1)
-        found = work.get(TIMEOUT_S * len(configs))
-    return [list(each) for each in zip(*found, strict=True)]
+    context = multiprocessing.get_context("forkserver")  # an engine leaves things behind: none sees another's
+    context.set_forkserver_preload(IMPORTED)
+    on_cpu = patch.dict(os.environ, DS_ACCELERATOR="cpu")  # DeepSpeed reads it when it is imported
+    with on_cpu, tempfile.TemporaryDirectory() as folder, context.Pool(ranks, maxtasksperchild=1) as pool:
+        work = [
+            (rank, ranks, str(Path(folder) / str(number)), model, config)
+            for number, config in enumerate(configs)
+            for rank in range(ranks)
+        ]
+        found = pool.starmap_async(_rank, work, chunksize=1).get(TIMEOUT_S * len(configs))
+    return [found[first : first + ranks] for first in range(0, len(found), ranks)]
 
 
-def _rank(rank: int, ranks: int, store: str, model: DemoModel, configs: Sequence[Engine]) -> list[Measured]:
-    os.environ["DS_ACCELERATOR"] = "cpu"
+def _rank(rank: int, ranks: int, store: str, model: DemoModel, config: Engine) -> Measured:
     import torch
     import torch.distributed as dist
 
     from engines.deepspeed_engine import init_process_group
 
+    gc.freeze()  # what was imported is no engine's, and need not be looked through
     torch.set_num_threads(1)
     init_process_group(rank, ranks, 0, cast(Any, dist).FileStore(store, ranks), TIMEOUT_S)
     try:
-        return [_measured(model, config) for config in configs]
+        return _measured(model, config)
     finally:
         dist.destroy_process_group()
 
@@ -94,7 +101,6 @@ def _measured(model: DemoModel, config: Engine) -> Measured:
     from castor.packing import pack_rows
     from engines.deepspeed_engine import TrainEngine
 
-    gc.collect()
     held, before, states, begun = _in_tensors(), _peak_resident(), 0, list[int]()
     rows = pack_rows(np.arange(TOKENS) % model.vocab_size, np.array([TOKENS]), TOKENS)
     llama: Any = LlamaForCausalLM(llama_config(model, model.vocab_size))
@@ -111,9 +117,10 @@ def _measured(model: DemoModel, config: Engine) -> Measured:
 
 
 def _in_tensors() -> int:
-    """Bytes of the storages of all tensors of this process, gradients with them."""
+    """Bytes of the storages of all tensors of this process that are reachable, gradients with them."""
     import torch
 
+    gc.collect()
     tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
     tensors += [each.grad for each in tensors if each.is_leaf and each.grad is not None]
     return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())

@@ -21,6 +21,15 @@ sys.dont_write_bytecode = False
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+TOGETHER = ("tests/chaos", "tests/integration/serve")  # their files share a run, and a served policy
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes carry out the tests, one of them gets all of a file, or of a folder in `TOGETHER`."""
+    for item in items:
+        path = item.path.relative_to(ROOT).as_posix()
+        group = next((folder for folder in TOGETHER if path.startswith(folder)), path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
