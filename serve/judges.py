@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the driver deploys without importing torch and transformers
     import numpy as np
     from numpy.typing import NDArray
 
+    from castor.scoring.frozen import FrozenModel
     from castor.scoring.moderator import Moderator
     from castor.scoring.text_model import TextModel
 
@@ -26,6 +27,7 @@ HEALTH_S = 60.0  # a judgement that takes longer is taken for none
 PROBE = Exchange("Hello", "Hello")
 
 Encoded = dict[JudgeName, "NDArray[np.int64]"]  # token ids [length] for each judge that is asked
+Waiting = tuple[Encoded, str | None]  # and the stream that it is a window of
 
 
 class TooLong(ValueError):
@@ -38,6 +40,8 @@ class JudgeServer:
     def __init__(self, targets: Targets, config: Serve) -> None:
         import torch
 
+        from castor.models.prefixes import Prefixes
+
         torch.set_num_threads(config.judges.resources.threads)
         self.scores = {
             kind: load_scores(kind, judge, targets.template, config)
@@ -46,15 +50,26 @@ class JudgeServer:
         }
         moderation = targets.judges.get("moderation")
         self.moderator = None if moderation is None else load_moderator(moderation, targets.template, config)
+        self.frozen: dict[str, FrozenModel] = {kind: model.frozen for kind, model in self.scores.items()}
+        if self.moderator is not None:
+            self.frozen["moderation"] = self.moderator.text_model.frozen
+        self.read = {
+            kind: Prefixes(config.judges.kv_cache_mib << 20)
+            for kind, model in self.frozen.items()
+            if config.judges.kv_cache_mib and model.reads_on
+        }
 
-    async def judge(self, texts: list[Exchange], asked: tuple[JudgeName, ...]) -> list[Judgement]:
+    async def judge(
+        self, texts: list[Exchange], asked: tuple[JudgeName, ...], stream: str | None = None
+    ) -> list[Judgement]:
         """What each judge that is asked, and there is, says of each text.
 
+        A text of a `stream` begins as the one of that name before it, and what was read of that is not read again.
         A number that is not finite is handed on: it must fail its own text only, and whoever acts on it checks it.
         Raises TooLong for a text longer than a judge's context.
         """
         encoded = [self._encode(text, asked) for text in texts]
-        return list(await asyncio.gather(*(self._judge_batch(each) for each in encoded)))
+        return list(await asyncio.gather(*(self._judge_batch((each, stream)) for each in encoded)))
 
     async def check_health(self) -> None:
         """Judges a short text, so that a replica whose models cannot compute any more is replaced."""
@@ -72,32 +87,46 @@ class JudgeServer:
         return encoded
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def _judge_batch(self, encoded: list[Encoded]) -> list[Judgement]:
-        return await asyncio.to_thread(self._judged, encoded)
+    async def _judge_batch(self, waiting: list[Waiting]) -> list[Judgement]:
+        return await asyncio.to_thread(self._judged, waiting)
 
-    def _judged(self, encoded: list[Encoded]) -> list[Judgement]:
+    def _judged(self, waiting: list[Waiting]) -> list[Judgement]:
         """All texts that wait, whoever asked: each model makes one pass over those that it is asked for."""
-        found: list[dict[str, Any]] = [{} for _ in encoded]
-        for kind in {kind for each in encoded for kind in each}:
-            where = [number for number, each in enumerate(encoded) if kind in each]
-            sequences = [encoded[number][kind] for number in where]
+        found: list[dict[str, Any]] = [{} for _ in waiting]
+        for kind in {kind for encoded, _ in waiting for kind in encoded}:
+            where = [number for number, (encoded, _) in enumerate(waiting) if kind in encoded]
+            values = self._outputs(kind, [waiting[number] for number in where])
+            outputs: list[Any]
             if kind == "moderation":
                 assert self.moderator is not None
-                outputs: list[Any] = _moderated(self.moderator, sequences)
+                outputs = _moderated(self.moderator, values)
             else:
-                outputs = self.scores[kind].frozen.unchecked_outputs(sequences).tolist()
+                outputs = values.tolist()
             for number, output in zip(where, outputs, strict=True):
                 found[number][kind] = output
         return [Judgement(**each) for each in found]
 
+    def _outputs(self, kind: JudgeName, waiting: list[Waiting]) -> NDArray[np.float32]:
+        """One model's outputs of texts, some of which may not be finite."""
+        sequences, model, read = [encoded[kind] for encoded, _ in waiting], self.frozen[kind], self.read.get(kind)
+        streams = [stream for _, stream in waiting]
+        if read is None or not any(streams):
+            return model.unchecked_outputs(sequences)
+        outputs, prefixes = model.continued_outputs(
+            sequences, [None if stream is None else read.get(stream) for stream in streams]
+        )
+        for stream, prefix in zip(streams, prefixes, strict=True):
+            if stream is not None:
+                read.put(stream, prefix)
+        return outputs
 
-def _moderated(moderator: Moderator, sequences: list[NDArray[np.int64]]) -> list[Moderation]:
+
+def _moderated(moderator: Moderator, outputs: NDArray[np.float32]) -> list[Moderation]:
     import numpy as np
 
     from castor.scoring.moderator import verdicts
 
-    logits = moderator.text_model.frozen.unchecked_outputs(sequences).astype(np.float64)
-    categories, found = moderator.info.categories, []
+    logits, categories, found = outputs.astype(np.float64), moderator.info.categories, []
     for row in logits[:, None]:
         if not np.isfinite(row).all():
             found.append(Moderation(dict.fromkeys(categories, float("nan")), (), None))

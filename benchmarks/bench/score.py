@@ -1,8 +1,11 @@
-"""Scores of responses that arrive in chunks, against the sum of bare forward passes over the same packed rows."""
+"""Scores of responses that arrive in chunks, against the sum of bare forward passes over the same packed rows; and of
+the windows of streamed answers, read on, against all that there is of an answer read anew for every window.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,14 @@ from benchmarks.bench.measurement import Ratio, Section, in_turns, paired
 from castor.config.judge import Judge
 from castor.experience import Experience
 from castor.model_reference import ModelReference
+from castor.models.prefixes import Prefix
 from castor.models.score import ScoreModel
 from castor.packing import PackedRows, micro_batches, pack_rows
 from castor.scoring.experience_scorer import judge_scorer
+from castor.scoring.frozen import FrozenModel
 
 CHUNK = 16  # responses, as the rollout hands them on
+PROMPT, WINDOW, STREAMS = 60, 64, 4  # tokens of a question and of a window; answers that are streamed at a time
 
 
 def measure(smoke: bool) -> Section:
@@ -62,11 +68,39 @@ def measure(smoke: bool) -> Section:
                 bounded_by="packing the rows, and checking that every score is finite",
             )
         )
+    times = in_turns(_windows(scorer.frozen, shape, windows=2 if smoke else 4), repetitions)
+    ratios.append(
+        Ratio(
+            "windows read anew / windows read on",
+            paired(times["windows, anew"], times["windows, on"]),
+            at_least=1.0 if smoke else 1.5,
+            bounded_by="what is done once per pass and per layer, however few the tokens",
+        )
+    )
     return Section(
         "score",
         tuple(ratios),
         {f"{name} (responses/s)": responses / float(np.median(seconds)) for name, seconds in found.items()},
     )
+
+
+def _windows(model: FrozenModel | None, shape: Shape, windows: int) -> dict[str, Callable[[], object]]:
+    """A cost model on growing answers, as the guard asks it: with what it has read of them before, and without."""
+    assert model is not None
+    tokens = np.random.default_rng(0).integers(0, shape.vocabulary, (STREAMS, PROMPT + WINDOW * windows))
+    ends = [PROMPT + WINDOW * (number + 1) for number in range(windows)]
+
+    def anew() -> None:
+        for end in ends:
+            model.unchecked_outputs(list(tokens[:, :end]))
+
+    def on() -> None:
+        read: list[Prefix | None] = [None] * STREAMS
+        for end in ends:
+            _, after = model.continued_outputs(list(tokens[:, :end]), read)
+            read = list(after)
+
+    return {"windows, anew": anew, "windows, on": on}
 
 
 def _passes(chunk: Experience) -> list[tuple[PackedRows, Tensor]]:

@@ -75,6 +75,10 @@ class Judges(Replicas):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPUs")
     batch_tokens: int = Field(8192, ge=1, description="token budget of one forward pass")
+    kv_cache_mib: int = Field(
+        1024, ge=0, description="memory of each model for the keys and values of streamed answers, so that a window "
+        "is judged without those before it being read again; the answers judged last stay; 0: none is kept"
+    )  # fmt: skip
 
 
 class Serve(Section):

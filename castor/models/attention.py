@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from castor.models.backbone import isolates_sequences
+from castor.models.backbone import isolates_sequences, shares_beginnings
+from castor.models.prefixes import ContinuedRows, SharedRows
 
 Kernel: TypeAlias = Callable[..., Any]  # gives a tensor, called as `torch.nn.attention.varlen.varlen_attn`
 _HALVES = (torch.bfloat16, torch.float16)
@@ -61,7 +62,7 @@ def sequence_by_sequence(
     key: Tensor,
     value: Tensor,
     cuts: Tensor,
-    _key_cuts: Tensor,
+    key_cuts: Tensor,
     _longest: int,
     _longest_key: int,
     *,
@@ -71,18 +72,22 @@ def sequence_by_sequence(
 ) -> Tensor:
     """Causal attention [T, heads, D] of sequences that begin at `cuts`, called as torch's `varlen_attn` is here.
 
-    Sequences of one length go through torch's dense kernel together.
+    A sequence may have more keys than queries: its queries are those of the last tokens. Sequences of one length go
+    through torch's dense kernel together.
     """
     assert window_size == (-1, 0)  # causal, no sliding window
-    lengths = cuts.diff().tolist()
-    alike: dict[int, list[int]] = {}
-    for number, length in enumerate(lengths):
-        alike.setdefault(length, []).append(number)
-    queries, keys, values = (part.split(lengths) for part in (query, key, value))
+    lengths, key_lengths = cuts.diff().tolist(), key_cuts.diff().tolist()
+    alike: dict[tuple[int, int], list[int]] = {}
+    for number, sizes in enumerate(zip(lengths, key_lengths, strict=True)):
+        alike.setdefault(sizes, []).append(number)
+    queries, keys, values = query.split(lengths), key.split(key_lengths), value.split(key_lengths)
     outputs = list(queries)  # each is put in the place of its queries
-    for numbers in alike.values():
+    for (length, seen), numbers in alike.items():
         q, k, v = (torch.stack([part[n] for n in numbers]).transpose(1, 2) for part in (queries, keys, values))
-        found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa)
+        mask = None if length == seen else torch.ones(length, seen, dtype=torch.bool).tril(seen - length)
+        found = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=enable_gqa
+        )
         for number, output in zip(numbers, found.transpose(1, 2).unbind(), strict=True):
             outputs[number] = output
     return torch.cat(outputs)
@@ -107,7 +112,7 @@ def use_kernel(model: Any, kernel: Kernel) -> bool:
     except UnsupportedAttention:
         right = False
     if right:
-        model.packing = "varlen"
+        model.packing = "shared" if shares_beginnings(inner.base_model) else "varlen"
     else:
         inner.set_attn_implementation(before)
     return right
@@ -131,6 +136,7 @@ def _attention(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
         is_causal: bool | None = None,
         cu_seq_lens_q: Tensor | None = None,  # [N + 1] int32, see `PackedRows.boundaries`
         max_length_q: int | None = None,
+        prefixes: SharedRows | ContinuedRows | None = None,
         **asked: Any,
     ) -> tuple[Tensor, None]:
         if is_causal is None:
@@ -141,11 +147,14 @@ def _attention(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
             raise UnsupportedAttention(f"{type(module).__name__} asks for more than packed causal attention: {more}")
         if len(sizes) > 1 or not sizes.issubset(HEAD_SIZES) or query.shape[2] != key.shape[2]:
             raise UnsupportedAttention(f"{type(module).__name__} has heads of {sizes}, which no kernel takes")
-        flat = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
-        grouped = query.shape[1] != key.shape[1]
+        queries, keys, values = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
+        key_cuts, longest_key = cu_seq_lens_q, max_length_q
+        if prefixes is not None:
+            layer = getattr(module, "layer_idx", None)
+            keys, values, key_cuts, longest_key = prefixes.extended(layer, keys, values)
         output = kernel(
-            *flat, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-            scale=scaling, window_size=(-1, 0), enable_gqa=grouped,
+            queries, keys, values, cu_seq_lens_q, key_cuts, max_length_q, longest_key,
+            scale=scaling, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
         return output.unflatten(0, (query.shape[0], query.shape[2])), None
 

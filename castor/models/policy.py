@@ -76,15 +76,16 @@ class PolicyModel(nn.Module):
         """
         rows, inputs = model_inputs(rows, self.packing)
         width = rows.input_ids.shape[1]
-        target = rows.flat[positions]  # where the predicted tokens lie in the flattened rows
-        source_row, source_column = (target - 1) // width, (target - 1) % width
+        # where the predicted tokens and those before them lie in the flattened rows
+        target, source = rows.flat[positions], rows.flat[positions - 1]
+        source_row, source_column = source // width, source % width
         # only columns that predict something go through the vocabulary projection
         columns, column_index = torch.unique(source_column, return_inverse=True)
         if len(columns) == 0:  # an empty micro-batch: run everything once, return nothing
             columns = torch.zeros(1, dtype=torch.int64, device=rows.input_ids.device)
         tokens = rows.input_ids.view(-1)[target]
         head = self.lm.get_output_embeddings()
-        sparing = computed_at(self.lm.base_model, target - 1, self.spares)
+        sparing = computed_at(self.lm.base_model, source, self.spares)
         if not self.divisible or len(tokens) == 0:
             with sparing:
                 logits = self.lm(**inputs, logits_to_keep=columns).logits

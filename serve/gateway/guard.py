@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from serve.gateway.audit import Event
 from serve.gateway.bodies import Ask
@@ -57,9 +58,10 @@ class Answer:
             async for piece in pieces:
                 yield piece
 
-    async def judge(self, text: str, *, whole: bool = True) -> Verdict:
+    async def judge(self, text: str, *, whole: bool = True, stream: str | None = None) -> Verdict:
         """Of the question with this answer, or with what there is of it. Judges read texts as in training: stripped."""
-        return await self.judging.verdict(self.ask.exchange._replace(response=text.strip()), self.rule, whole=whole)
+        exchange = self.ask.exchange._replace(response=text.strip())
+        return await self.judging.verdict(exchange, self.rule, whole=whole, stream=stream)
 
     async def _annotated(self) -> AsyncGenerator[Piece, None]:
         """Everything leaves; the verdict follows, or that there is none."""
@@ -117,7 +119,7 @@ class Answer:
 
         Where a window is unsafe, nothing of it leaves. `regenerate` goes back to what was sent, and on from there.
         """
-        guard, ask, sent = self.rule.guard, self.ask, ""
+        guard, ask, sent, name = self.rule.guard, self.ask, "", uuid4().hex
         budget = self.ask.body.get("max_tokens")
         while True:
             unsafe: Verdict | None = None
@@ -133,7 +135,7 @@ class Answer:
                     if delta.finish_reason is None and not window.full:
                         continue
                     whole = delta.finish_reason is not None
-                    verdict = await self.judge(window.said, whole=whole)
+                    verdict = await self.judge(window.said, whole=whole, stream=name)
                     self._note(window.new_tokens, verdict)
                     if verdict.unsafe:
                         unsafe = verdict

@@ -27,37 +27,42 @@ class Judging:
     def __init__(self, handle: DeploymentHandle, present: tuple[JudgeName, ...], metrics: Metrics) -> None:
         self.handle, self.present, self.metrics = handle, present, metrics
 
-    async def verdict(self, text: Exchange, rule: Rule, *, whole: bool = True) -> Verdict:
+    async def verdict(self, text: Exchange, rule: Rule, *, whole: bool = True, stream: str | None = None) -> Verdict:
         """Of a question with its answer, by the rule of a guard. With `whole` unset it is a window of a longer answer.
 
-        Raises a JudgeError when there is none within the guard's deadline.
+        Windows of one answer have one `stream`, a name that no other answer has: no time that a judgement takes tells
+        of another's text. Raises a JudgeError when there is none within the guard's deadline.
         """
         deadline = time.monotonic() + rule.guard.deadline_s
         if not whole and rule.staged:
-            (first,) = await self.judge([text], rule.first, deadline)
+            (first,) = await self.judge([text], rule.first, deadline, stream)
             verdict = rule.verdict(first)
             if not verdict.unsafe and not rule.suspicious(verdict):
                 return verdict
-        (found,) = await self.judge([text], rule.every if whole or rule.staged else rule.first, deadline)
+        (found,) = await self.judge([text], rule.every if whole or rule.staged else rule.first, deadline, stream)
         return rule.verdict(found)
 
-    async def judge(self, texts: Sequence[Exchange], asked: tuple[JudgeName, ...], deadline: float) -> list[Judgement]:
+    async def judge(
+        self, texts: Sequence[Exchange], asked: tuple[JudgeName, ...], deadline: float, stream: str | None = None
+    ) -> list[Judgement]:
         """What the judges say of texts, checked. `deadline` is one of time.monotonic(). Raises a JudgeError."""
         begun = time.monotonic()
         try:
-            found = await self._ask(texts, asked, deadline)
+            found = await self._ask(texts, asked, deadline, stream)
         except JudgeError as error:
             self.metrics.judge_failures.labels(error.code).inc()
             raise
         self.metrics.judge_seconds.observe(time.monotonic() - begun)
         return found
 
-    async def _ask(self, texts: Sequence[Exchange], asked: tuple[JudgeName, ...], deadline: float) -> list[Judgement]:
+    async def _ask(
+        self, texts: Sequence[Exchange], asked: tuple[JudgeName, ...], deadline: float, stream: str | None
+    ) -> list[Judgement]:
         died = False  # whether a replica that was asked did
         while True:
             left = deadline - time.monotonic()
             try:
-                answer = await self._call(list(texts), asked, max(left, 0.0))
+                answer = await self._call(list(texts), asked, stream, max(left, 0.0))
             except TimeoutError:
                 if died:
                     raise JudgeUnreachable("the judges died, and were not back in time") from None
@@ -79,9 +84,11 @@ class Judging:
                 continue
             return _checked(answer, len(texts), asked)
 
-    async def _call(self, texts: list[Exchange], asked: tuple[JudgeName, ...], seconds: float) -> Any:
+    async def _call(
+        self, texts: list[Exchange], asked: tuple[JudgeName, ...], stream: str | None, seconds: float
+    ) -> Any:
         with calling():
-            response = self.handle.judge.remote(texts, asked)
+            response = self.handle.judge.remote(texts, asked, stream)
             try:
                 return await asyncio.wait_for(response, seconds)
             except (TimeoutError, asyncio.CancelledError):

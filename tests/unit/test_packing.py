@@ -13,7 +13,7 @@ from castor.experience import Experience
 from castor.io.errors import CastorError
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
-from castor.packing import micro_batches, pack_rows, partition
+from castor.packing import ALIKE, WORTH, find_shared, micro_batches, pack_rows, partition
 from engines.batch import MicroBatch, forward_by_budget, make_micro_batch, plan_mini_batches
 from tests.numerics import assert_close
 
@@ -298,3 +298,48 @@ def test_forward_by_budget_lets_no_made_up_number_through():
             device=torch.device("cpu"),
             name="the critic",
         )
+
+
+BEGINNING = st.lists(st.integers(0, 2), min_size=8, max_size=40)
+END = st.lists(st.integers(0, 2), min_size=1, max_size=9)
+
+
+@settings(max_examples=200)
+@given(st.lists(BEGINNING, min_size=1, max_size=3), st.data())
+def test_what_is_shared_are_equal_tokens_with_equal_ones_before(beginnings, data):
+    pairs = data.draw(st.lists(st.tuples(st.sampled_from(beginnings), END), min_size=1, max_size=8))
+    sequences = [begin + end for begin, end in pairs]
+    tokens = np.array([token for sequence in sequences for token in sequence], dtype=np.int32)
+    lengths = np.array([len(each) for each in sequences])
+    shared = find_shared(tokens, lengths)
+    assert shared is not None or len(set(map(tuple, sequences))) > 1 or len(sequences) == 1
+    if shared is None:
+        return
+    own, places = shared.own.numpy(), shared.places.numpy()
+    assert len(own) == sum(shared.fresh) <= (1 - WORTH) * len(tokens)
+    assert shared.lengths == tuple(lengths)
+    starts = np.cumsum(lengths) - lengths
+    assert all(own[places[starts + lengths - 1]] == starts + lengths - 1)  # the last token of each is its own
+    for start, sequence, fresh in zip(starts, sequences, shared.fresh, strict=True):
+        assert fresh == len(sequence) or len(sequence) - fresh >= ALIKE
+        for at in range(len(sequence)):
+            there = own[places[start + at]]
+            first = starts[np.searchsorted(starts, there, side="right") - 1]
+            assert there - first == at
+            assert tokens[first : there + 1].tolist() == sequence[: at + 1]
+
+
+def test_responses_to_a_prompt_share_it_wherever_they_are():
+    prompts = [np.arange(100, 150), np.arange(300, 310)]
+    sequences = [np.append(prompts[number % 2], [number, number]) for number in range(6)]
+    shared = find_shared(np.concatenate(sequences), np.array([len(each) for each in sequences]))
+    assert shared.fresh == (52, 12, 2, 2, 2, 2)
+
+
+def test_a_template_that_all_prompts_begin_with_is_shared_if_it_is_worth_it():
+    rng, preamble = np.random.default_rng(0), np.arange(10)
+    for own, worth in ((20, True), (60, False)):
+        sequences = [np.concatenate([preamble, rng.integers(100, 1000, own)]) for _ in range(8)]
+        shared = find_shared(np.concatenate(sequences), np.array([len(each) for each in sequences]))
+        assert (shared is not None) == worth
+        assert not worth or shared.fresh == (30, *[20] * 7)

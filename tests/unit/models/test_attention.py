@@ -4,6 +4,7 @@ torch's kernel needs a GPU. Here a plain loop over the sequences takes its place
 """
 
 import inspect
+from itertools import pairwise
 
 import pytest
 import torch
@@ -45,17 +46,30 @@ LENGTHS = torch.tensor([7, 5, 1, 9, 4, 12, 2])
 
 
 def one_by_one(query, key, value, cuts, key_cuts, longest, longest_key, *, scale, window_size, enable_gqa):
-    assert cuts.dtype == torch.int32
-    assert torch.equal(cuts, key_cuts)
-    assert longest == longest_key == int(cuts.diff().max())
+    """Of more keys than queries, the queries are those of the last tokens."""
+    kind = {"scale": scale, "window_size": window_size, "enable_gqa": enable_gqa}
+    return looped(query, key, value, cuts, key_cuts, longest, longest_key, late=True, **kind)
+
+
+def forgetful(*given, **kind):
+    """A kernel that takes its queries for those of the first tokens."""
+    return looped(*given, **kind, late=False)
+
+
+def looped(query, key, value, cuts, key_cuts, longest, longest_key, *, scale, window_size, enable_gqa, late):
+    assert cuts.dtype == key_cuts.dtype == torch.int32
+    assert (longest, longest_key) == (int(cuts.diff().max()), int(key_cuts.diff().max()))
     assert window_size == (-1, 0)  # causal
     assert (query.shape[1] != key.shape[1]) == enable_gqa
-    assert int(cuts[0]) == 0
-    assert int(cuts[-1]) == len(query) == len(key) == len(value)
+    assert int(cuts[0]) == int(key_cuts[0]) == 0
+    assert int(cuts[-1]) == len(query)
+    assert int(key_cuts[-1]) == len(key) == len(value)
     parts = []
-    for start, end in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa)
+    for (start, end), (first, last) in zip(pairwise(cuts.tolist()), pairwise(key_cuts.tolist()), strict=True):
+        q, k, v = (part.transpose(0, 1)[None] for part in (query[start:end], key[first:last], value[first:last]))
+        more = last - first - (end - start) if late else 0
+        mask = torch.ones(end - start, last - first, dtype=torch.bool).tril(more)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
 
@@ -97,7 +111,7 @@ def test_the_kernel_gives_the_numbers_and_gradients_of_the_mask(name):
     model = policy(name)
     expected, gradients = outcome(model, *packed())
     assert use_kernel(model, one_by_one)
-    assert (model.packing, implementation(model)) == ("varlen", "castor_one_by_one")
+    assert (model.packing, implementation(model)) == ("shared", "castor_one_by_one")
     actual, found = outcome(model, *packed())
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found, gradients, rtol=0, atol=1e-6)
@@ -119,6 +133,43 @@ def test_a_kernel_that_lets_sequences_see_each_other_is_left():
     assert not use_kernel(model, all_as_one)
     assert (model.packing, implementation(model)) == ("masked", "sdpa")
     assert torch.equal(model(*packed()), expected)
+
+
+def test_a_kernel_that_takes_no_more_keys_than_queries_shares_nothing():
+    model = policy("llama")
+    assert use_kernel(model, forgetful)
+    assert model.packing == "varlen"
+
+
+def grouped(count=4):
+    """Responses to three prompts, one of which is sampled twice, and where the response tokens are."""
+    generator, sequences, responses, taken = torch.Generator().manual_seed(2), [], [], 0
+    for length in (20, 9, 13):
+        prompt = torch.randint(2, 60, (length,), generator=generator)
+        for own in torch.randint(1, 12, (count,), generator=generator).tolist():
+            sequences.append(torch.cat([prompt, torch.randint(2, 60, (own,), generator=generator)]))
+            responses.append(torch.arange(taken + length, taken + length + own))
+            taken += length + own
+    sequences.append(sequences[0])
+    rows = pack_rows(torch.cat(sequences).numpy(), torch.tensor([len(each) for each in sequences]).numpy(), 64)
+    return rows, torch.cat([*responses, taken + torch.arange(20, len(sequences[0]))])
+
+
+@pytest.mark.parametrize("kernel", [one_by_one, sequence_by_sequence])
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_sequences_begin_with_is_computed_once_and_changes_no_number(name, kernel):
+    model, sizes = policy(name), []
+    expected, gradients = outcome(model, *grouped())
+    assert use_kernel(model, kernel)
+    next(each for each in model.modules() if isinstance(each, torch.nn.Embedding)).register_forward_pre_hook(
+        lambda _, given: sizes.append(given[0].numel())
+    )
+    rows, positions = grouped()
+    actual, found = outcome(model, rows, positions)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, gradients, rtol=0, atol=1e-5)  # of sums; log-probabilities are float32
+    assert sizes == [len(rows.shared.own)]
+    assert len(rows.shared.own) <= 20 + 9 + 13 + len(positions)
 
 
 def test_with_adapters_and_recomputed_activations():
@@ -176,6 +227,13 @@ def test_the_kernel_of_cpus_gives_the_numbers_of_a_plain_loop():
     kind = {"scale": 0.4, "window_size": (-1, 0), "enable_gqa": True}
     given = query, key, value, cuts, cuts, int(LENGTHS.max()), int(LENGTHS.max())
     torch.testing.assert_close(sequence_by_sequence(*given, **kind), one_by_one(*given, **kind))
+    counts = (1 + LENGTHS.repeat(2) // 3).tolist()  # fewer queries than keys
+    last = torch.cat([torch.arange(end - count, end) for count, end in zip(counts, cuts[1:].tolist(), strict=True)])
+    fewer = torch.tensor([0, *counts]).cumsum(0).int()
+    given = query[last], key, value, fewer, cuts, max(counts), int(LENGTHS.max())
+    last_of_all = one_by_one(query, key, value, cuts, cuts, int(LENGTHS.max()), int(LENGTHS.max()), **kind)[last]
+    torch.testing.assert_close(sequence_by_sequence(*given, **kind), last_of_all)
+    torch.testing.assert_close(one_by_one(*given, **kind), last_of_all)
 
 
 @pytest.mark.parametrize(
@@ -217,4 +275,7 @@ def test_torchs_kernel_is_called_as_it_wants_to_be():
     )
     assert output.shape == (2, 8, 4, 64)
     output.sum().backward()
+    less = torch.empty(10, 4, 64, device="meta", dtype=torch.bfloat16)
+    whole = [part.detach().transpose(1, 2).flatten(0, 1) for part in (key, value)]
+    assert varlen_attn(less, *whole, cuts, cuts, 2, 5, window_size=(-1, 0), enable_gqa=True).shape == less.shape
     assert [part.grad.shape for part in (query, key, value)] == [part.shape for part in (query, key, value)]

@@ -77,8 +77,11 @@ class Judges:
 
     def __init__(self, cost: Callable[[str, bool], float], reward: Callable[[str], float] | None, trace: list) -> None:
         self.cost, self.reward, self.trace = cost, reward, trace
+        self.streams = set[str | None]()
 
-    async def verdict(self, text: Exchange, rule: Rule, *, whole: bool = True) -> Verdict:
+    async def verdict(self, text: Exchange, rule: Rule, *, whole: bool = True, stream: str | None = None) -> Verdict:
+        assert whole or stream
+        self.streams.add(stream)
         assert (text.prompt, text.history) == (QUESTION, ())
         reward = None if self.reward is None else self.reward(text.response)
         verdict = rule.verdict(Judgement(self.cost(text.response, whole), reward))
@@ -121,7 +124,7 @@ class Script:
         values = {"windows": {"tokens": tokens, "overlap": overlap}, "attempts": self.attempts, "n": self.n}
         self.guard = Guard.model_validate(values | {"refusal": REFUSAL})
         self.policy = Policy(self.streams)
-        judges: Any = Judges(self.cost, self.reward, self.trace)
+        self.judges = judges = Judges(self.cost, self.reward, self.trace)
         ask, rule, policy = read(self.route, body, self.mode, 1000, 16), Rule(self.guard, ("cost",)), self.policy
         self.answer = Answer(ask, self.number, rule, judges, policy, self._tell)  # type: ignore[arg-type]
 

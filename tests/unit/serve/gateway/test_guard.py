@@ -225,6 +225,14 @@ def test_a_regenerated_stream_by_hand() -> None:
     assert script.told == [Told("regenerated", "abXd")]
 
 
+def test_the_windows_of_an_answer_are_one_stream_and_those_of_no_other() -> None:
+    answers = [words("a", "b", "X", "d"), words("c", "d", "e")]
+    scripts = [run(Script(answers, with_word("X"), "regenerate", windows=(2, 0))) for _ in range(2)]
+    first, second = (script.judges.streams for script in scripts)
+    assert len(first) == len(second) == 1
+    assert not first & second
+
+
 def test_a_regenerated_answer_by_hand() -> None:
     for answers, end in (([words("X"), words("X"), words("a")], "a"), ([words("X")], REFUSAL)):
         script = run(Script(answers, with_word("X"), "regenerate", stream=False, attempts=2, max_tokens=5))

@@ -32,7 +32,9 @@ class Scripted(Judging):
         super().__init__(None, present, Metrics())  # type: ignore[arg-type]
         self.answers, self.asked, self.seconds = list(answers), list[tuple[JudgeName, ...]](), list[float]()
 
-    async def _call(self, texts: list[Exchange], asked: tuple[JudgeName, ...], seconds: float) -> Any:
+    async def _call(
+        self, texts: list[Exchange], asked: tuple[JudgeName, ...], stream: str | None, seconds: float
+    ) -> Any:
         self.asked.append(asked)
         self.seconds.append(seconds)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -154,7 +156,7 @@ class Hanging(Judging):
         def __init__(self, response: "Hanging.Response") -> None:
             self.response, self.judge = response, self
 
-        def remote(self, texts: Any, asked: Any) -> "Hanging.Response":
+        def remote(self, texts: Any, asked: Any, stream: Any) -> "Hanging.Response":
             return self.response
 
     def __init__(self) -> None:
