@@ -2,7 +2,8 @@
 
 Run as a script (with -P: modules beside it have names of the standard library), so that nothing of Castor is imported
 before a worker is there: its start is measured from then on.
-`actors.forking` starts it with a folder and the sockets in it, and holds its standard input, at whose end it ends.
+`actors.forking` starts it with a folder, the set of libraries that is needed soon, if one is, and the sockets in the
+folder; it holds its standard input, at whose end it ends.
 Whoever connects to a socket (`actors/fork_client.py`) asks for a process with its own arguments, environment, working
 directory and open files; the socket says which libraries it is to have. They are imported for the first one who asks,
 under its environment, which holds what Ray tells its workers.
@@ -34,6 +35,8 @@ LIBRARIES = {
     "torch": ("ray._private.workers", "ray.train", "ray.serve", "deepspeed"),
     "vllm": ("ray._private.workers", "ray.serve", "vllm.entrypoints.llm", "vllm.entrypoints.openai.api_server"),
 }
+# what a set has that does not import Ray, which has to know its node by then: it may be there before Ray is
+BEFORE_RAY = {"vllm": ("vllm.v1.worker.cpu_worker", "vllm.entrypoints.openai.chat_completion.protocol")}
 NODE = "RAY_RAYLET_PID"  # Ray reads it when it is imported: a worker ends with that process
 NOBODY = -1  # in place of a process's number: whoever asked has to be Python itself
 MESSAGE = 1 << 20  # bytes of one read
@@ -146,7 +149,8 @@ class Server:
 
 def main() -> None:
     """One server for each set of libraries, of which all but the first are forks of it."""
-    listeners = {name: socket.socket(fileno=int(file)) for name, file in zip(LIBRARIES, sys.argv[2:], strict=True)}
+    folder, soon, *files = sys.argv[1:]
+    listeners = {name: socket.socket(fileno=int(file)) for name, file in zip(LIBRARIES, files, strict=True)}
     for library in COMMON:
         importlib.import_module(library)
     first, *others = LIBRARIES
@@ -154,9 +158,11 @@ def main() -> None:
     for name, listener in listeners.items():
         if name != mine:
             listener.close()
+    for library in BEFORE_RAY.get(mine, ()) if mine == soon else ():
+        importlib.import_module(library)
     Server(listeners[mine], LIBRARIES[mine]).serve()
     if mine == first:
-        shutil.rmtree(sys.argv[1], ignore_errors=True)  # whoever made the folder may have been killed
+        shutil.rmtree(folder, ignore_errors=True)  # whoever made the folder may have been killed
     os._exit(0)  # libraries have something to say about an end without workers
 
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from actors.forking import forking
+from engines.vllm_arguments import VLLM_ENV
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks where there is pidfd_open")
@@ -154,3 +155,28 @@ def test_nothing_is_left_of_a_driver_that_is_killed():
     while python.parent.exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_what_is_imported_before_ray_is_there_imports_none_of_it_and_starts_no_thread():
+    code = (
+        "import importlib, sys, threading\n"
+        "from actors.fork_server import BEFORE_RAY, COMMON\n"
+        "for library in (*COMMON, *BEFORE_RAY['vllm']):\n    importlib.import_module(library)\n"
+        "print(sorted(name for name in sys.modules if name.split('.')[0] == 'ray'), threading.active_count())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | VLLM_ENV, text=True, capture_output=True,
+        timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert done.stdout.endswith("[] 1\n"), done.stdout + done.stderr
+
+
+def test_where_an_engine_is_needed_soon_it_is_a_fork_like_any_other():
+    environment = {**os.environ, **VLLM_ENV, "OF_THIS_ONE": "yes", "VLLM_LOGGING_LEVEL": "ERROR"}
+    code = (
+        "import os, sys, vllm.envs\n"
+        "print('vllm.entrypoints.llm' in sys.modules, os.environ['OF_THIS_ONE'], vllm.envs.VLLM_LOGGING_LEVEL)"
+    )
+    with forking({}, engines_soon=True) as python:
+        for _ in range(2):
+            assert run(python, "-c", code, env=environment, stdout=-1).stdout == "True yes ERROR\n"
