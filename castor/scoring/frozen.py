@@ -188,7 +188,8 @@ class FrozenModel:
         first = [tokens[:count] for tokens, count in zip(whole, read, strict=True)]
         _, prefixes = self.continued_outputs(first, [None, None])
         found, _ = self.continued_outputs(whole, prefixes)
-        return bool(np.abs(found - expected).max() <= OF_THE_EFFECT * np.abs(forgotten - expected).max())
+        error, effect = (float(np.linalg.norm(each - expected)) for each in (found, forgotten))
+        return error <= OF_THE_EFFECT * effect
 
     def outputs(
         self, sequences: Sequence[NDArray[np.integer]], text: Callable[[int], str], on: Progress | None = None
