@@ -40,8 +40,6 @@ class JudgeServer:
     def __init__(self, targets: Targets, config: Serve) -> None:
         import torch
 
-        from castor.models.prefixes import Prefixes
-
         torch.set_num_threads(config.judges.resources.threads)
         self.scores = {
             kind: load_scores(kind, judge, targets.template, config)
@@ -53,11 +51,8 @@ class JudgeServer:
         self.frozen: dict[str, FrozenModel] = {kind: model.frozen for kind, model in self.scores.items()}
         if self.moderator is not None:
             self.frozen["moderation"] = self.moderator.text_model.frozen
-        self.read = {
-            kind: Prefixes(config.judges.kv_cache_mib << 20)
-            for kind, model in self.frozen.items()
-            if config.judges.kv_cache_mib and model.reads_on
-        }
+        memory = config.judges.kv_cache_mib << 20
+        self.read = {kind: model.prefixes(memory) if memory else None for kind, model in self.frozen.items()}
 
     async def judge(
         self, texts: list[Exchange], asked: tuple[JudgeName, ...], stream: str | None = None
@@ -108,17 +103,11 @@ class JudgeServer:
 
     def _outputs(self, kind: JudgeName, waiting: list[Waiting]) -> NDArray[np.float32]:
         """One model's outputs of texts, some of which may not be finite."""
-        sequences, model, read = [encoded[kind] for encoded, _ in waiting], self.frozen[kind], self.read.get(kind)
+        sequences, model, read = [encoded[kind] for encoded, _ in waiting], self.frozen[kind], self.read[kind]
         streams = [stream for _, stream in waiting]
         if read is None or not any(streams):
             return model.unchecked_outputs(sequences)
-        outputs, prefixes = model.continued_outputs(
-            sequences, [None if stream is None else read.get(stream) for stream in streams]
-        )
-        for stream, prefix in zip(streams, prefixes, strict=True):
-            if stream is not None:
-                read.put(stream, prefix)
-        return outputs
+        return model.continued_outputs(sequences, streams, read)
 
 
 def _moderated(moderator: Moderator, outputs: NDArray[np.float32]) -> list[Moderation]:

@@ -77,7 +77,8 @@ class Judges(Replicas):
     batch_tokens: int = Field(8192, ge=1, description="token budget of one forward pass")
     kv_cache_mib: int = Field(
         1024, ge=0, description="memory of each model for the keys and values of streamed answers, so that a window "
-        "is judged without those before it being read again; the answers judged last stay; 0: none is kept"
+        "is judged without those before it being read again; the answers judged last stay; while it judges it takes up "
+        "to as much again; 0: none is kept"
     )  # fmt: skip
 
 

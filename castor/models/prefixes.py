@@ -2,7 +2,8 @@
 
 Responses to one prompt share it (`SharedRows`); of a text that grows, such as a streamed answer, keys and values of
 what was read are kept (`ContinuedRows`). The keys of a layer are then those of the beginning with the new ones behind
-them, and a varlen kernel (`castor.models.attention`) takes more keys than queries.
+them, and a varlen kernel (`castor.models.attention`) takes more keys than queries. (transformers' caches are of a batch
+of rows, padded to one length.)
 """
 
 from __future__ import annotations
@@ -28,28 +29,31 @@ class Prefix:
     layers: dict[object, tuple[Tensor, Tensor]] = field(default_factory=dict)  # keys and values [n, heads, D] of each
 
     @property
-    def size(self) -> int:
-        """Bytes."""
-        return sum(part.nbytes for layer in self.layers.values() for part in layer)
+    def token_bytes(self) -> int:
+        """Of one token, in all layers."""
+        return sum(part[0].nbytes for layer in self.layers.values() for part in layer)
+
+    def unread(self, tokens: NDArray[np.integer]) -> int:
+        """How many of the tokens [m] have yet to be read: the last one, whose output is asked for, always has."""
+        return len(tokens) - alike(tokens, self.tokens)
 
 
 class Continuation:
     """What the layers of one forward pass need to know: the prefix of each sequence, and where its new tokens are."""
 
-    def __init__(self, sequences: Sequence[NDArray[np.integer]], before: Sequence[Prefix | None]) -> None:
-        """`sequences` are N arrays of token ids, none of them empty, and `before` what was read of each."""
-        self.before = before
-        self.read = [
-            0 if prefix is None else alike(tokens, prefix.tokens)
-            for tokens, prefix in zip(sequences, before, strict=True)
-        ]
+    def __init__(
+        self, sequences: Sequence[NDArray[np.integer]], before: Sequence[Prefix | None], kept: Sequence[bool]
+    ) -> None:
+        """`sequences` are N arrays of token ids, none empty; `before`: what was read of each; `kept`: what is to be."""
+        self.sequences, self.before = sequences, before
+        self.fresh = unread(sequences, before)
         self.lengths = [len(tokens) for tokens in sequences]
-        self.fresh = [length - read for length, read in zip(self.lengths, self.read, strict=True)]
-        self.after = [Prefix(np.asarray(tokens)) for tokens in sequences]
+        self.read = [length - fresh for length, fresh in zip(self.lengths, self.fresh, strict=True)]
+        self.after = [Prefix(tokens) if keep else None for tokens, keep in zip(sequences, kept, strict=True)]
 
     def rows(self, device: torch.device) -> ContinuedRows:
         """The new tokens, one sequence after the other in one row."""
-        tokens = [prefix.tokens[read:] for prefix, read in zip(self.after, self.read, strict=True)]
+        tokens = [sequence[read:] for sequence, read in zip(self.sequences, self.read, strict=True)]
         places = [np.arange(read, length) for read, length in zip(self.read, self.lengths, strict=True)]
         ids, positions = (torch.from_numpy(np.concatenate(part).astype(np.int64))[None] for part in (tokens, places))
         flat = torch.arange(ids.numel())
@@ -59,7 +63,7 @@ class Continuation:
         """Keys and values of a layer for the new tokens [T, heads, D], with those of the prefixes before them.
 
         Returns both [sum of the lengths, heads, D], where each sequence's begin and the last ends [N + 1] int32, and
-        the longest. They are remembered, too.
+        the longest. Of sequences that are kept they go into `after`, too.
         """
         whole: tuple[list[Tensor], list[Tensor]] = ([], [])
         new = zip(key.split(self.fresh), value.split(self.fresh), strict=True)
@@ -68,8 +72,9 @@ class Continuation:
                 old = prefix.layers[layer]
                 own = [torch.cat([part[:read], more]) for part, more in zip(old, fresh, strict=True)]
             else:
-                own = [part.clone() for part in fresh]  # a part of the batch's would keep all of that in memory
-            after.layers[layer] = (own[0], own[1])
+                own = list(fresh)
+            if after is not None:  # a part of the batch's keys would keep all of them in memory
+                after.layers[layer] = (own[0], own[1]) if read else (own[0].clone(), own[1].clone())
             for all_of, part in zip(whole, own, strict=True):
                 all_of.append(part)
         keys, values = (torch.cat(all_of) for all_of in whole)
@@ -122,23 +127,36 @@ class ContinuedRows(PackedRows):
 
 
 class Prefixes:
-    """The prefixes that one model has read, by name, within a budget of memory. Those used last stay."""
+    """The prefixes that one model has read, by name, `tokens_kept` tokens in all. Those used last stay."""
 
-    def __init__(self, bytes_kept: int) -> None:
-        self.bytes_kept, self._held, self._kept = bytes_kept, 0, OrderedDict[Hashable, Prefix]()
+    def __init__(self, tokens_kept: int) -> None:
+        self.tokens_kept, self._held, self._kept = tokens_kept, 0, OrderedDict[Hashable, Prefix]()
 
     def get(self, name: Hashable) -> Prefix | None:
         """What was read of the sequence of that name; None if nothing, or if it had to go."""
         return self._kept.get(name)
 
+    def fitting(self, names: Sequence[Hashable | None], lengths: Sequence[int]) -> list[bool]:
+        """Which of N sequences that are read together to keep: those with a name, as long as there is room for all."""
+        held = np.cumsum([0 if name is None else length for name, length in zip(names, lengths, strict=True)])
+        return [name is not None and bool(sum_ <= self.tokens_kept) for name, sum_ in zip(names, held, strict=True)]
+
     def put(self, name: Hashable, prefix: Prefix) -> None:
         """Keep it in the place of what was read before."""
         former = self._kept.pop(name, None)
-        self._held += prefix.size - (0 if former is None else former.size)
+        self._held += len(prefix.tokens) - (0 if former is None else len(former.tokens))
         self._kept[name] = prefix
-        while self._held > self.bytes_kept:
+        while self._held > self.tokens_kept:
             _, oldest = self._kept.popitem(last=False)
-            self._held -= oldest.size
+            self._held -= len(oldest.tokens)
+
+
+def unread(sequences: Sequence[NDArray[np.integer]], before: Sequence[Prefix | None]) -> list[int]:
+    """[N] how many tokens of each sequence have yet to be read."""
+    return [
+        len(tokens) if prefix is None else prefix.unread(tokens)
+        for tokens, prefix in zip(sequences, before, strict=True)
+    ]
 
 
 def _cuts(lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -6,9 +6,8 @@ and no process group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from castor.packing import micro_batches, pack_rows
 if TYPE_CHECKING:  # transformers takes seconds to import, which those who only want micro-batches need not spend
     from castor.models.classifier_cost import ClassifierCost
     from castor.models.moderation import ModerationModel
-    from castor.models.prefixes import Prefix
+    from castor.models.prefixes import Prefixes
     from castor.models.score import ScoreInfo, ScoreModel
 
 Progress = Callable[[int, int], None]  # sequences done, sequences in all
@@ -148,48 +147,52 @@ class FrozenModel:
         return in_micro_batches(lengths, self.batch_tokens, forward, on=on)
 
     def continued_outputs(
-        self, sequences: Sequence[NDArray[np.integer]], before: Sequence[Prefix | None]
-    ) -> tuple[NDArray[np.float32], list[Prefix]]:
-        """`unchecked_outputs` of N sequences of which something was read before, and what is read of them now.
+        self, sequences: Sequence[NDArray[np.integer]], names: Sequence[Hashable | None], read: Prefixes
+    ) -> NDArray[np.float32]:
+        """`unchecked_outputs` of N sequences, none empty, of which those with a name go on where that name was `read`.
 
-        Right where the model `reads_on`. No sequence may be empty.
+        What is read of them now is kept there, within its room, a forward pass at a time.
         """
-        from castor.models.prefixes import Continuation
-
-        after: dict[int, Prefix] = {}
+        from castor.models.prefixes import Continuation, unread
 
         def forward(chosen: NDArray[np.int64]) -> Tensor:
-            those = Continuation([sequences[i] for i in chosen], [before[i] for i in chosen])
+            part, called = [sequences[i] for i in chosen], [names[i] for i in chosen]
+            kept = read.fitting(called, [len(tokens) for tokens in part])
+            those = Continuation(part, [read.get(name) for name in called], kept)
             last = torch.from_numpy(np.cumsum(those.fresh) - 1).to(self.device)
             outputs = self.model(those.rows(self.device), last)
-            after.update(zip(chosen.tolist(), those.after, strict=True))
+            for name, prefix in zip(called, those.after, strict=True):
+                if prefix is not None:
+                    read.put(name, prefix)
             return outputs
 
-        fresh = np.array(Continuation(sequences, before).fresh)
-        outputs = in_micro_batches(fresh, self.batch_tokens, forward)
-        return outputs, [after[i] for i in range(len(sequences))]
+        fresh = np.array(unread(sequences, [read.get(name) for name in names]))
+        return in_micro_batches(fresh, self.batch_tokens, forward)
 
-    @cached_property
-    def reads_on(self) -> bool:
-        """Whether a sequence of which something was read before gives what it gives when all of it is read.
+    def prefixes(self, memory: int) -> Prefixes | None:
+        """A place for what this model has read, of so many bytes; None where it cannot go on from there.
 
-        Found out by trying. False, too, where packed rows go through no varlen kernel.
+        It can if a sequence of which something was read before gives what it gives when all of it is read, which is
+        found out by trying, and its packed rows go through a varlen kernel.
         """
         from castor.models.backbone import OF_THE_EFFECT
+        from castor.models.prefixes import Prefixes
 
         part: Any = self.model
         part = getattr(part, "model", part)  # of a cost by a moderation model
         if part.packing not in ("varlen", "shared"):
-            return False
+            return None
         size = int(part.backbone.config.get_text_config().vocab_size)
-        whole, read = [np.arange(length) * 7 % size for length in (12, 5)], (8, 3)
+        whole, counts = [np.arange(length) * 7 % size for length in (12, 5)], (8, 3)
         expected = self.unchecked_outputs(whole)
-        forgotten = self.unchecked_outputs([tokens[count:] for tokens, count in zip(whole, read, strict=True)])
-        first = [tokens[:count] for tokens, count in zip(whole, read, strict=True)]
-        _, prefixes = self.continued_outputs(first, [None, None])
-        found, _ = self.continued_outputs(whole, prefixes)
+        forgotten = self.unchecked_outputs([tokens[count:] for tokens, count in zip(whole, counts, strict=True)])
+        tried = Prefixes(sum(counts) + sum(map(len, whole)))
+        self.continued_outputs([tokens[:count] for tokens, count in zip(whole, counts, strict=True)], (0, 1), tried)
+        found = self.continued_outputs(whole, (0, 1), tried)
         error, effect = (float(np.linalg.norm(each - expected)) for each in (found, forgotten))
-        return error <= OF_THE_EFFECT * effect
+        first = tried.get(0)
+        assert first is not None
+        return Prefixes(memory // first.token_bytes) if error <= OF_THE_EFFECT * effect else None
 
     def outputs(
         self, sequences: Sequence[NDArray[np.integer]], text: Callable[[int], str], on: Progress | None = None

@@ -30,8 +30,8 @@ class Judging:
     async def verdict(self, text: Exchange, rule: Rule, *, whole: bool = True, stream: str | None = None) -> Verdict:
         """Of a question with its answer, by the rule of a guard. With `whole` unset it is a window of a longer answer.
 
-        Windows of one answer have one `stream`, a name that no other answer has: no time that a judgement takes tells
-        of another's text. Raises a JudgeError when there is none within the guard's deadline.
+        Windows of one answer have one `stream`, a name that no other answer has, so that nothing a judge keeps of it is
+        used for another's text. Raises a JudgeError when there is none within the guard's deadline.
         """
         deadline = time.monotonic() + rule.guard.deadline_s
         if not whole and rule.staged:

@@ -52,7 +52,7 @@ def test_the_windows_of_several_streams_are_judged_as_if_all_of_them_was_read(ma
             read = server.read[kind].get("one")
             assert read is not None
             assert read.tokens.tolist() == server._encode(window, (kind,))[kind].tolist()
-    assert not others.read
+    assert not any(others.read.values())
 
 
 def test_of_a_window_only_what_is_new_is_read(make: Make) -> None:
