@@ -3,9 +3,10 @@
 RUN is a finished run (`make demo` leaves runs/demo). Its first RLHF section with a constraint is run again for some
 steps, undisturbed, and once more for every kind of actor, of which one process is killed (SIGKILL) after the third
 step. The table says, in seconds, how long it took until the run told of the death, and until the next step was done
-that had not been done before; and how many steps were taken again. Above it, what checkpoints cost: size, and the
-share of a step in which the run waited for them. With `--soak KILLS`, one run in which random processes are killed at
-random moments. Every disturbed run must end with the weights, multipliers and metrics of the undisturbed one.
+that had not been done before; and how many steps were taken again. Above it, what checkpoints cost: size, the share of
+the time in which the run waited for them, and how much longer a step takes beside which one is written. With `--soak
+KILLS`, one run in which random processes are killed at random moments. Every disturbed run must end with the weights,
+multipliers and metrics of the undisturbed one.
 """
 
 from __future__ import annotations
@@ -162,8 +163,11 @@ def undisturbed(terminal: Timed, kills: list[Kill], done: threading.Event) -> No
     """Lets it run."""
 
 
-def section(run: Path, steps: int, kills: int) -> Config:
-    """The config of a run with one section alone, whose models are those that RUN has made."""
+def section(run: Path, steps: int, prompts: int | None, kills: int) -> Config:
+    """The config of a run with one section alone, whose models are those that RUN has made.
+
+    `prompts` are those of a step; None: as many as in RUN.
+    """
     whole = load_config(run / "config.yaml")
     plan = make_plan(whole.model_copy(update={"run_dir": run}))
     stage = next(stage for stage in plan.of_kind("rlhf") if stage.section.constraints)
@@ -174,6 +178,8 @@ def section(run: Path, steps: int, kills: int) -> Config:
             place = place[key]
         place[last] = plan.model(read.reference).name
     values |= {"steps": steps, "max_restarts": kills, "checkpoint": {"every_steps": EVERY_STEPS}}
+    if prompts is not None:
+        values["prompts_per_step"] = prompts
     values["rollout"]["max_worker_restarts"] = max(kills, values["rollout"]["max_worker_restarts"])
     return Config.model_validate(
         {"run_dir": run, "seed": whole.seed, "template": whole.template, "rlhf": {"run": values}}
@@ -192,26 +198,38 @@ def report(outcome: Outcome, calm: Outcome) -> str:
     return f"{kill.kind:<18} {detected} {onward - kill.when:9.1f} {again:6d} {outcome.restarts:9d}   {same}"
 
 
+def price(calm: Outcome) -> str:
+    """What checkpoints cost: their size, and the share of the time in which the run waited for them."""
+    laps = ("rollout_s", "learn_s", "checkpoint_s", "transfer_s")
+    steps = calm.records[1:]
+    whole = {step["step"]: sum(step["metrics"][lap] for lap in laps) for step in steps}
+    waited = [step["metrics"]["checkpoint_s"] for step in steps]
+    # what is copied and written beside the steps takes from cores and memory that they would have
+    beside, alone = (
+        statistics.median(seconds for step, seconds in whole.items() if ((step - 1) % EVERY_STEPS == 0) is after)
+        for after in (True, False)
+    )
+    return (
+        f"a step {statistics.median(whole.values()):.2f} s; a checkpoint every {EVERY_STEPS} steps, of "
+        f"{calm.checkpoint_mib:.1f} MiB: waited for {sum(waited) / sum(whole.values()):.1%} of the time, "
+        f"{1000 * max(waited):.0f} ms at most; a step beside which one is written takes {beside / alone - 1:+.1%}"
+    )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--prompts", type=int, help="prompts of a step; default: as many as in RUN")
     parser.add_argument("--soak", type=int, metavar="KILLS", help="instead of the table: one run with random kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--between-s", type=float, default=20.0, help="mean seconds between the kills of a soak")
     args = parser.parse_args()
-    config = section(args.run, args.steps, args.soak or 1)
+    config = section(args.run, args.steps, args.prompts, args.soak or 1)
     with cluster(load_config(args.run / "config.yaml").ray), tempfile.TemporaryDirectory() as place:
         calm = carry_out(config, Path(place) / "calm", undisturbed)
-        laps = ("rollout_s", "learn_s", "checkpoint_s", "transfer_s")
-        whole = [sum(step["metrics"][lap] for lap in laps) for step in calm.records[1:]]
-        kept = [step["metrics"]["checkpoint_s"] for step in calm.records[1:]]
-        print(
-            f"a step {statistics.median(whole):.2f} s; a checkpoint every {EVERY_STEPS} steps, of "
-            f"{calm.checkpoint_mib:.1f} MiB: waited for {sum(kept) / sum(whole):.1%} of the time, "
-            f"{1000 * max(kept):.0f} ms at most"
-        )
+        print(price(calm))
         if args.soak:
             outcome = carry_out(config, Path(place) / "soak", soak(args.soak, args.seed, args.between_s))
             for kind in KINDS:

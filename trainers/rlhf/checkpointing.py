@@ -28,10 +28,12 @@ RESCUE_TIMEOUT_S = 120.0  # for a group to copy its state when another one has f
 
 @dataclass
 class _Writing:
-    """A checkpoint whose groups have copied their state and write it."""
+    """A checkpoint that the groups were told to make: each copies its state before its next call, and writes it."""
 
     state: DriverState
     staged: StagedFolder
+    copies: Sequence[tuple[ActorGroup, list[Any]]]  # refs to whether each rank has made one
+    timeout_s: float  # for the copies
     commit: Future[None] | None = None  # once all groups have written theirs
 
 
@@ -47,9 +49,10 @@ class _Driver:
 class Checkpointing:
     """Makes the checkpoints of a run.
 
-    Everybody who holds state copies it between two steps; it is written while the next ones are taken, and the
-    checkpoint is put in place, whole, once the last writer is done. A disk that is full, or a folder that cannot be
-    written, costs a checkpoint and not the run: the next step tries again, and nothing older is removed meanwhile.
+    Everybody who holds state copies it between two steps, on its own: an actor serves its calls in order, so nobody
+    needs to wait for the copy of another. It is written while the next steps are taken, and the checkpoint is put in
+    place, whole, once the last writer is done. A disk that is full, or a folder that cannot be written, costs a
+    checkpoint and not the run: the next step tries again, and nothing older is removed meanwhile.
     """
 
     def __init__(self, run: StageRun, state: RunState, terms: Terms, saved: int) -> None:
@@ -160,33 +163,31 @@ class Checkpointing:
         return self.failed or late or (options.every_steps is not None and step % options.every_steps == 0)
 
     def _begin(self, state: DriverState, timeout_s: float) -> None:
-        """Have everybody copy the state, and begin to write it. It is left out where somebody is at another step."""
+        """Tell everybody to copy the state, and to write it. Nobody is waited for."""
         try:
             staged = self.checkpoints.stage(state.step)
         except CastorError as error:
             self._tell_of_failure(state.step, error)
             return
-        begun: list[tuple[ActorGroup, list[Any]]] = []
+        copies: list[tuple[ActorGroup, list[Any]]] = []
         for phase, groups in self.state.holders():
             self.turns.to(phase)  # actors serve their calls in order: nobody leaves a GPU before the copy is made
-            begun += [(each, each.call("begin_checkpoint", staged.aside / each.name, state.step)) for each in groups]
-        whole = False
-        try:
-            copied = [get(refs, timeout_s, f"{group.name} (copying its state)") for group, refs in begun]
-            whole = all(all(ranks) for ranks in copied)
-        finally:
-            if not whole:
-                staged.discard()
-        if whole:
-            self._writing, self._begun = _Writing(state, staged), time.monotonic()
+            copies += [(each, each.call("begin_checkpoint", staged.aside / each.name, state.step)) for each in groups]
+        self._writing, self._begun = _Writing(state, staged, copies, timeout_s), time.monotonic()
 
     def _settle(self, wait: bool) -> None:
-        """Put in place what was begun, if all of it is written; that is done beside the steps, too."""
+        """Put in place what was begun, if all of it is written; that is done beside the steps, too.
+
+        It is given up where somebody was at another step.
+        """
         writing = self._writing
         if writing is None:
             return
         try:
             if writing.commit is None:
+                if not self._copied(writing):
+                    self.abandon()
+                    return
                 marks = self._written(wait)
                 if marks is None:
                     return
@@ -205,6 +206,11 @@ class Checkpointing:
                 self.uploader.offer(Checkpoint(writing.staged.folder, self.saved))
         self._writing = None
         writing.staged.discard()
+
+    def _copied(self, writing: _Writing) -> bool:
+        """Whether everybody has a copy: all were told before what they have answered since."""
+        copied = [get(refs, writing.timeout_s, f"{group.name} (copying its state)") for group, refs in writing.copies]
+        return all(all(ranks) for ranks in copied)
 
     def _written(self, wait: bool) -> dict[str, FileMark] | None:
         """What all ranks of all groups have written; None while one still writes, unless that is to be waited for."""

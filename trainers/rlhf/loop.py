@@ -62,10 +62,14 @@ def train(
             metrics |= {f"{name}/{key}": value for key, value in fitted.items()}
         clock.lap("learn_s")
 
-        keep(step)
-        clock.lap("checkpoint_s")
+        if groups.turns.shared:  # before those who hold the state leave the GPUs; elsewhere while the engines sample
+            keep(step)
+            clock.lap("checkpoint_s")
         producer.publish(step)
         clock.lap("transfer_s")
+        if not groups.turns.shared:
+            keep(step)
+            clock.lap("checkpoint_s")
         clock.end()
         applied = None if coefficients is None else get(coefficients, timeout, "the multiplier owner")
         metrics |= (applied.metrics() if applied else {}) | clock.seconds | producer.metrics() | groups.turns.metrics()
