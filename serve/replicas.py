@@ -3,6 +3,7 @@
 from typing import Any
 
 from actors.group import actor_env
+from castor.config.replicas import Replicated
 from castor.config.serve import Replicas
 
 STOP_S = 3.0  # granted to requests in flight when the endpoint is stopped
@@ -28,14 +29,19 @@ def deployment_options(name: str, replicas: Replicas, **env: str) -> dict[str, A
         "health_check_timeout_s": 120,  # a loaded machine answers late
         "max_constructor_retry_count": CONSTRUCTOR_RETRIES,
     }
-    if replicas.max_replicas is None:
-        return options | {"num_replicas": replicas.replicas}
-    return options | {
+    return options | number_of(replicas)
+
+
+def number_of(deployment: Replicated) -> dict[str, Any]:
+    """The option of a deployment that says how many replicas there are."""
+    if deployment.max_replicas is None:
+        return {"num_replicas": deployment.replicas}
+    return {
         "autoscaling_config": {
-            "min_replicas": replicas.replicas,
-            "initial_replicas": replicas.replicas,
-            "max_replicas": replicas.max_replicas,
-            "target_ongoing_requests": replicas.target_ongoing_requests,
+            "min_replicas": deployment.replicas,
+            "initial_replicas": deployment.replicas,
+            "max_replicas": deployment.max_replicas,
+            "target_ongoing_requests": deployment.target_ongoing_requests,
             "upscale_delay_s": UPSCALE_DELAY_S,
             "downscale_delay_s": DOWNSCALE_DELAY_S,
         }

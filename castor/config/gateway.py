@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from castor.config.base import LocalPath, Section
+from castor.config.replicas import Replicated
 
 Route = Literal["/tokenize", "/detokenize", "/v1/responses", "/v1/messages"]
 
@@ -29,12 +30,14 @@ class Limits(Section):
     seconds: float = Field(600.0, gt=0, description="longest time for one request")
 
 
-class Gateway(Section):
-    """The front door of all policies and judges."""
+class Gateway(Replicated):
+    """The front door of all policies and judges. Its replicas share one address, and places and rates among them."""
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface, which needs keys")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
-    replicas: int = Field(1, ge=1, description="of the gateway; rates and places are shared out among them")
+    target_ongoing_requests: float = Field(
+        128, gt=0, description="requests at work or waiting in one replica that more are started beyond"
+    )
     keys: LocalPath | None = Field(
         None, description="file of API keys (castor serve keys); without one everybody who reaches the port may ask"
     )

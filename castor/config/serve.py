@@ -10,28 +10,18 @@ from castor.config.gateway import Gateway
 from castor.config.guard import Guard
 from castor.config.judge import Classifier
 from castor.config.model import ModelOption
+from castor.config.replicas import Replicated
 from castor.config.template import PromptFormat
 from castor.config.training import Resources
 
 
-class Replicas(Section):
+class Replicas(Replicated):
     """How many replicas of a deployment there are, and what one of them reserves."""
 
-    replicas: int = Field(1, ge=1, description="replicas, or the fewest of them where max_replicas says more")
-    max_replicas: int | None = Field(
-        None, ge=1, description="grow to as many while there is more to do than target_ongoing_requests each"
-    )
-    target_ongoing_requests: float = Field(32, gt=0, description="requests of one replica that more are started beyond")
     max_ongoing_requests: int = Field(
         256, ge=1, description="requests one replica holds at a time; further ones wait in front of it"
     )
     resources: Resources = Field(default_factory=Resources, description="of one replica")
-
-    @model_validator(mode="after")
-    def _grows(self) -> "Replicas":
-        if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is less than replicas {self.replicas}")
-        return self
 
 
 class Policy(Replicas):

@@ -92,9 +92,20 @@ class Admission:
         """Requests at work."""
         return self._running
 
+    @property
+    def held(self) -> int:
+        """Requests at work, and those that wait."""
+        return self._running + self._all_waiting()
+
     def waiting(self, priority: Priority) -> int:
         """Requests of one class that wait."""
         return len(self._queues[priority])
+
+    def resize(self, slots: int, max_waiting: int) -> None:
+        """So many from now on. Requests at work go on, and those that wait keep their places."""
+        self._slots, self._max_waiting = slots, max_waiting
+        while self._running < self._slots and self._grant():
+            self._running += 1
 
     @asynccontextmanager
     async def slot(self, key_id: str, priority: Priority = "interactive") -> AsyncIterator[None]:
@@ -153,7 +164,12 @@ class Admission:
             waiter.decided.set_exception(self._overloaded())
 
     def _pass_on(self) -> None:
-        """Give a slot that became free to whoever's turn it is."""
+        """Give a slot that became free to whoever's turn it is, unless there are fewer slots now."""
+        if self._running > self._slots or not self._grant():
+            self._running -= 1
+
+    def _grant(self) -> bool:
+        """Let in whoever's turn it is; False when nobody waits."""
         interactive, batch = self._queues["interactive"], self._queues["batch"]
         while interactive or batch:
             is_batch = bool(batch) and (not interactive or self._passed_batch >= BATCH_AFTER)
@@ -161,8 +177,8 @@ class Admission:
             if not waiter.decided.done():  # else it was cancelled in this tick
                 self._passed_batch = 0 if is_batch or not batch else self._passed_batch + 1
                 waiter.decided.set_result(None)
-                return
-        self._running -= 1
+                return True
+        return False
 
     def _all_waiting(self) -> int:
         return sum(len(queue) for queue in self._queues.values())

@@ -209,9 +209,6 @@ def _add_health(app: FastAPI, door: Door, completions: Completions, services: Se
             await door.caller(request, Scope.METRICS)
         except RequestError as error:
             return refusal(error)
-        for priority in ("interactive", "batch"):
-            door.metrics.waiting.labels(priority).set(door.admission.waiting(priority))
-        door.metrics.running.set(door.admission.running)
         return Response(door.metrics.page(), media_type="text/plain; version=0.0.4")
 
 

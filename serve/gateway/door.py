@@ -49,9 +49,10 @@ class Caller:
 class Door:
     """Keys, rates, places and bodies."""
 
-    def __init__(self, config: Gateway, verifier: Verifier | None, admission: Admission, metrics: Metrics) -> None:
-        self.config, self.verifier, self.admission, self.metrics = config, verifier, admission, metrics
-        self.limits = Limits(config.replicas)
+    def __init__(self, config: Gateway, verifier: Verifier | None, metrics: Metrics) -> None:
+        self.config, self.verifier, self.metrics = config, verifier, metrics
+        self.limits = Limits()
+        self.admission = Admission(config.max_running, config.max_waiting, config.max_wait_s)
 
     async def caller(self, request: Request, scope: Scope) -> Caller:
         """Who asks. Raises a RequestError for a missing or invalid key, or one that may not do this."""
@@ -93,8 +94,16 @@ class Door:
         async with AsyncExitStack() as stack:
             if caller.key is not None:
                 stack.enter_context(self.limits.request(caller.key))
-            await stack.enter_async_context(self.admission.slot(caller.id, priority))
+            with self.metrics.waiting.labels(priority).track_inprogress():
+                await stack.enter_async_context(self.admission.slot(caller.id, priority))
+            stack.enter_context(self.metrics.running.track_inprogress())
             yield
+
+    def share(self, replicas: int) -> None:
+        """So many replicas of the gateway share places and rates, from now on."""
+        most = self.config
+        self.limits.replicas = replicas
+        self.admission.resize(max(most.max_running // replicas, 1), most.max_waiting // replicas)
 
     def _require_this_machine(self, request: Request) -> None:
         """Raise Strange for what a page of another site sends, also when that site's name leads to this machine."""

@@ -33,7 +33,7 @@ class Limits:
 
     def __init__(self, replicas: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         """`replicas` such objects share what a key may ask for; `clock` is in seconds."""
-        self._replicas, self._clock = replicas, clock
+        self.replicas, self._clock = replicas, clock
         self._uses: dict[str, _Use] = {}
 
     @contextmanager
@@ -58,7 +58,7 @@ class Limits:
     def _require_place(self, key: Key, use: _Use) -> None:
         if key.concurrency is None:
             return
-        places = math.ceil(key.concurrency / self._replicas)
+        places = math.ceil(key.concurrency / self.replicas)
         if use.running >= places:
             raise RateLimited(
                 f"this API key has {use.running} requests at work, which is as many as it may: wait for one of them",
@@ -68,7 +68,7 @@ class Limits:
     def _take_token(self, key: Key, use: _Use, now: float) -> None:
         if key.requests_per_minute is None:
             return
-        a_minute = key.requests_per_minute / self._replicas
+        a_minute = key.requests_per_minute / self.replicas
         capacity = max(a_minute, 1.0)  # a bucket that holds no whole token would never let anything through
         tokens = min(use.tokens + (now - use.at) * a_minute / MINUTE_S, capacity)
         use.tokens, use.at = tokens, now

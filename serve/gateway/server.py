@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
@@ -15,12 +17,12 @@ from castor.config.gateway import Audit
 from castor.config.serve import Serve
 from castor.config.training import Resources
 from castor.run.files import RunFiles
-from serve.gateway.admission import Admission
 from serve.gateway.app import build
 from serve.gateway.audit import AuditLog
 from serve.gateway.calls import direct
 from serve.gateway.completions import Completions, Model
 from serve.gateway.door import Door
+from serve.gateway.growth import HELD, growing
 from serve.gateway.judging import Judging
 from serve.gateway.listener import Listener
 from serve.gateway.metrics import Metrics
@@ -41,25 +43,42 @@ class GatewayServer:
     ) -> None:
         """Listen. Raises OSError when another program has the address."""
         options = config.gateway
-        self.listener = Listener(_routes(targets, config, policies, judges), options.host, options.port, DRAIN_S)
+        self.metrics = Metrics(_shared_folder(options.port))
+        self.door = Door(options, _verifier(config), self.metrics)
+        self.door.share(self.metrics.replicas())
+        app = _routes(self.door, targets, config, policies, judges)
+        self.listener = Listener(app, options.host, options.port, DRAIN_S)
         await self.listener.open()
 
     async def check_health(self) -> None:
         """Raises when it does not listen any more: Serve then replaces the replica."""
         self.listener.check()
+        self.door.share(self.metrics.replicas())
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `replicas_wanted` goes by."""
+        return {HELD: self.door.admission.held}
 
     async def __del__(self) -> None:
         if hasattr(self, "listener"):  # absent when the address could not be had
             await self.listener.close()
+        if hasattr(self, "metrics"):
+            self.metrics.end()
+
+
+def _shared_folder(port: int) -> Path:
+    """Of all replicas: they are on one node, and Ray's session there is their server's own."""
+    return Path(tempfile.gettempdir()) / f"castor-gateway-{ray.get_runtime_context().get_session_name()}-{port}"
 
 
 def _routes(
-    targets: Targets, config: Serve, policies: dict[str, DeploymentHandle], judges: DeploymentHandle | None
+    door: Door,
+    targets: Targets,
+    config: Serve,
+    policies: dict[str, DeploymentHandle],
+    judges: DeploymentHandle | None,
 ) -> FastAPI:
-    options, metrics = config.gateway, Metrics()
-    share = max(options.replicas, 1)
-    admission = Admission(max(options.max_running // share, 1), options.max_waiting // share, options.max_wait_s)
-    door = Door(options, _verifier(config), admission, metrics)
+    options, metrics = config.gateway, door.metrics
     judging = None if judges is None else Judging(direct(judges), tuple(targets.judges), metrics)
     models = {}
     for target in targets.policies:
@@ -96,7 +115,7 @@ def gateway_app(
         env[config.gateway.keys_env] = os.environ.get(config.gateway.keys_env, "")
     deployment = serve.deployment(
         name="gateway",
-        num_replicas=config.gateway.replicas,
+        **growing(config.gateway),
         ray_actor_options={"num_cpus": RESOURCES.cpus, "resources": HEAD, "runtime_env": {"env_vars": env}},
         graceful_shutdown_timeout_s=DRAIN_S,
         graceful_shutdown_wait_loop_s=0.2,

@@ -61,6 +61,7 @@ def test_replicas_do_not_shrink() -> None:
     "values",
     [
         {"port": 0}, {"port": 65536}, {"replicas": 0}, {"max_running": 0}, {"max_waiting": -1}, {"max_wait_s": 0},
+        {"replicas": 2, "max_replicas": 1}, {"target_ongoing_requests": 0},
         {"limits": {"body_kib": 0}}, {"limits": {"n": 0}}, {"limits": {"max_tokens": 0}}, {"limits": {"seconds": 0}},
         {"audit": {"files": 0}}, {"audit": {"max_mib": 0}}, {"routes": ["/v1/embeddings"]}, {"hosts": "0.0.0.0"},
     ],

@@ -430,3 +430,39 @@ async def _hold(admission: Admission, together: int) -> None:
         while admission.running < together:
             await asyncio.sleep(0)
         await asyncio.sleep(0)
+
+
+def test_fewer_slots_disturb_nobody_and_more_let_in_who_waits() -> None:
+    async def body() -> None:
+        door = Door(slots=3)
+        for name in "12345678":
+            await door.send(name)
+        assert door.counts() == (3, 5, 0)
+        door.admission.resize(1, 1000)
+        assert door.counts() == (3, 5, 0)
+        for name in "12":  # their slots are gone
+            await door.end(name)
+        assert (door.begun, door.counts()) == (["1", "2", "3"], (1, 5, 0))
+        await door.end("3")
+        assert (door.begun[3:], door.counts()) == (["4"], (1, 4, 0))
+        door.admission.resize(3, 1000)
+        await door.settle()
+        assert (door.begun[4:], door.counts()) == (["5", "6"], (3, 2, 0))
+        door.admission.resize(10, 0)  # no more places to wait in: who has one keeps it
+        await door.settle()
+        assert (door.counts(), door.admission.held) == ((5, 0, 0), 5)
+        assert len(await door.end_all()) == 8
+
+    run(body)
+
+
+def test_a_smaller_queue_takes_nobody_more() -> None:
+    async def body() -> None:
+        door = Door(slots=1)
+        for name in "123":
+            await door.send(name)
+        door.admission.resize(1, 1)
+        assert (await _overloaded(await door.send("4"))).status == 429
+        assert await door.end_all() == ["1", "2", "3"]
+
+    run(body)

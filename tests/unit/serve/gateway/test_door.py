@@ -10,8 +10,7 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from castor.config.gateway import Gateway
-from serve.gateway.admission import Admission
-from serve.gateway.door import ANYBODY, Door
+from serve.gateway.door import ANYBODY, Caller, Door
 from serve.gateway.failures import BadRequest, NotJSON, Strange, TooLarge
 from serve.gateway.metrics import Metrics
 from serve.gateway.scope import Scope
@@ -27,7 +26,7 @@ class Named(BaseModel):
 
 def door(**options: Any) -> Door:
     """Without keys."""
-    return Door(Gateway(**options), None, Admission(1, 1, 1.0), Metrics())
+    return Door(Gateway(**options), None, Metrics())
 
 
 def request(headers: dict[str, str], *chunks: bytes) -> Request:
@@ -87,3 +86,26 @@ def test_what_a_foreign_page_can_send_is_no_json(kind: str) -> None:
 def test_other_bodies_are_bad_requests(body: bytes) -> None:
     with pytest.raises(BadRequest):
         asyncio.run(door().body(request(HERE, body), Named))
+
+
+def test_replicas_share_places_and_rates() -> None:
+    found = door(max_running=10, max_waiting=7)
+    found.share(3)
+    assert found.limits.replicas == 3
+
+    async def most() -> tuple[int, int, int]:
+        taken = [asyncio.create_task(hold(found)) for _ in range(12)]
+        await asyncio.sleep(0)
+        counts = found.admission.running, found.admission.waiting("interactive"), sum(task.done() for task in taken)
+        for task in taken:
+            task.cancel()
+        await asyncio.gather(*taken, return_exceptions=True)
+        return counts
+
+    assert asyncio.run(most()) == (3, 2, 7)
+    assert "castor_running 0.0" in found.metrics.page().decode()
+
+
+async def hold(found: Door) -> None:
+    async with found.place(Caller(ANYBODY, None), "interactive"):
+        await asyncio.Event().wait()
