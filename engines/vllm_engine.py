@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn, Protocol
 from castor.config.rollout import Rollout
 from castor.config.training import LoRA
 from engines.vllm_arguments import engine_arguments
+from engines.vllm_registry import import_model_class
 from engines.weights.base import LOST, TransferError, WeightUpdate, receiver_of
 from engines.weights.vllm_adapter import REQUEST, adapter_arguments
 from engines.weights.vllm_transfer import BACKEND, WorkerExtension
@@ -114,6 +115,7 @@ def make_engine(
     arguments = rollout_arguments(model, config, max_length, trust_remote_code, sleeps)
     if lora is not None:
         arguments |= adapter_arguments(lora)
+    import_model_class(model)
     return engines[config.engine](arguments, config)
 
 

@@ -38,11 +38,13 @@ class PolicyServer:
         from castor.data.tokens.template import PromptTemplate, load_tokenizer
         from engines.openai_app import start_openai_app
         from engines.vllm_arguments import engine_arguments
+        from engines.vllm_registry import import_model_class
 
         self.target, self.answered, self.streams = target, 0, 0
         self.longest_pause = options.longest_pause_s
         self.updating = asyncio.Lock()
         model = target.model
+        import_model_class(str(model.local()))
         arguments = engine_arguments(str(model.local()), options, target.max_model_len, model.trust_remote_code)
         template = chat_template(PromptTemplate(load_tokenizer(model), target.template))
         self.engine, self.app = await start_openai_app(arguments | {"served_model_name": [target.name]}, template)

@@ -1,5 +1,6 @@
 """A vLLM engine in this process: one thread owns it, and a float32 head brings it closer to learner and reference."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -191,3 +192,28 @@ def test_the_option_reaches_the_reference_and_the_learner(confident, experiences
     gap, other_gap = (float(np.abs(ours - experience.logprobs).mean()) for ours in (expected, other))
     assert gap < 0.9 * other_gap
     assert metrics["logprob_gap_mean"] == pytest.approx(gap, rel=0.05)  # packed otherwise, so rounded otherwise
+
+
+@ray.remote(max_calls=1)  # its process is of no use to others
+def look_at_a_class(folder: Path) -> bool:
+    """As a home does that has seen no model, where no other Python can be started."""
+    from vllm import ModelRegistry
+
+    from engines.vllm_registry import import_model_class
+
+    def refused(*_, **__):
+        raise PermissionError
+
+    os.environ["VLLM_CACHE_ROOT"] = str(folder / "cache")
+    subprocess.run = refused
+    with pytest.raises(PermissionError):
+        ModelRegistry.models["OPTForCausalLM"].inspect_model_cls()
+    import_model_class(str(folder))  # nothing is there
+    (folder / "config.json").write_text(json.dumps({"architectures": ["OPTForCausalLM", "UnheardOf"]}))
+    import_model_class(str(folder))
+    return ModelRegistry.models["OPTForCausalLM"].inspect_model_cls().is_text_generation_model
+
+
+def test_no_other_python_looks_at_the_class_of_a_model(ray_session, tmp_path):
+    looking = look_at_a_class.options(runtime_env={"env_vars": VLLM_ENV}).remote(tmp_path)
+    assert ray.get(looking, timeout=300)
