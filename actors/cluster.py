@@ -23,10 +23,10 @@ START_ATTEMPTS = 2  # Ray gives its own processes 30 s to come up, hard-coded; a
 
 
 @contextmanager
-def cluster(config: RayCluster, *, engines_soon: bool = False) -> Iterator[None]:
+def cluster(config: RayCluster, *, engines: bool = False) -> Iterator[None]:
     """Connected to a cluster while the body runs; one that was started here ends with it.
 
-    With `engines_soon` the first that is started on it is a vLLM engine.
+    With `engines` vLLM's are among what will be started on it.
 
     The cluster is the one `address` names, else the one this process belongs to (a submitted job, RAY_ADDRESS), else a
     new one on this machine. Raises CastorError when it cannot be reached or started.
@@ -37,7 +37,7 @@ def cluster(config: RayCluster, *, engines_soon: bool = False) -> Iterator[None]
     os.environ.setdefault("RAY_worker_register_timeout_seconds", str(REGISTER_S))
     environment: dict[str, Any] = {"env_vars": DETERMINISTIC_ENV if config.deterministic else {}}
     with ExitStack() as stack:
-        if not address and (python := stack.enter_context(forking(environment["env_vars"], engines_soon=engines_soon))):
+        if not address and (python := stack.enter_context(forking(environment["env_vars"], engines=engines))):
             environment["py_executable"] = python
         stack.callback(ray.shutdown)
         _connect(address, config, environment)

@@ -2,11 +2,11 @@
 
 Run as a script (with -P: modules beside it have names of the standard library), so that nothing of Castor is imported
 before a worker is there: its start is measured from then on.
-`actors.forking` starts it with a folder, the set of libraries that is needed soon, if one is, and the sockets in the
-folder; it holds its standard input, at whose end it ends.
+`actors.forking` starts it with a folder, the sets of libraries that will be needed, and the sockets in the folder; it
+holds its standard input, at whose end it ends.
 Whoever connects to a socket (`actors/fork_client.py`) asks for a process with its own arguments, environment, working
-directory and open files; the socket says which libraries it is to have. They are imported for the first one who asks,
-under its environment, which holds what Ray tells its workers.
+directory and open files; the socket says which libraries it is to have. What does not need Ray is imported at once, and
+the rest for the first one who asks, under its environment, which holds what Ray tells its workers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ LIBRARIES = {
     "vllm": ("ray._private.workers", "ray.serve", "vllm.entrypoints.llm", "vllm.entrypoints.openai.api_server"),
 }
 # what a set has that does not import Ray, which has to know its node by then: it may be there before Ray is
-BEFORE_RAY = {"vllm": ("vllm.v1.worker.cpu_worker", "vllm.entrypoints.openai.chat_completion.protocol")}
+BEFORE_RAY = {
+    "torch": ("deepspeed",),
+    "vllm": ("vllm.v1.worker.cpu_worker", "vllm.entrypoints.openai.chat_completion.protocol"),
+}
 NODE = "RAY_RAYLET_PID"  # Ray reads it when it is imported: a worker ends with that process
 NOBODY = -1  # in place of a process's number: whoever asked has to be Python itself
 MESSAGE = 1 << 20  # bytes of one read
@@ -149,7 +152,7 @@ class Server:
 
 def main() -> None:
     """One server for each set of libraries, of which all but the first are forks of it."""
-    folder, soon, *files = sys.argv[1:]
+    folder, soon, *files = sys.argv[1:]  # `soon` names sets, with commas between them
     listeners = {name: socket.socket(fileno=int(file)) for name, file in zip(LIBRARIES, files, strict=True)}
     for library in COMMON:
         importlib.import_module(library)
@@ -158,7 +161,7 @@ def main() -> None:
     for name, listener in listeners.items():
         if name != mine:
             listener.close()
-    for library in BEFORE_RAY.get(mine, ()) if mine == soon else ():
+    for library in BEFORE_RAY[mine] if mine in soon.split(",") else ():
         importlib.import_module(library)
     Server(listeners[mine], LIBRARIES[mine]).serve()
     if mine == first:

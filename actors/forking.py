@@ -31,11 +31,11 @@ HERE = Path(__file__).parent
 
 
 @contextmanager
-def forking(env: Mapping[str, str], *, engines_soon: bool = False) -> Iterator[str | None]:
+def forking(env: Mapping[str, str], *, engines: bool = False) -> Iterator[str | None]:
     """The `py_executable` of a runtime environment while the body runs; None: none but Python itself.
 
-    `env` is common to all workers: what libraries read when they are imported. With `engines_soon` vLLM is imported at
-    once, and not for the first worker that asks for it.
+    `env` is common to all workers: what libraries read when they are imported. With `engines` vLLM is imported at once,
+    and not for the first worker that asks for it.
     """
     if not (version("torch").endswith("+cpu") and _has_pidfd()):
         yield None
@@ -50,9 +50,9 @@ def forking(env: Mapping[str, str], *, engines_soon: bool = False) -> Iterator[s
             return
         with ExitStack() as here:  # whoever connects before the imports are done waits for them
             files = [here.enter_context(_listening(Path(folder) / name)).fileno() for name in LIBRARIES]
-            soon = "vllm" if engines_soon else ""
+            soon = "torch,vllm" if engines else "torch"
             command = [sys.executable, "-u", "-P", str(HERE / "fork_server.py"), folder, soon, *map(str, files)]
-            environment = os.environ | actor_env(Resources()) | dict(env) | (VLLM_ENV if engines_soon else {})
+            environment = os.environ | actor_env(Resources()) | dict(env) | (VLLM_ENV if engines else {})
             server = subprocess.Popen(
                 command, stdin=subprocess.PIPE, env=environment, start_new_session=True, pass_fds=files
             )

@@ -94,7 +94,7 @@ def carry_out(config: Config, folder: Path, disturb: Callable[[Timed, list[Kill]
         thread.start()
     try:
         tracker = Trackers([])
-        Pipeline(plan, terminal, tracker, lambda: None).run_stage(plan.stage("run"))
+        Pipeline(plan, terminal, tracker, lambda engines: None).run_stage(plan.stage("run"))
     finally:
         done.set()
         for thread in threads:

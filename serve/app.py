@@ -71,7 +71,7 @@ def serve_forever(config: Serve, announce: Callable[[Endpoints], None]) -> None:
         Versions(target.versions).forget()  # of a server that has ended
     started: list[psutil.Process] = []
     try:
-        with cluster(config.ray, engines_soon=True), _signals_interrupt():
+        with cluster(config.ray, engines=True), _signals_interrupt():
             _require_no_serve()
             with _deployment(started):
                 announce(deploy(config, targets))

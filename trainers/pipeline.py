@@ -31,12 +31,13 @@ class Pipeline:
     plan: Plan
     terminal: Terminal
     tracker: Trackers
-    join_cluster: Callable[[], None]  # connects to Ray, or starts it; a second call does nothing
+    join_cluster: Callable[[bool], None]  # connects to Ray, or starts it; whether vLLM's engines will be started on it
     profiled: bool = False  # whether a timeline of every stage is recorded
     traced: frozenset[str] = frozenset()  # of what a stage's torch traces are made: `castor.run.profile.traceable`
     beginning: Beginning = field(
         default_factory=lambda: Beginning(since=psutil.Process().create_time())
     )  # the next one's
+    _joined: bool = field(default=False, init=False)
 
     @property
     def records(self) -> Records:
@@ -109,7 +110,9 @@ class Pipeline:
     def _require_room(self, stages: Sequence[Stage]) -> None:
         """Join the cluster; raise CastorError when it has too few GPUs for a stage and cannot grow."""
         self.beginning.lap("command")
-        self.join_cluster()
+        if not self._joined:
+            self.join_cluster(any(stage.rollout is not None for stage in stages))
+            self._joined = True
         self.beginning.lap("Ray")
         if self.plan.config.ray.started_here:
             from actors.cluster import gpus_of_nodes

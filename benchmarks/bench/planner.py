@@ -80,7 +80,7 @@ def carried_out(settings: Config) -> list[dict[str, float]]:
     from trainers.pipeline import Pipeline
 
     plan = make_plan(settings)
-    Pipeline(plan, Quiet(), Trackers([]), lambda: None).run_stage(plan.stage("run"))
+    Pipeline(plan, Quiet(), Trackers([]), lambda engines: None).run_stage(plan.stage("run"))
     return [each["metrics"] for each in read_jsonl(plan.files.stage("run").steps)]
 
 

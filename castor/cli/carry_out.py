@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -73,11 +72,10 @@ def _pipeline(plan: Any) -> Iterator[Any]:
             tracker = Trackers.of(config, files)
             stack.callback(tracker.finish)
 
-            @functools.cache
-            def join_cluster() -> None:
+            def join_cluster(engines: bool) -> None:
                 from actors.cluster import cluster
 
-                stack.enter_context(cluster(config.ray))
+                stack.enter_context(cluster(config.ray, engines=engines))
                 listen()  # Ray has put a handler of SIGTERM in the place of ours, which ends the process at once
 
             yield Pipeline(plan, terminal, tracker, join_cluster)

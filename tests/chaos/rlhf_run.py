@@ -96,7 +96,7 @@ class Run:
     def go(self, **options):
         """Run, or go on with, the stage."""
         tracker = Trackers([])
-        Pipeline(self.plan, self.screen, tracker, lambda: None).run_stage(self.stage, **options)
+        Pipeline(self.plan, self.screen, tracker, lambda engines: None).run_stage(self.stage, **options)
 
     def numbers(self):
         """Everything it logged but the seconds."""

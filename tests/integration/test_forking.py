@@ -159,9 +159,9 @@ def test_nothing_is_left_of_a_driver_that_is_killed():
 
 def test_what_is_imported_before_ray_is_there_imports_none_of_it_and_starts_no_thread():
     code = (
-        "import importlib, sys, threading\n"
+        "import importlib, itertools, sys, threading\n"
         "from actors.fork_server import BEFORE_RAY, COMMON\n"
-        "for library in (*COMMON, *BEFORE_RAY['vllm']):\n    importlib.import_module(library)\n"
+        "for library in (*COMMON, *itertools.chain(*BEFORE_RAY.values())):\n    importlib.import_module(library)\n"
         "print(sorted(name for name in sys.modules if name.split('.')[0] == 'ray'), threading.active_count())\n"
     )
     done = subprocess.run(
@@ -177,6 +177,6 @@ def test_where_an_engine_is_needed_soon_it_is_a_fork_like_any_other():
         "import os, sys, vllm.envs\n"
         "print('vllm.entrypoints.llm' in sys.modules, os.environ['OF_THIS_ONE'], vllm.envs.VLLM_LOGGING_LEVEL)"
     )
-    with forking({}, engines_soon=True) as python:
+    with forking({}, engines=True) as python:
         for _ in range(2):
             assert run(python, "-c", code, env=environment, stdout=-1).stdout == "True yes ERROR\n"

@@ -88,7 +88,7 @@ def test_a_finished_run_imports_nothing_heavy(tmp_path):
     write_json(tmp_path / "run" / "sft" / "manifest.json", {})
     write_json(tmp_path / "run" / "stages.json", {"format": FORMAT, "stages": records})
     screen = Lines()
-    Pipeline(plan, screen, None, lambda: pytest.fail("Ray was started")).run()
+    Pipeline(plan, screen, None, lambda engines: pytest.fail("Ray was started")).run()
     assert "finished before, unchanged" in screen.lines[0]
     (tmp_path / "c.yaml").write_text(
         f"run_dir: {tmp_path / 'run'}\nwandb: {{mode: disabled}}\nsft:\n  model: {tmp_path / 'base'}\n"
