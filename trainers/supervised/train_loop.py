@@ -33,6 +33,7 @@ from trainers.supervised.stage_state import StageState, read_checkpoint, write_c
 
 ROWS_TIMEOUT_S = 600.0
 SHOWN = 20  # rows named in a message
+ASK_EVERY_S = 0.25  # whether the stage is to end: an answer takes milliseconds, as long as the step of a tiny model
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def take_steps(worker: Worker, trace: Any) -> bool:
             last = last or (stage.patience is not None and state.since_best >= stage.patience)
         if last:
             break
-        ending = worker.ending()
-        if ending or worker.checkpoint_due(improved):
+        ending, due = worker.decide(improved)
+        if ending or due:
             write_checkpoint(worker.files, state, worker.engine, stage.keep_checkpoints)
             worker.checkpointed = time.monotonic()
         if ending:
@@ -158,6 +159,7 @@ class Worker:
         self.state: StageState = read_checkpoint(self.files, self.engine)
         self.outputs: list[torch.Tensor] = []  # of the newest validation, on rank 0
         self.checkpointed = time.monotonic()
+        self.asked = -math.inf  # when rank 0 last asked whether the stage is to end
 
     @property
     def current_step(self) -> int:
@@ -275,13 +277,25 @@ class Worker:
         outputs = [shares[i % self.world_size][i // self.world_size] for i in range(len(pieces))]
         return [output for output, piece in zip(outputs, pieces, strict=True) if len(piece)]
 
-    def ending(self) -> bool:
-        """Whether the stage is to end early: what rank 0 hears, so that all ranks end after the same step."""
-        board: Any = self.job.board
-        stopping = self.rank == 0 and ray.get(board.stopping.remote(), timeout=ROWS_TIMEOUT_S)
-        heard = [stopping]
-        dist.broadcast_object_list(heard, 0)
-        return bool(heard[0])
+    def decide(self, improved: bool) -> tuple[bool, bool]:
+        """Whether the stage is to end early, and whether a checkpoint is written after this step: for all ranks what
+        rank 0 hears, and what its clock says.
+
+        A best model needs a checkpoint too, which knows that it is the best.
+        """
+        from engines.batch import sum_over_ranks
+
+        stage, now = self.job.stage, time.monotonic()
+        ending = late = False
+        if self.rank == 0:
+            if now - self.asked >= ASK_EVERY_S:
+                board: Any = self.job.board
+                ending, self.asked = ray.get(board.stopping.remote(), timeout=ROWS_TIMEOUT_S), now
+            minutes = stage.checkpoint_minutes
+            late = minutes is not None and now - self.checkpointed >= 60 * minutes
+        decided = sum_over_ranks({"ending": float(ending), "late": float(late)})
+        due = improved or bool(stage.checkpoint_every and self.state.step % stage.checkpoint_every == 0)
+        return decided["ending"] > 0, due or decided["late"] > 0
 
     def note_start(self, start: Start) -> None:
         """Tell the driver what the start of all ranks took."""
@@ -296,20 +310,6 @@ class Worker:
         board: Any = self.job.board
         if self.rank == 0:
             ray.get(board.note_stop.remote(self.state.step), timeout=ROWS_TIMEOUT_S)
-
-    def checkpoint_due(self, improved: bool) -> bool:
-        """Whether a checkpoint is written after this step: rank 0's clock decides for all.
-
-        A best model needs one too, which knows that it is the best.
-        """
-        from engines.batch import sum_over_ranks
-
-        stage = self.job.stage
-        due = improved or bool(stage.checkpoint_every and self.state.step % stage.checkpoint_every == 0)
-        if stage.checkpoint_minutes is None or due:
-            return due
-        late = self.rank == 0 and time.monotonic() - self.checkpointed >= 60 * stage.checkpoint_minutes
-        return sum_over_ranks({"late": float(late)})["late"] > 0
 
     def finish(self) -> dict[str, float]:
         """Put the result in place: the best model or the last one, and its metrics."""
