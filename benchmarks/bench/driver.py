@@ -15,9 +15,10 @@ from actors.cluster import cluster
 from actors.processes import Watched
 from actors.rollout import ChunkInfo, PromptRequest
 from actors.rollout_pool import RolloutPool
+from actors.startup import Starting
 from benchmarks.bench.measurement import Ratio, Section, paired
 from castor.config.cluster import RayCluster
-from castor.config.rollout import Rollout
+from castor.config.rollout import CPU_KV_CACHE_MIB, Rollout
 from castor.data.tokens.prompt_stream import Prompt
 from castor.experience import Experience
 
@@ -26,8 +27,12 @@ HOSTS = 2  # processes that the workers of a pool share: 256 of their own would 
 
 
 @ray.remote
-class Host(Watched):
+class Host(Watched, Starting):
     """Answers at once, in the place of many rollout workers, each of which has a thread of it."""
+
+    def cache_mib(self) -> int:
+        """Size of the key-value cache that it would have."""
+        return CPU_KV_CACHE_MIB
 
     def ready(self) -> int:
         """The version of its weights."""
