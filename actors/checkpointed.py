@@ -67,8 +67,7 @@ class Checkpointed(ABC):
             raise RuntimeError("no checkpoint was begun")
         if not wait and not self._writing.done():
             return None
-        writing, self._writing = self._writing, None
-        return writing.result()
+        return self._writing.result()  # again and again: another rank may not be done yet
 
 
 def _write(write: Write | None, folder: Path) -> Written:

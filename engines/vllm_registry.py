@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from castor.io.files import read_json
 
 
 def import_model_class(folder: str) -> None:
@@ -18,7 +19,7 @@ def import_model_class(folder: str) -> None:
     if torch.cuda.is_available():
         return
     path = Path(folder) / "config.json"
-    architectures = json.loads(path.read_text()).get("architectures") if path.is_file() else None
+    architectures = read_json(path).get("architectures") if path.is_file() else None
     for name in architectures or ():
         if name in ModelRegistry.models:
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())

@@ -186,7 +186,6 @@ class Checkpointing:
         try:
             if writing.commit is None:
                 if not self._copied(writing):
-                    self.abandon()
                     return
                 marks = self._written(wait)
                 if marks is None:
@@ -208,9 +207,15 @@ class Checkpointing:
         writing.staged.discard()
 
     def _copied(self, writing: _Writing) -> bool:
-        """Whether everybody has a copy: all were told before what they have answered since."""
-        copied = [get(refs, writing.timeout_s, f"{group.name} (copying its state)") for group, refs in writing.copies]
-        return all(all(ranks) for ranks in copied)
+        """Whether everybody has a copy: all were told before what they have answered since. Without, it is given up."""
+        whole = False
+        try:
+            copied = [get(refs, writing.timeout_s, f"{group.name} (copying)") for group, refs in writing.copies]
+            whole = all(all(ranks) for ranks in copied)
+        finally:
+            if not whole:
+                self.abandon()
+        return whole
 
     def _written(self, wait: bool) -> dict[str, FileMark] | None:
         """What all ranks of all groups have written; None while one still writes, unless that is to be waited for."""

@@ -150,7 +150,7 @@ class Recovery:
         """Start anew what has to be, and bring everybody to the same state."""
         state, names = self.state, list(self._to_start)
         last = self.checkpointing.last_whole(names) if self._attempt == state.producer.attempt else None
-        if last is None:
+        if last is None or names:  # a group that is started anew knows nothing of what it was to write
             self.checkpointing.abandon()
         state.groups.restart(names)
         if last is not None:
