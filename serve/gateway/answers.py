@@ -71,4 +71,15 @@ class Shape:
 
 def event(value: dict[str, Any]) -> bytes:
     """A server-sent event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    return on_one_line(b"data: " + json.dumps(value, ensure_ascii=False).encode()) + b"\n\n"
+
+
+def on_one_line(content: bytes) -> bytes:
+    """JSON in UTF-8, or events of it, without the characters that end a line for some clients and not for others.
+
+    Python's `str.splitlines` and all that is built on it (httpx's `iter_lines`) take U+0085, U+2028 and U+2029 for line
+    breaks; server-sent events and JSON do not. In JSON they stand in strings only, where their escapes mean the same.
+    """
+    for character in "\u0085\u2028\u2029":
+        content = content.replace(character.encode(), f"\\u{ord(character):04x}".encode())
+    return content

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from castor.config.guard import Guard, GuardMode
 from serve.asgi import Head
-from serve.gateway.answers import DONE, Shape, event
+from serve.gateway.answers import DONE, Shape, event, on_one_line
 from serve.gateway.audit import AuditError, AuditLog, Entry, Event
 from serve.gateway.bodies import Ask, Route, chosen_mode, encoded, head_of, read
 from serve.gateway.door import POLICY_HEADER, Caller, Door
@@ -77,7 +77,7 @@ class Completions:
     async def _unguarded(
         self, model: Model, ask: Ask, stack: AsyncExitStack, begun: float, deadline: float
     ) -> Response:
-        """What vLLM's app says, as it stands."""
+        """What vLLM's app says, as it stands but for an escape or two (see `on_one_line`)."""
         sampling, body = Sampling(model.handle, model.name), encoded(ask.body)
         if not ask.stream:
             async with stack:
@@ -97,7 +97,7 @@ class Completions:
                 if not delivered:
                     delivered = True
                     self._delivered(model, ask.mode, begun)
-                yield part
+                yield on_one_line(part)
 
         headers = {POLICY_HEADER: sampling.version}
         return _Stream(content_of(), stack, deadline, headers, opening.media_type, opening.status)

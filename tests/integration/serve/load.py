@@ -49,6 +49,7 @@ class Outcome:
     answers: list[Received]
     error: str | None = None
     version: str | None = None
+    unread: str = ""  # what is no JSON
 
 
 def ask(server: Server, prompt: str, *, route: str = CHAT, stream: bool = False, n: int = 1, **more: Any) -> Outcome:
@@ -64,7 +65,7 @@ def ask(server: Server, prompt: str, *, route: str = CHAT, stream: bool = False,
             else:
                 _read_whole(json.loads(answer.read()), outcome)
     except (httpx.HTTPError, ValueError) as error:
-        outcome.error = type(error).__name__
+        outcome.error, outcome.unread = type(error).__name__, getattr(error, "doc", "")
     return outcome
 
 

@@ -3,9 +3,12 @@
 import json
 from typing import Any
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from serve.gateway.answers import DONE, Shape
+from serve.gateway.answers import DONE, Shape, event, on_one_line
 from serve.gateway.bodies import CHAT, COMPLETIONS, Route, read
 from serve.gateway.guard import Piece
 from serve.gateway.sampling import Usage
@@ -74,3 +77,14 @@ def test_how_a_stream_begins_and_ends() -> None:
     assert choice == {"index": 2, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
     assert shape(COMPLETIONS).opening(0, VERSION) is None
     assert DONE == b"data: [DONE]\n\n"
+
+
+BREAKS = "".join(map(chr, [0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029]))  # to str.splitlines
+
+
+@given(st.text(st.one_of(st.sampled_from(BREAKS), st.characters(exclude_categories=["Cs"]))))
+def test_a_client_that_reads_lines_gets_one_for_each_event(text: str) -> None:
+    raw = b"data: " + json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n\n"  # as vLLM's app sends it
+    answer = httpx.Response(200, content=event({"text": text}) + on_one_line(raw))
+    lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert [json.loads(line) for line in lines] == [{"text": text}, {"text": text}]
