@@ -28,8 +28,8 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 COMPILE_STACK = $(COMPILE) $(UPGRADE) --override requirements/overrides.txt --extra dev \
 	--no-emit-package torchaudio --no-emit-package torchcodec
 
-# Two processes, of which each takes a whole group of tests at a time (tests/conftest.py), the longest groups first.
-SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
+# Two processes, each with a whole file or folder of tests at a time (tests/conftest.py), in the order given.
+SIDE_BY_SIDE := -n 2 --no-loadscope-reorder
 
 # Without the bytecode that Python keeps beside what is installed, every process would compile its imports anew.
 unexport PYTHONDONTWRITEBYTECODE

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from castor.data.tokens.prompt_stream import Prompt
 
@@ -24,12 +26,18 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 TOGETHER = ("tests/chaos", "tests/integration/serve")  # their files share a run, and a served policy
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes carry out the tests, one of them gets all of a file, or of a folder in `TOGETHER`."""
-    for item in items:
-        path = item.path.relative_to(ROOT).as_posix()
-        group = next((folder for folder in TOGETHER if path.startswith(folder)), path)
-        item.add_marker(pytest.mark.xdist_group(group))
+class _Together(LoadScopeScheduling):
+    """Hands out the tests of a file, or of a folder in `TOGETHER`, to one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, _ = nodeid.partition("::")
+        return next((folder for folder in TOGETHER if file.startswith(f"{folder}/")), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Together:
+    """What each of several processes carries out."""
+    return _Together(config, log)
 
 
 @pytest.fixture(scope="session")
