@@ -23,10 +23,11 @@ import signal
 import socket
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 # none of them starts a thread, which would be missing after a fork; what transformers imports late is named
@@ -171,12 +172,29 @@ def main() -> None:
 
 def _import(libraries: tuple[str, ...], environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    for library in libraries:
-        importlib.import_module(library)
+    with _undrawn():
+        for library in libraries:
+            importlib.import_module(library)
     # of two libraries that look for the place of a process's title, the second does not find it: vLLM takes Ray's
     titles: Any = importlib.import_module("setproctitle")
     titles.setproctitle = importlib.import_module("ray._raylet").setproctitle
     gc.collect()
+
+
+@contextmanager
+def _undrawn() -> Iterator[None]:
+    """While the body runs, a class that becomes an actor's is numbered by the operating system.
+
+    Ray's generator cannot be seeded. Had it given out its first number here, all forks would go on with the same ones:
+    workers would make different objects under one name, and Ray ends the second to do so.
+    """
+    actor: Any = importlib.import_module("ray.actor")
+    kind = actor.ActorClassID
+    actor.ActorClassID = SimpleNamespace(from_random=lambda: kind(os.urandom(kind.size())))
+    try:
+        yield
+    finally:
+        actor.ActorClassID = kind
 
 
 def _receive(client: socket.socket) -> Asked | None:
@@ -213,7 +231,10 @@ def _take(files: dict[int, int]) -> None:
 
 def _run(arguments: list[str]) -> int:
     """As Python would run them; returns the exit code."""
+    import numpy
     import torch
+
+    numpy.random.seed()  # Python's own generator is seeded anew in every fork; torch's begins alike in all processes
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # at its import it read that of the server
     while arguments[0].startswith("-") and arguments[0] != "-c":  # how this process was started decides

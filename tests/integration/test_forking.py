@@ -18,6 +18,12 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks where there is pidfd_open")
 TIMEOUT_S = 120
+DRAWN = """
+import random, numpy
+from ray._raylet import ActorClassID, ObjectID, UniqueID
+print(*(kind.from_random().hex() for kind in (ObjectID, UniqueID, ActorClassID)))
+print(random.random(), numpy.random.random())
+"""
 SAID = """
 import json, os, sys
 print(json.dumps({
@@ -88,6 +94,16 @@ def test_a_process_has_the_title_that_a_library_gives_it(python):
         code = f"import importlib, psutil; importlib.import_module('{library}').setproctitle('VLLM::EngineCore');"
         code += "print(psutil.Process().name(), psutil.Process().cmdline()[0])"
         assert run(python, "-c", code, stdout=-1).stdout.split() == ["VLLM::EngineCore"] * 2
+
+
+def expect_numbers_of_its_own(python, **options):
+    first, second = (run(python, "-c", DRAWN, stdout=-1, **options).stdout.split() for _ in range(2))
+    assert len(first) == len(second) == 5
+    assert not set(first) & set(second)
+
+
+def test_every_fork_draws_numbers_of_its_own(python):
+    expect_numbers_of_its_own(python)
 
 
 def test_threads_are_those_that_were_asked_for(python):
@@ -180,3 +196,4 @@ def test_where_an_engine_is_needed_soon_it_is_a_fork_like_any_other():
     with forking({}, engines=True) as python:
         for _ in range(2):
             assert run(python, "-c", code, env=environment, stdout=-1).stdout == "True yes ERROR\n"
+        expect_numbers_of_its_own(python, env=environment)
