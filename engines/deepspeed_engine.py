@@ -19,6 +19,7 @@ from castor.config.cluster import DETERMINISTIC
 from castor.config.training import REDUCE_BUCKET, Engine, Optimizer
 from castor.models.attention import place
 from castor.models.device import device, resolve_dtype
+from castor.models.last_layers import train_last_layers
 from castor.models.lora import inner_model
 from engines import deepspeed_state
 from engines.float32_heads import Float32Heads
@@ -76,6 +77,8 @@ class TrainEngine:
         self.world_size = dist.get_world_size()
         with whole_layers():
             model = place(model, self.device)
+        if config.trained_layers is not None:
+            train_last_layers(model, config.trained_layers)
         cast = _is_bfloat16(config)
         self.heads = Float32Heads(model, cast)
         _cast_what_is_whole(model, resolve_dtype(config.dtype))

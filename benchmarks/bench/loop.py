@@ -67,16 +67,20 @@ def _ray_cpu_seconds() -> float:
 
 @contextmanager
 def running(config: RLHF, policy: Path, judges: Mapping[str, Path], state: Path) -> Iterator[Loop]:
-    """The actors of `config` on a Ray of their own, with one judge for every signal; `state` is a folder."""
+    """As `acting`, on a Ray of their own."""
+    with cluster(RayCluster()), acting(config, policy, judges, state) as loop:
+        yield loop
+
+
+@contextmanager
+def acting(config: RLHF, policy: Path, judges: Mapping[str, Path], state: Path) -> Iterator[Loop]:
+    """The actors of `config`, with one judge for every signal; `state` is a folder of theirs alone."""
     stage, reference = RLHFStage("bench", "rlhf.bench", config), ModelReference(str(policy))
     signals = {name: SignalModels(str(judge), str(judge), reference) for name, judge in judges.items()}
     limits = {name: signal.known_limit or 0.0 for name, signal in config.constraints.items()}
-    with (
-        cluster(RayCluster()),
-        Groups(
-            config, actors={each.name: each for each in stage.actors()}, reservation=Reservation(), policy=reference,
-            signals=signals, limits=limits, template="auto", seed=0, ptx_rows=None,
-            multipliers_file=state / "multipliers.json",
-        ) as groups,
-    ):  # fmt: skip
+    with Groups(
+        config, actors={each.name: each for each in stage.actors()}, reservation=Reservation(), policy=reference,
+        signals=signals, limits=limits, template="auto", seed=0, ptx_rows=None,
+        multipliers_file=state / "multipliers.json",
+    ) as groups:  # fmt: skip
         yield Loop(config, groups)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from actors.cluster import cluster
 from benchmarks.bench.countdown import Shape, long_tailed, make_models, make_prompts, response_length
-from benchmarks.bench.loop import Loop, running
+from benchmarks.bench.loop import Loop, acting
 from benchmarks.bench.measurement import Ratio, Section
 from benchmarks.bench.published_step import Options, PublishedTrainer
+from castor.config.cluster import RayCluster
 from castor.config.learner import Learner
 from castor.config.multipliers import Multipliers
 from castor.config.rlhf import RLHF
@@ -28,18 +31,23 @@ from castor.config.training import Engine, Optimizer
 from castor.data.tokens.prompt_stream import Prompt, PromptStream
 
 PROMPT_TOKENS, MEAN_LENGTH = 55, 19
+PUBLISHED, WHOLE, LAST = "published", "whole critics", "critics' last layer"
+PARTS = ("rollout_s", "learn_s", "transfer_s")
 SKIPPED = 2  # steps at the beginning of each block, while caches and clocks settle
 
 
-def ppo_lag(responses: int, longest: int, steps: int) -> RLHF:
-    """PPO-Lag with the options of the published script, and the actors of configs/demo.yaml."""
+def ppo_lag(responses: int, longest: int, steps: int, critic_layers: int | None = None) -> RLHF:
+    """PPO-Lag with the options of the published script, and the actors of configs/demo.yaml.
+
+    Of the critics `critic_layers` are trained; None: all, as in the published script.
+    """
     options = Options()
 
-    def engine(lr: float) -> Engine:
+    def engine(lr: float, layers: int | None = None) -> Engine:
         optimizer = Optimizer(lr=lr, lr_scheduler_type="constant", lr_warmup_ratio=0.0)
-        return Engine(zero_stage=2, optimizer=optimizer)
+        return Engine(zero_stage=2, optimizer=optimizer, trained_layers=layers)
 
-    critic = engine(options.critic_lr)
+    critic = engine(options.critic_lr, critic_layers)
     return RLHF(
         steps=steps,
         prompts_per_step=responses,
@@ -60,49 +68,57 @@ def ppo_lag(responses: int, longest: int, steps: int) -> RLHF:
 
 @dataclass
 class Compared:
-    """What was found on one workload; the published step is theirs."""
+    """What was found of one of our loops on one workload; the published step is theirs."""
 
     ratios: list[float] = field(default_factory=list)  # of each block
     shares: list[float] = field(default_factory=list)
     ours: list[dict[str, float]] = field(default_factory=list)  # of each step that counts
     theirs: list[dict[str, float]] = field(default_factory=list)
 
-    def figures(self, workload: str) -> dict[str, float]:
+    def figures(self, what: str) -> dict[str, float]:
         """Medians of the steps: whole and by part."""
         made = {}
         for name, rows in (("Castor", self.ours), ("published", self.theirs)):
             for part in rows[0]:
                 median = statistics.median(row[part] for row in rows)
-                made[f"{workload}: {name}, {part.removesuffix('_s')} (s)"] = median
+                made[f"{what}: {name}, {part.removesuffix('_s')} (s)"] = median
         return made
 
 
-def compare(loop: Loop, published: PublishedTrainer, prompts: Sequence[Prompt], blocks: int, counted: int) -> Compared:
-    """Both on the same batches of prompts, in blocks by turns.
+def compare(
+    loops: Mapping[str, Loop], published: PublishedTrainer, prompts: Sequence[Prompt], blocks: int, counted: int
+) -> dict[str, Compared]:
+    """All of them on the same batches of prompts, in blocks by turns.
 
     Raises RuntimeError when a response does not have the length that its prompt says.
     """
-    found, size = Compared(), loop.config.prompts_per_step
-    streams = {name: PromptStream(prompts, size, 0) for name in ("ours", "theirs")}
+    size = next(iter(loops.values())).config.prompts_per_step
+    found = {name: Compared() for name in loops}
+    streams = {name: PromptStream(prompts, size, 0) for name in (*loops, PUBLISHED)}
     for number in range(blocks):
-        seconds: dict[str, list[float]] = {}
-        said: list[int] = []  # response tokens of each step
+        seconds, said = dict[str, float](), dict[str, list[int]]()  # of a step; response tokens of each step
+        rows: list[dict[str, float]] = []
         for name in sorted(streams, reverse=bool(number % 2)):
-            if name == "ours":
-                block = loop.block(streams[name], SKIPPED + counted)
-                seconds[name] = block.seconds(SKIPPED)
-                found.shares.append(block.ray_share)
-                kept = ("rollout_s", "learn_s", "transfer_s")
-                steps = zip(block.rows[SKIPPED:], seconds[name], strict=True)
-                found.ours += [{"step_s": whole, **{lap: row[lap] for lap in kept}} for row, whole in steps]
-                answered = [int(row["response_tokens"]) for row in block.rows]
-            else:
-                parts, said = _published_block(published, streams[name], SKIPPED + counted)
-                seconds[name] = [row["step_s"] for row in parts[SKIPPED:]]
-                found.theirs += parts[SKIPPED:]
-        if answered != said:
-            raise RuntimeError(f"responses of {answered} tokens a step here, of {said} there: they are not comparable")
-        found.ratios.append(statistics.median(seconds["theirs"]) / statistics.median(seconds["ours"]))
+            if name == PUBLISHED:
+                rows, said[name] = _published_block(published, streams[name], SKIPPED + counted)
+                seconds[name] = statistics.median(row["step_s"] for row in rows[SKIPPED:])
+                continue
+            block = loops[name].block(streams[name], SKIPPED + counted)
+            whole = block.seconds(SKIPPED)
+            seconds[name] = statistics.median(whole)
+            said[name] = [int(row["response_tokens"]) for row in block.rows]
+            found[name].shares.append(block.ray_share)
+            found[name].ours += [
+                {"step_s": step, **{lap: row[lap] for lap in PARTS}}
+                for row, step in zip(block.rows[SKIPPED:], whole, strict=True)
+            ]
+        for name, compared in found.items():
+            if said[name] != said[PUBLISHED]:
+                raise RuntimeError(
+                    f"responses of {said[name]} tokens a step here, of {said[PUBLISHED]} there: they are not comparable"
+                )
+            compared.ratios.append(seconds[PUBLISHED] / seconds[name])
+            compared.theirs += rows[SKIPPED:]
     return found
 
 
@@ -135,20 +151,27 @@ def measure(smoke: bool) -> Section:
         "equal lengths": (np.full(count, MEAN_LENGTH), 1.6),
     }
     ratios, shares, figures = list[Ratio](), list[float](), dict[str, float]()
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         models = make_models(Path(place), shape)
         published = PublishedTrainer(models, Options(), shape.longest)
-        config = ppo_lag(responses, shape.longest, steps=10**6)
         judges = {"reward": models.reward, "cost": models.cost}
-        with running(config, models.policy, judges, Path(place)) as loop:
-            for name, (lengths, wanted) in workloads.items():
-                found = compare(loop, published, make_prompts(lengths, PROMPT_TOKENS, 0), blocks, counted)
-                figures |= found.figures(name)
-                shares += found.shares
+        stack.enter_context(cluster(RayCluster()))
+        loops = {}
+        for name, layers in ((WHOLE, None), (LAST, 1)):
+            state = Path(place) / name
+            state.mkdir()
+            config = ppo_lag(responses, shape.longest, 10**6, layers)
+            loops[name] = stack.enter_context(acting(config, models.policy, judges, state))
+        for workload, (lengths, wanted) in workloads.items():
+            found = compare(loops, published, make_prompts(lengths, PROMPT_TOKENS, 0), blocks, counted)
+            for name, compared in found.items():
+                what = workload if name == WHOLE else f"{workload}, {name} alone trained"
+                figures |= compared.figures(what)
+                shares += compared.shares
                 ratios.append(
                     Ratio(
-                        f"published step / Castor's step, {name}",
-                        tuple(found.ratios),
+                        f"published step / Castor's step, {what}",
+                        tuple(compared.ratios),
                         at_least=wanted,
                         bounded_by="generate and padded passes there; here the same arithmetic without padding, and "
                         "actors that share the cores",

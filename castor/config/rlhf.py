@@ -226,6 +226,15 @@ class RLHF(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_part_is_trained(self) -> "RLHF":
+        if self.policy.lora is not None and self.learner.engine.trained_layers is not None:
+            raise ValueError(
+                "policy.lora trains adapters in all layers, in place of them: remove it, or "
+                "learner.engine.trained_layers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stale_tokens_are_corrected(self) -> "RLHF":
         if self.rollout.max_staleness and not self.own_old_logprobs:
             raise ValueError(

@@ -79,6 +79,10 @@ class Supervised(Section):
     def _keys_that_need_each_other(self) -> Self:
         if isinstance(self.workers, int) and self.workers < 1:
             raise ValueError(f"workers is {self.workers}: it must be 1 or more")
+        if self.lora is not None and self.engine.trained_layers is not None:
+            raise ValueError(
+                "lora trains adapters in all layers, in place of them: remove it, or engine.trained_layers"
+            )
         if self.best is not None and self.eval_every is None:
             raise ValueError("best needs eval_every: without it the last model is the only one that is measured")
         if self.patience is not None and self.best is None:

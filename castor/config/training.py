@@ -74,6 +74,12 @@ class Engine(Section):
         "auto", description="auto: bfloat16 on GPUs, float32 on CPUs (bfloat16 is many times slower on most CPUs)"
     )
     offload: Offload = Field(default_factory=Offload, description="what is kept out of the GPU's memory")
+    trained_layers: int | None = Field(
+        None,
+        ge=0,
+        description="train only the last so many layers and what comes behind them, a score head included; embeddings "
+        "and a vocabulary's head stay frozen. 0: heads alone. null: everything",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     micro_batch_tokens: int = Field(8192, ge=1, description="token budget of one forward/backward")
     pack_length: int = Field(

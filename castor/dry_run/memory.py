@@ -77,11 +77,12 @@ def trained(
 ) -> Memory:
     """One rank that trains a language model, or a score model (`score`).
 
-    With `lora` only the adapters have gradients and optimiser states. `entropy`: its bonus is in the loss.
+    With `lora` only the adapters have gradients and optimiser states, with `engine.trained_layers` only these layers.
+    `entropy`: its bonus is in the loss.
     """
     on_gpu = resources.gpus > 0
     size = bytes_per_number(engine.dtype, on_gpu)
-    sizes, kept = _sizes(shape, score, lora), _gradient_bytes(engine, size)
+    sizes, kept = _sizes(shape, engine, score, lora), _gradient_bytes(engine, size)
     states = zero(sizes, engine.zero_stage, ranks, size, engine.offload, kept)
     kept_for_backward = activations(shape, engine, size, score=score, training=True, entropy=entropy)
     return Memory(
@@ -104,12 +105,15 @@ def _gradient_bytes(engine: Engine, size: int) -> int:
     return 4 if engine.zero_stage else size
 
 
-def _sizes(shape: Shape, score: bool, lora: LoRA | None) -> Sizes:
-    count = shape.score if score else shape.parameters
-    if lora is None:
-        return Sizes(trained=count, frozen=0, largest=shape.embedding, widest=shape.embedding)
-    largest = lora.rank * max(shape.hidden, shape.intermediate)
-    return Sizes(trained=shape.adapters(lora), frozen=count, largest=largest, widest=shape.embedding)
+def _sizes(shape: Shape, engine: Engine, score: bool, lora: LoRA | None) -> Sizes:
+    count, trained = shape.score if score else shape.parameters, shape.trained(engine, score=score, lora=lora)
+    if lora is not None:
+        frozen, largest = count, lora.rank * max(shape.hidden, shape.intermediate)
+    elif engine.trained_layers is not None:
+        frozen, largest = count - trained, shape.hidden * max(shape.hidden, shape.intermediate)
+    else:
+        frozen, largest = 0, shape.embedding
+    return Sizes(trained, frozen, min(largest, trained), widest=shape.embedding)
 
 
 def frozen(shape: Shape, engine: Engine, resources: Resources, *, score: bool) -> Memory:
@@ -159,9 +163,9 @@ def activations(
     if not training:
         kept = layer
     elif engine.gradient_checkpointing:
-        kept = layer + shape.layers * shape.hidden
+        kept = layer + shape.trained_layers(engine) * shape.hidden
     else:
-        kept = layer * shape.layers
+        kept = layer * max(shape.trained_layers(engine), 1)
     result = float(engine.micro_batch_tokens * kept * size)
     if score:
         return result

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from castor.config.cluster import RayCluster
 from castor.config.demo_model import DemoModel
 from castor.config.model import ModelOption
-from castor.config.training import Engine, LoRA, Resources
+from castor.config.training import Engine, Resources
 from castor.dry_run.memory import (
     HELPER_PROCESS,
     TORCH_PROCESS,
@@ -149,7 +149,7 @@ def _told(held: Sampled | Trained | Frozen, actors: Actors, resources: Resources
         return _dtype(held.rollout.dtype, resources)
     if isinstance(held, Frozen):
         return _dtype(held.engine.dtype, resources)
-    return f"{_zero(held.engine, resources)}{_ranks(actors.count)}{_adapters(held.lora)}"
+    return f"{_zero(held.engine, resources)}{_ranks(actors.count)}{_part(held)}"
 
 
 def _zero(engine: Engine, resources: Resources) -> str:
@@ -164,5 +164,10 @@ def _ranks(count: int) -> str:
     return "" if count == 1 else f", ranks 0-{count - 1}"
 
 
-def _adapters(lora: LoRA | None) -> str:
-    return f", LoRA of rank {lora.rank}" if lora else ""
+def _part(held: Trained) -> str:
+    if held.lora is not None:
+        return f", LoRA of rank {held.lora.rank}"
+    layers = held.engine.trained_layers
+    if layers is None:
+        return ""
+    return f", last {layers} layer{'' if layers == 1 else 's'}" if layers else ", head alone"

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from castor.config.demo_model import DemoModel
-from castor.config.training import LoRA
+from castor.config.training import Engine, LoRA
 from castor.dry_run.known_models import KNOWN_MODELS
 from castor.model_reference import ModelLike, ModelReference
 
@@ -38,6 +38,23 @@ class Shape:
     def embedding(self) -> int:
         """Parameters of the embedding, and of the vocabulary head: the largest tensors of most models."""
         return self.vocabulary * self.hidden
+
+    @property
+    def layer(self) -> float:
+        """About how many parameters a layer has."""
+        return (self.backbone - self.embedding) / self.layers
+
+    def trained_layers(self, engine: Engine) -> int:
+        """In how many layers weights are trained."""
+        return self.layers if engine.trained_layers is None else min(engine.trained_layers, self.layers)
+
+    def trained(self, engine: Engine, *, score: bool, lora: LoRA | None) -> int:
+        """How many parameters are trained, of a language model or a score model (`score`)."""
+        if lora is not None:
+            return self.adapters(lora)
+        if engine.trained_layers is None:
+            return self.score if score else self.parameters
+        return round(self.trained_layers(engine) * self.layer) + (self.hidden + 1 if score else 0)
 
     def adapters(self, lora: LoRA) -> int:
         """About how many parameters adapters have: those of four square projections and a gated MLP in every layer."""

@@ -34,7 +34,7 @@ class Sizes:
     """Numbers of parameters of a model in training."""
 
     trained: int
-    frozen: int  # those beside an adapter
+    frozen: int  # those beside an adapter, or below the layers that are trained
     largest: int  # of the largest trained tensor
     widest: int  # of the largest tensor of all
 

@@ -93,6 +93,18 @@ def load_weights(
     return cast(PreTrainedModel, loaded)
 
 
+def decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], nn.ModuleList] | None:
+    """The layers of a transformers model, and the parts beside which they stand, in the order of their work; None for
+    an architecture in which they are not found.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        for part in module.children():
+            if isinstance(part, nn.ModuleList) and len(part) == count:
+                return list(module.children()), part
+    return None
+
+
 def hidden_width(backbone: PreTrainedModel) -> int:
     """Size of the backbone's last hidden state. (OPT can project it to the width of its embeddings.)"""
     config = backbone.config.get_text_config()

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from castor.models.backbone import Packing, model_inputs
+from castor.models.backbone import Packing, decoder_layers, model_inputs
 from castor.models.called_instead import called_instead
 from castor.packing import PackedRows
 
@@ -79,7 +80,7 @@ def _fits(given: tuple[Any, ...], named: dict[str, Any], made: Any) -> bool:
     return isinstance(hidden, Tensor) and hidden.dim() == 3 and isinstance(made, Tensor) and made.shape == hidden.shape
 
 
-def _last_mlp(backbone: nn.Module) -> nn.Module | None:
-    layers = next((part for part in backbone.children() if isinstance(part, nn.ModuleList) and len(part)), None)
-    mlp = None if layers is None else getattr(layers[-1], "mlp", None)
+def _last_mlp(backbone: PreTrainedModel) -> nn.Module | None:
+    found = decoder_layers(backbone)
+    mlp = None if found is None else getattr(found[1][-1], "mlp", None)
     return mlp if isinstance(mlp, nn.Module) else None

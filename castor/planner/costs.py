@@ -88,14 +88,17 @@ class Costs:
     ) -> float:
         """Forward and backward passes of all ranks, each on its share of these tokens, without the optimiser.
 
-        A backward pass costs twice a forward one, or once where only adapters have gradients; checkpointed layers, and
-        logits in chunks, are computed once more. What ZeRO sends meanwhile takes its time only where it is longer.
+        A backward pass costs twice a forward one, once where only adapters have gradients, and nothing in layers below
+        those that are trained; checkpointed layers, and logits in chunks, are computed once more. What ZeRO sends
+        meanwhile takes its time only where it is longer.
         """
         mine = tokens.part(1 / ranks)
         layers, head = forward_flops(shape, mine, score=score)
-        passes = 3 if lora is None else 2
+        backward = 2 if lora is None else 1
+        behind = backward if engine.trained_layers is None else 1  # a vocabulary's head is frozen then
         chunked = engine.micro_batch_tokens > engine.chunk_tokens(shape.vocabulary)
-        flops = layers * (passes + engine.gradient_checkpointing) + head * (passes + chunked)
+        trained = shape.trained_layers(engine) / shape.layers
+        flops = layers * (1 + trained * (backward + engine.gradient_checkpointing)) + head * (1 + behind + chunked)
         micro = self._passes(mine, engine)
         computed = flops / self._flops(self.device.training, threads) + micro * self.device.pass_s
         sent = micro * 2 * self._gather(shape, engine, ranks)  # before the forward and the backward pass
@@ -105,7 +108,7 @@ class Costs:
 
     def update(self, shape: Shape, engine: Engine, ranks: int, *, score: bool, lora: LoRA | None = None) -> float:
         """One step of the optimiser, and what ZeRO sends for it alone."""
-        trained, size = _trained(shape, score, lora), self.size(engine.dtype)
+        trained, size = shape.trained(engine, score=score, lora=lora), self.size(engine.dtype)
         mine = trained / ranks if engine.zero_stage else trained
         if engine.offload.optimizer == "cpu":
             seconds = mine * HOST_UPDATE_BYTES / self.device.host_bandwidth
@@ -135,7 +138,7 @@ class Costs:
     def _reduce(self, shape: Shape, engine: Engine, ranks: int, *, score: bool, lora: LoRA | None) -> float:
         if ranks == 1:
             return 0.0
-        sent = _trained(shape, score, lora) * self.size(engine.dtype)
+        sent = shape.trained(engine, score=score, lora=lora) * self.size(engine.dtype)
         return sent * (1 - 1 / ranks) / self.group_rate(ranks)
 
 
@@ -191,9 +194,3 @@ class Decoder:
                 cached -= prompt + lengths[index]
                 result.append((now, index))
         return result
-
-
-def _trained(shape: Shape, score: bool, lora: LoRA | None) -> int:
-    if lora is not None:
-        return shape.adapters(lora)
-    return shape.score if score else shape.parameters

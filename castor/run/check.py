@@ -15,6 +15,7 @@ from castor.data.sources.known_sets import unknown_name
 from castor.io.errors import CastorError
 from castor.io.user_function import function_finding
 from castor.models.head_kind import TAXONOMIES, head_kind
+from castor.run.actors import Trained
 from castor.run.check_gpus import gpu_findings, heads_finding
 from castor.run.check_judges import judge_findings
 from castor.run.plan import Plan
@@ -49,6 +50,10 @@ def _later_findings(plan: Plan, stage: Stage) -> Iterator[str]:
     for read in stage.models():
         yield from _context_findings(plan, stage, read)
         yield from _heads_findings(plan, stage, read)
+    for actors in stage.actors():
+        for held in actors.holds:
+            if isinstance(held, Trained) and (finding := _layers_finding(plan, held)) is not None:
+                yield f"{stage.place}, {actors.name}: {finding}"
     yield from gpu_findings(stage, plan.config.ray.hardware)
 
 
@@ -128,6 +133,17 @@ def _heads_findings(plan: Plan, stage: Stage, read: Read) -> Iterator[str]:
         finding = heads_finding(f"{stage.place}.rollout", source_of(read.reference), heads, parallel)
         if finding is not None:
             yield finding
+
+
+def _layers_finding(plan: Plan, held: Trained) -> str | None:
+    """Layers that are to be trained, and are not there."""
+    wanted, model = held.engine.trained_layers, plan.origin(held.model)
+    if wanted == 0 and not held.score:
+        return "trained_layers 0 leaves nothing of a language model to train: give it 1 or more"
+    layers = model.layers if isinstance(model, DemoModel) else _config_number(model, "num_hidden_layers")
+    if wanted is None or layers is None or wanted <= layers:
+        return None
+    return f"trained_layers is {wanted}, and {source_of(held.model)} has {layers} layers: lower it"
 
 
 def context_of(model: DemoModel | Model) -> int | None:

@@ -11,6 +11,7 @@ from castor.io.errors import CastorError
 from castor.io.files import read_json
 from castor.models.device import resolve_dtype
 from castor.models.head import Float32Linear
+from castor.models.load import load_score_model
 from castor.models.lora import add_adapters
 from castor.models.policy import PolicyModel
 from castor.packing import pack_rows
@@ -238,3 +239,38 @@ def test_checkpointing_recomputes_each_layer_and_gives_the_same_gradients(tiny_m
         moved.append(torch.cat([tensor.flatten().clone() for _, tensor in engine.named_tensors()]))
     assert passes == [2, 4]
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("stage", "dtype"), MODES)
+def test_the_last_layers_alone_are_moved_and_kept(tmp_path, tiny_models, stage, dtype):
+    from engines.deepspeed_engine import TrainEngine
+
+    tokens, lengths = np.arange(5, 65), np.array([20, 40])
+    rows, positions = pack_rows(tokens, lengths, 64), torch.arange(1, 60)
+    optimizer = Optimizer(lr=0.01, lr_warmup_ratio=0)
+    config = Engine(zero_stage=stage, dtype=dtype, trained_layers=1, optimizer=optimizer)
+
+    def made():
+        return TrainEngine(load_score_model(tiny_models.cost, resolve_dtype(dtype)).as_critic(), config, STEPS)
+
+    def step(engine):
+        engine.accumulate((engine.forward(rows, positions) - 1).square().mean())
+        engine.step()
+
+    engine = made()
+    before = dict(engine.named_tensors())
+    step(engine)
+    after = dict(engine.named_tensors())
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert {name.partition(".")[0] for name in moved} == {"backbone", "score_head"}
+    assert all(name.startswith(("backbone.layers.1.", "backbone.norm.", "score_head.")) for name in moved)
+    engine.snapshot().write(tmp_path)
+    (file,) = tmp_path.glob("rank-*.safetensors")
+    kept = {key.rpartition("/")[0] for key in load_file(file)}
+    assert kept >= moved
+    assert all(name.startswith(("backbone.layers.1.", "backbone.norm.", "score_head.")) for name in kept)
+    again = made()
+    again.load(tmp_path)
+    for each in (engine, again):
+        step(each)
+    assert all(torch.equal(tensor, dict(again.named_tensors())[name]) for name, tensor in engine.named_tensors())

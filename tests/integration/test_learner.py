@@ -108,12 +108,15 @@ def decoupled_loss(cap):
     return loss, before
 
 
-def plain_step(model, experience, advantages, lam, reference=None, loss_of=ppo_loss, passes=1):
-    """The same updates in some lines of PyTorch: whole sequences one by one, no packing, no DeepSpeed.
+def plain_step(model, experience, advantages, lam, reference=None, loss_of=ppo_loss, passes=1, trained=""):
+    """The same updates in some lines of PyTorch: whole sequences one by one, no packing, no DeepSpeed. Only parameters
+    with `trained` in their names are.
 
     Means of loss and gradient norm over the passes, and the weights after them.
     """
     policy = PolicyModel.load(model, torch.float32)
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(trained in name)
     decay = [p for p in policy.parameters() if p.ndim >= 2]
     rest = [p for p in policy.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW([{"params": decay}, {"params": rest}], lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
@@ -204,6 +207,24 @@ def test_logits_a_few_tokens_at_a_time_give_the_same_step_on_every_zero_stage(le
         assert metrics["actor_loss"] - 0.05 * metrics["entropy"] == pytest.approx(loss, abs=ROUNDING), stage
         assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3), stage
         check_update(weights, expected)
+
+
+def test_the_last_layers_take_the_plain_step_on_every_zero_stage(learners, tiny_models, step_data):
+    experience, reference, advantages = step_data
+    batch, last = as_batch(experience, reference), "model.layers.1."
+    before = dict(PolicyModel.load(tiny_models.policy, torch.float32).named_parameters())
+    loss, _, expected = plain_step(tiny_models.policy, experience, advantages, 0.7, trained=last)
+    for stage in range(4):
+        config = rlhf_config(len(learners.handles), stage)
+        engine = config.learner.engine.model_copy(update={"trained_layers": 1})
+        config = config.model_copy(update={"learner": config.learner.model_copy(update={"engine": engine})})
+        metrics, weights = learner_step(learners, tiny_models.policy, config, batch, advantages, 0.7)
+        assert metrics["actor_loss"] == pytest.approx(loss, abs=ROUNDING), stage
+        # the norm behind the layers is trained, too, and the gradient's norm a bit larger for it
+        check_update({k: v for k, v in weights.items() if last in k}, {k: v for k, v in expected.items() if last in k})
+        for name, tensor in weights.items():
+            if last not in name and "model.norm" not in name:
+                assert torch.equal(tensor, before[f"lm.{name}"]), name
 
 
 def test_mini_batches_and_passes_update_more_than_once(learners, tiny_models, step_data):

@@ -111,6 +111,20 @@ def test_logits_and_an_entropy_bonus_grow_with_tokens_and_vocabulary():
     assert (logit_bytes(4), logit_bytes(2), logit_bytes(2, entropy=True)) == (12, 14, 20)
 
 
+def test_the_last_layers_alone_have_optimiser_states():
+    """An 8B critic of which 8 of 32 layers are trained: 218 million parameters each, by the shapes of Llama 3."""
+    engine = Engine(zero_stage=3, trained_layers=8, gradient_checkpointing=True)
+    memory, whole = (
+        trained(LLAMA_8B, each, 4, GPU, score=True)
+        for each in (engine, Engine(zero_stage=3, gradient_checkpointing=True))
+    )
+    layer = 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336) + 2 * 4096
+    assert memory.optimizer == pytest.approx(12 * 8 * layer / 4, rel=1e-3)
+    assert memory.gradients == pytest.approx(4 * 8 * layer / 4, rel=1e-3)
+    assert memory.weights == pytest.approx(2 * LLAMA_8B.score / 4)
+    assert memory.working < whole.working
+
+
 def test_an_adapter_leaves_the_model_frozen():
     engine = Engine(zero_stage=3)
     memory = trained(LLAMA_8B, engine, 4, GPU, score=False, lora=LoRA(rank=4))

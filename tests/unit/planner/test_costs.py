@@ -39,8 +39,9 @@ def test_a_forward_pass_takes_its_flops_at_the_share_that_is_reached():
         (ENGINE.model_copy(update={"gradient_checkpointing": True}), None, 4 * 440_000 + 3 * 8000),
         (ENGINE.model_copy(update={"logits_chunk_tokens": 10}), None, 3 * 440_000 + 4 * 8000),
         (ENGINE, LoRA(), 2 * 440_000 + 2 * 8000),
+        (ENGINE.model_copy(update={"trained_layers": 1}), None, 2 * 440_000 + 2 * 8000),  # one of two
     ],
-    ids=["plain", "checkpointed", "logits in chunks", "adapters"],
+    ids=["plain", "checkpointed", "logits in chunks", "adapters", "last layer"],
 )
 def test_training_counts_a_backward_pass_and_what_is_computed_again(engine, lora, flops):
     assert COSTS.training(SHAPE, engine, 1, TOKENS, score=False, lora=lora) == pytest.approx(flops / 500_000)

@@ -30,6 +30,10 @@ def finding(tmp_path: Path, **signals: Any) -> str:
     policy = {"model": folder(tmp_path / "policy")}
     objective = {"role": "objective", "model": folder(tmp_path / "r", "castor_score.json", score_type="reward")}
     run = {"steps": 1, "policy": policy, "signals": {"helpful": objective, **signals}, **GROUPS}
+    return found_in(tmp_path, run)
+
+
+def found_in(tmp_path: Path, run: dict[str, Any]) -> str:
     config = Config.model_validate({"run_dir": str(tmp_path / "run"), "rlhf": {"ppo": run}})
     try:
         check(make_plan(config))
@@ -86,3 +90,19 @@ def test_a_function_is_imported_and_asked_what_it_takes(tmp_path: Path, monkeypa
         "rlhf.ppo.signals.harm.function: signal_of_mine:judge(prompts) will be called with (prompts, responses): "
         "too many positional arguments" in found
     )
+
+
+def test_layers_that_are_not_there_are_not_trained(tmp_path: Path) -> None:
+    policy = folder(tmp_path / "policy", num_hidden_layers=2)
+    judge = folder(tmp_path / "c", num_hidden_layers=4)
+    (tmp_path / "c" / "castor_score.json").write_text('{"score_type": "reward"}')
+
+    def found(critic: int | None, learner: int | None) -> str:
+        signal = {"role": "objective", "model": judge, "critic": {"trained_layers": critic}}
+        engine = {"trained_layers": learner}
+        run = {"steps": 1, "policy": {"model": policy}, "signals": {"good": signal}, "learner": {"engine": engine}}
+        return found_in(tmp_path, run)
+
+    assert found(4, 1) == found(0, None) == ""
+    assert f"rlhf.ppo, signal-good: trained_layers is 5, and {judge} has 4 layers: lower it" in found(5, None)
+    assert "rlhf.ppo, learner: trained_layers 0 leaves nothing of a language model to train" in found(0, 0)
