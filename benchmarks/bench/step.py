@@ -155,7 +155,7 @@ def measure(smoke: bool) -> Section:
         models = make_models(Path(place), shape)
         published = PublishedTrainer(models, Options(), shape.longest)
         judges = {"reward": models.reward, "cost": models.cost}
-        stack.enter_context(cluster(RayCluster()))
+        stack.enter_context(cluster(RayCluster(num_cpus=8)))  # room for both; they take turns
         loops = {}
         for name, layers in ((WHOLE, None), (LAST, 1)):
             state = Path(place) / name
