@@ -48,6 +48,7 @@ class Critic:
             else:
                 torch.manual_seed(seed)
                 critic = ScoreModel.from_backbone(model, ScoreInfo("critic"), dtype)
+        self.model = critic
         self.updates = config.learner.update_iters * config.learner.mini_batches  # of one step
         with phase("engine"):
             self.engine = TrainEngine(critic, engine, config.steps * self.updates)

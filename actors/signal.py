@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -24,6 +24,9 @@ from actors.torch_trace import TorchTraced
 from castor.config.rlhf import RLHF
 from castor.experience import Experience
 from castor.model_reference import ModelLike, ModelReference
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from castor.models.trunk import Trunk
 
 # On CPUs, how much nicer a signal is than the learner. Critics are more in number: with a core of its own the policy's
 # update ends before theirs, which then have all cores, and none is idle.
@@ -74,6 +77,26 @@ class SignalWorker(SpmdActor, Occupant, Checkpointed, Watched, TorchTraced):
             assert models.critic is not None  # `RLHF` has checked it, and that `critic` is given
             assert self.signal.critic is not None
             self.critic = Critic(name, models.critic, config, self.signal.critic, seed, self.rank, self.world_size)
+        self.trunk = self._common_trunk()
+
+    def _common_trunk(self) -> Trunk | None:
+        """What the judge has computed of a response when its critic comes to it, where that is a part of the critic."""
+        from castor.models.score import ScoreModel
+        from castor.models.trunk import Trunk, goes_on
+
+        judge, critic = self.scorer.frozen, self.critic
+        if judge is None or critic is None or self.signal.critic_model is not None:
+            return None
+        if not isinstance(judge.model, ScoreModel):
+            return None
+        trained = critic.engine_config.trained_layers
+        if trained is None or self.world_size > 1 or self.config.colocate:  # ranks do not train on what they judge
+            return None
+        if not goes_on(critic.model.backbone, critic.model.packing, trained):
+            return None
+        trunk = Trunk(trained, steps=1 + self.config.rollout.max_staleness)
+        judge.model.around, critic.model.around = trunk.note, trunk.use
+        return trunk
 
     def move(self, part: Part | None) -> None:
         """The judge, of which a function or a service has nothing on a GPU, or the critic. Collective."""
@@ -183,4 +206,6 @@ class SignalWorker(SpmdActor, Occupant, Checkpointed, Watched, TorchTraced):
         self.require_on_gpu("critic")
         experience, values, returns, attempt = self.fit
         fitted = self.critic.train(experience, values, returns, step, attempt)
+        if self.trunk is not None:
+            self.trunk.end_step()
         return {**fitted, **metrics, "value_mean": float(values.mean()), "return_mean": float(returns.mean())}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from safetensors.torch import load_file
@@ -22,6 +24,8 @@ from castor.models.normalizer import Normalizer
 from castor.packing import PackedRows
 
 HEAD_FILE = "score_head.safetensors"
+Around: TypeAlias = Callable[[PreTrainedModel, PackedRows], AbstractContextManager[None]]
+"""What goes on around a pass of the backbone over rows (`castor.models.trunk`)."""
 ScoreType = Literal["reward", "cost", "critic"]
 
 
@@ -62,6 +66,7 @@ class ScoreModel(nn.Module):
         self.packing = packing_of(backbone)
         self.spares = spares_tokens(backbone, self.packing)
         self.normalizer: Normalizer | None = None  # statistics in training, where the stage asks for them
+        self.around: Around = nothing_around
 
     @classmethod
     def from_backbone(cls, model: ModelLike, info: ScoreInfo, dtype: torch.dtype, head_bias: bool = True) -> ScoreModel:
@@ -111,12 +116,17 @@ class ScoreModel(nn.Module):
         """[K] float32 normalised scores at the given flat token positions [K] int64."""
         rows, inputs = model_inputs(rows, self.packing)
         read = rows.flat[positions]
-        with computed_at(self.backbone, read, self.spares):
+        with self.around(self.backbone, rows), computed_at(self.backbone, read, self.spares):
             hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
         raw = self.score_head(hidden[read]).squeeze(-1)
         if len(positions) == 0:  # an empty micro-batch still has to reach every parameter in the backward pass
             raw = raw + 0.0 * self.score_head(hidden).sum()
         return (raw - self.info.mean) / self.info.std
+
+
+def nothing_around(backbone: PreTrainedModel, rows: PackedRows) -> AbstractContextManager[None]:
+    """The pass alone."""
+    return nullcontext()
 
 
 def save_score_model(

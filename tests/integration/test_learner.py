@@ -398,6 +398,35 @@ def test_a_signal_scores_estimates_and_fits(ray_session, tiny_models, step_data)
     assert_close(second[1], second[2], TINY_MODELS)
 
 
+def test_a_critic_of_last_layers_goes_on_from_what_its_judge_has_computed(ray_session, tiny_models, step_data):
+    experience, reference, _ = step_data
+    config, batch = rlhf_config(1, 2), as_batch(experience, reference)
+    critic = config.signals["harm"].critic.model_copy(update={"trained_layers": 1})
+    signals = {"harm": config.signals["harm"].model_copy(update={"critic": critic})}
+    config = config.model_copy(update={"signals": {**config.signals, **signals}})
+    found, used = [], []
+    for judged in (False, True):
+        group = spmd_group("signal", SignalWorker, 1)
+        try:
+            group.join(120)
+            get(group.call("load", "harm", cost_models(tiny_models), config, 0), 300, "load")
+            for chunk in (experience.select(range(7)), experience.select(range(7, 12))) if judged else ():
+                get(group.handles[0].score.remote(chunk), 120, "score")
+            first = get(group.call("advantages", batch), 120, "advantages")[0]
+            fitted = get(group.call("train_critic", 1), 120, "train_critic")[0]
+            found.append((first, fitted["critic_loss"], fitted["critic_grad_norm"]))
+            second = get(group.call("advantages", batch), 120, "advantages")[0]  # all was forgotten after the fit
+            found[-1] += (second,)
+            used.append(ray.get(group.handles[0].__ray_call__.remote(lambda worker: worker.trunk.used), timeout=60))
+        finally:
+            group.stop()
+    assert used[0] == 0
+    assert used[1] > 1
+    assert not np.allclose(found[0][0], found[0][3])  # the critic has moved
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs, TINY_MODELS)
+
+
 def test_a_signal_without_a_critic_compares_the_samples_of_a_prompt(ray_session, tiny_models, step_data):
     experience, reference, _ = step_data
     watched = Signal(role="constraint", model="unused", threshold=0.0, multiplier=Multipliers(rule="none"))
