@@ -398,9 +398,10 @@ def test_a_signal_scores_estimates_and_fits(ray_session, tiny_models, step_data)
     assert_close(second[1], second[2], TINY_MODELS)
 
 
-def test_a_critic_of_last_layers_goes_on_from_what_its_judge_has_computed(ray_session, tiny_models, step_data):
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_critic_of_last_layers_goes_on_from_its_judge(ray_session, tiny_models, step_data, zero_stage):
     experience, reference, _ = step_data
-    config, batch = rlhf_config(1, 2), as_batch(experience, reference)
+    config, batch = rlhf_config(1, zero_stage), as_batch(experience, reference)
     critic = config.signals["harm"].critic.model_copy(update={"trained_layers": 1})
     signals = {"harm": config.signals["harm"].model_copy(update={"critic": critic})}
     config = config.model_copy(update={"signals": {**config.signals, **signals}})

@@ -87,6 +87,14 @@ def test_texts_are_found_in_whatever_batch_they_come():
     assert kept.used == 1
 
 
+def test_no_text_is_none_that_is_known():
+    judge, critic, kept = judge_and_critic()
+    rows, positions = packed(LENGTHS[:0])
+    assert len(judge(rows, positions)) == 0
+    assert len(critic(rows, positions)) == 0
+    assert (kept.bytes, kept.used) == (0, 0)
+
+
 def test_what_is_old_is_forgotten_and_what_has_no_room_is_not_kept(monkeypatch):
     judge, critic, kept = judge_and_critic()
     kept.steps = 2
