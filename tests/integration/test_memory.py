@@ -13,6 +13,7 @@ HERE, AWAY = Offload(), Offload(optimizer="cpu")
 PLAIN = [(stage, dtype, HERE) for stage in range(4) for dtype in ("float32", "bfloat16")]
 OFFLOADED = [(stage, "bfloat16", AWAY) for stage in (1, 2, 3)]
 OFFLOADED += [(3, "bfloat16", Offload(optimizer="cpu", parameters="cpu"))]
+LAST = [engine_config(stage, "bfloat16").model_copy(update={"trained_layers": 1}) for stage in (2, 3)]
 # partitions are padded, norms and buffers of rotary embeddings are small; a term that is missing is 8 % at least
 ROUNDING = 0.005
 
@@ -20,8 +21,9 @@ ROUNDING = 0.005
 @pytest.fixture(scope="module")
 def measured():
     """What each rank held in each case."""
-    found = measure_ranks(MODEL, [engine_config(*case) for case in PLAIN + OFFLOADED], RANKS)
-    return {_key(*case): ranks for case, ranks in zip(PLAIN + OFFLOADED, found, strict=True)}
+    found = measure_ranks(MODEL, [*(engine_config(*case) for case in PLAIN + OFFLOADED), *LAST], RANKS)
+    keys = [*(_key(*case) for case in PLAIN + OFFLOADED), *(engine.zero_stage for engine in LAST)]
+    return dict(zip(keys, found, strict=True))
 
 
 def _key(stage, dtype, offload):
@@ -68,3 +70,14 @@ def test_adamw_finds_this_ranks_gradients_in_float32(measured, stage, dtype, off
             expected += 4 * parameters / (RANKS if stage else 1)
     for found in measured[_key(stage, dtype, offload)]:
         assert found.update == pytest.approx(expected, rel=ROUNDING)
+
+
+@pytest.mark.parametrize("engine", LAST, ids=lambda engine: f"ZeRO-{engine.zero_stage}")
+def test_of_the_last_layers_alone_there_are_gradients_and_optimiser_states(measured, engine):
+    memory = estimate(MODEL, engine, RANKS)
+    assert memory.optimizer < estimate(MODEL, engine_config(engine.zero_stage, "bfloat16"), RANKS).optimizer / 4
+    expected = memory.weights + memory.optimizer
+    if engine.zero_stage == 3:
+        expected += memory.gradients + 2 * measure(MODEL).trained(engine, score=False, lora=None)  # and the bucket
+    for found in measured[engine.zero_stage]:
+        assert found.rest == pytest.approx(expected, rel=ROUNDING)
