@@ -187,11 +187,10 @@ def drain(pool, job, on_chunk=lambda number: None):
         if arrived is not None:
             chunks.append(arrived[1])
             on_chunk(len(chunks))
-    experience = Experience.concatenate([ray.get(chunk.experience) for chunk in chunks])
-    assert {chunk.info.oldest for chunk in chunks} | {chunk.info.newest for chunk in chunks} == set(
-        experience.versions.tolist()
-    )
-    return experience
+    parts = [ray.get(chunk.experience) for chunk in chunks]
+    for chunk, part in zip(chunks, parts, strict=True):
+        assert (chunk.info.oldest, chunk.info.newest) == (part.versions.min(), part.versions.max())
+    return Experience.concatenate(parts)
 
 
 def test_weights_that_arrive_in_mid_response_are_used_from_the_next_token_on(
