@@ -26,6 +26,7 @@ from castor.io.errors import CastorError
 from serve.gateway.server import gateway_app
 from serve.judges import judges_app
 from serve.policy import policy_app
+from serve.replicas import ONE_LOOP
 from serve.targets import (
     APPLICATION,
     Targets,
@@ -70,6 +71,7 @@ def serve_forever(config: Serve, announce: Callable[[Endpoints], None]) -> None:
     for target in targets.policies:
         Versions(target.versions).forget()  # of a server that has ended
     started: list[psutil.Process] = []
+    os.environ.update(ONE_LOOP)
     try:
         with cluster(config.ray, engines=True), _signals_interrupt():
             _require_no_serve()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Scope = dict[str, Any]
-AT_ONCE = 2  # parts of a body that do not wait: the opening of a chat, and its first text
+EVENT_END = b"\n\n"
+AT_ONCE = 2  # events of a body that do not wait: the opening of a chat, and its first text
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ async def call(
 ) -> AsyncGenerator[Head | bytes, None]:
     """POST a JSON body. The first item is the head, each further one all that the app has sent since.
 
-    After the first parts of the body, which are handed on at once, there are `pause` seconds from each to the next,
-    unless the app is done: what it sends meanwhile goes together.
+    The first events of a body are handed on at once. Then there are `pause` seconds from each part to the next, unless
+    the app is done: what it sends meanwhile goes together.
 
     A caller that stops listening disconnects: the app is told, and then cancelled.
     """
@@ -62,7 +63,7 @@ async def _bodies(
     sent: asyncio.Queue[dict[str, Any] | None], done: asyncio.Event, pause: Callable[[], float]
 ) -> AsyncGenerator[Head | bytes, None]:
     waiting: list[bytes] = []
-    parts = 0
+    events = 0
     while True:
         message = await sent.get()
         while message is not None:
@@ -75,12 +76,12 @@ async def _bodies(
                 break
             message = sent.get_nowait()
         if waiting:
-            yield b"".join(waiting)
-            waiting = []
-            parts += 1
+            part, waiting = b"".join(waiting), []
+            events += part.count(EVENT_END)
+            yield part
         if message is None:
             return
-        if parts >= AT_ONCE and (seconds := pause()) > 0:
+        if events >= AT_ONCE and (seconds := pause()) > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(done.wait(), seconds)
 

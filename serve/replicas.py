@@ -5,10 +5,19 @@ from typing import Any
 from actors.group import actor_env
 from castor.config.replicas import Replicated
 from castor.config.serve import Replicas
+from castor.config.training import Resources
 
 STOP_S = 3.0  # granted to requests in flight when the endpoint is stopped
 CONSTRUCTOR_RETRIES = 2
+# One event loop a process: in two threads, each hand-over of a request or of a part of a stream from one loop to the
+# other waits for Python's lock. Ray Serve reads it when it is imported, a fork's before the deployment's own is known.
+ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 10.0, 300.0  # starting an engine costs more than keeping one
+
+
+def replica_env(resources: Resources) -> dict[str, str]:
+    """Environment of a replica's process."""
+    return actor_env(resources) | ONE_LOOP
 
 
 def deployment_options(name: str, replicas: Replicas, **env: str) -> dict[str, Any]:
@@ -21,7 +30,7 @@ def deployment_options(name: str, replicas: Replicas, **env: str) -> dict[str, A
             "num_cpus": resources.cpus,
             "num_gpus": resources.gpus,
             "resources": dict(resources.custom),
-            "runtime_env": {"env_vars": actor_env(resources) | env},
+            "runtime_env": {"env_vars": replica_env(resources) | env},
         },
         "graceful_shutdown_timeout_s": STOP_S,
         "graceful_shutdown_wait_loop_s": 0.2,

@@ -12,7 +12,6 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from actors.group import actor_env
 from castor.config.gateway import Audit
 from castor.config.serve import Serve
 from castor.config.training import Resources
@@ -28,6 +27,7 @@ from serve.gateway.listener import Listener
 from serve.gateway.metrics import Metrics
 from serve.gateway.services import Services, Votes
 from serve.gateway.verifier import Verifier
+from serve.replicas import replica_env
 from serve.targets import Targets, guard_mode
 
 RESOURCES = Resources(cpus=0)  # so that it always finds room where it has to be
@@ -110,7 +110,7 @@ def gateway_app(
     targets: Targets, config: Serve, policies: dict[str, Application], judges: Application | None
 ) -> Application:
     """The application: the gateway, and all that it asks."""
-    env = actor_env(RESOURCES)
+    env = replica_env(RESOURCES)
     if config.gateway.keys_env:
         env[config.gateway.keys_env] = os.environ.get(config.gateway.keys_env, "")
     deployment = serve.deployment(

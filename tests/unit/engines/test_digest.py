@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.weights.digest import ROW, ROWS_AT_A_TIME, Digest, checksum
+from engines.weights.digest import CACHED_ROWS, ROW, Digest, mixed, sums
 
-BLOCK = ROW * ROWS_AT_A_TIME["cpu"]
+BLOCK = ROW * CACHED_ROWS
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.bool, torch.float8_e4m3fn]
 
 
@@ -17,13 +17,25 @@ def digest_of(*tensors):
     return digest.over(None)
 
 
+def signed(number):
+    return (number + 2**63) % 2**64 - 2**63
+
+
 def reference(tensor):
-    """The two sums in whole numbers of any size, from the bytes of the tensor."""
+    """The sums in whole numbers of any size, from the bytes of the tensor."""
     raw = bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-    raw += bytes(-len(raw) % 4)
-    words = [int.from_bytes(raw[i : i + 4], "little", signed=True) for i in range(0, len(raw), 4)]
-    sums = sum(words), sum(i * word for i, word in enumerate(words))
-    return [(each + 2**63) % 2**64 - 2**63 for each in sums]
+    raw += bytes(8 * ROW - len(raw) % (8 * ROW))
+    words = [int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8)]
+    rows = [words[i : i + ROW] for i in range(0, len(words), ROW)]
+    return [signed(sum(each)) for each in [*zip(*rows, strict=True), *rows]]
+
+
+def splitmix64(state):
+    """What the generator gives after `state` steps from 0: Steele, Lea, Flood 2014, figure 16."""
+    z = state * 0x9E3779B97F4A7C15 % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
 
 
 def random(count, dtype, seed=0):
@@ -33,38 +45,54 @@ def random(count, dtype, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("tensor", "sums"),
+    ("tensor", "columns", "rows"),
     [
-        (torch.tensor([1, 2, 3], dtype=torch.int32), [6, 0 * 1 + 1 * 2 + 2 * 3]),
-        (torch.tensor([0.0, -0.0]), [-(2**31), -(2**31)]),
-        (torch.tensor([1.0, 2.0, 1.0], dtype=torch.bfloat16), [0x40003F80 + 0x3F80, 0x3F80]),  # 1 is 3F80, 2 is 4000
-        (torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int8), [0x04030201 + 0x0605, 0x0605]),
-        (torch.tensor(7, dtype=torch.int64), [7, 0]),
-        (torch.empty(0, 3), [0, 0]),
+        (torch.tensor([1, 2, 3]), {0: 1, 1: 2, 2: 3}, [6]),
+        (torch.tensor([0.0, -0.0, 0.0, -0.0]), {0: -(2**63), 1: -(2**63)}, [0]),
+        (torch.tensor([1.0, 2.0, 1.0], dtype=torch.bfloat16), {0: 0x3F80_4000_3F80}, [0x3F80_4000_3F80]),
+        (torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], dtype=torch.int8),
+         {0: 0x0807060504030201, 1: 0x0A09}, [0x0807060504030201 + 0x0A09]),
+        (torch.tensor(7, dtype=torch.int16), {0: 7}, [7]),
+        (torch.tensor([5] + [0] * ROW + [9]), {0: 5, 1: 9}, [5, 9]),
+        (torch.empty(0, 3), {}, [0]),
     ],
-)
-def test_sums_worked_by_hand(tensor, sums):
-    assert checksum(tensor).tolist() == sums == reference(tensor)
+)  # fmt: skip
+def test_sums_worked_by_hand(tensor, columns, rows):
+    assert sums(tensor).tolist() == [columns.get(i, 0) for i in range(ROW)] + rows == reference(tensor)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 4 * ROW, 2 * BLOCK + 7])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8 * ROW, 2 * BLOCK + 7])
 def test_sums_of_all_types_and_of_sizes_beyond_a_block(count, dtype):
     tensor = random(count, dtype, count)
-    assert checksum(tensor).tolist() == reference(tensor)
+    assert sums(tensor).tolist() == reference(tensor)
 
 
 def test_sums_that_are_larger_than_64_bits():
-    tensor = torch.full((3 * BLOCK,), 2**31 - 1, dtype=torch.int32)
-    assert checksum(tensor).tolist() == reference(tensor)
+    tensor = torch.full((3 * BLOCK,), 2**63 - 1)
+    assert sums(tensor).tolist() == reference(tensor)
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
+def test_the_sums_are_hashed_with_their_places(values):
+    found = mixed(torch.tensor(values, dtype=torch.int64))
+    steps = (value + place * 0x9E3779B97F4A7C15 for place, value in enumerate(values, start=1))
+    undone = pow(0x9E3779B97F4A7C15, -1, 2**64)
+    assert int(found) == signed(sum(splitmix64(step * undone % 2**64) for step in steps))
+
+
+def test_the_hash_gives_the_numbers_that_were_published():
+    found = [int(mixed(torch.tensor([0] * count))) for count in (1, 2, 3)]
+    numbers = [each % 2**64 for each in (found[0], found[1] - found[0], found[2] - found[1])]
+    assert numbers == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]  # splitmix64 from 0
 
 
 @given(st.integers(1, 40), st.integers(0, 7), st.sampled_from(DTYPES))
 def test_how_a_tensor_lies_in_memory_does_not_matter(rows, first, dtype):
     whole = random(first + rows * 6, dtype, rows)
     part = whole[first:].view(rows, 6)
-    assert checksum(part).tolist() == reference(part.clone())
-    assert checksum(part.T).tolist() == reference(part.T.contiguous())
+    assert sums(part).tolist() == reference(part.clone())
+    assert sums(part.T).tolist() == reference(part.T.contiguous())
 
 
 @given(st.integers(0, 99), st.integers(0, 99), st.sampled_from([torch.float32, torch.bfloat16]))
@@ -83,10 +111,11 @@ def test_a_changed_bit_is_noticed(byte, bit):
     assert digest_of(("w", other)) != digest_of(("w", tensor))
 
 
-def test_signs_that_have_changed_twice_are_noticed():
-    tensor = torch.ones(64)
+@pytest.mark.parametrize("places", [(3, 11), (3, 3 + 2 * ROW), (1, 3, 5)])
+def test_signs_that_have_changed_are_noticed(places):
+    tensor = torch.ones(4 * ROW)
     other = tensor.clone()
-    other[[3, 11]] *= -1  # in 64-bit words, both sums would be what they were
+    other[list(places)] *= -1  # of two in one row or column the sum is what it was: twice 2^63 is 2^64
     assert digest_of(("w", other)) != digest_of(("w", tensor))
 
 
