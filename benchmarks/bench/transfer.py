@@ -39,7 +39,7 @@ RANK = 16
 DTYPE = "bfloat16"
 TIMEOUT_S = 300.0
 AT_MOST = 2.0  # times a copy
-DIGESTS = "the digest on each side, which reads at half the speed of a copy"
+DIGESTS = "the digest on each side, which takes as long as one to two copies"
 BOUNDED_BY = {
     "host": f"{DIGESTS}, one after the other, and two copies, into the object store and out of it",
     "gloo": f"{DIGESTS}, a copy into the group's buffer, the broadcast over TCP, and a copy out of it",
