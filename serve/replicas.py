@@ -10,7 +10,8 @@ from castor.config.training import Resources
 STOP_S = 3.0  # granted to requests in flight when the endpoint is stopped
 CONSTRUCTOR_RETRIES = 2
 # One event loop a process: in two threads, each hand-over of a request or of a part of a stream from one loop to the
-# other waits for Python's lock. Ray Serve reads it when it is imported, a fork's before the deployment's own is known.
+# other waits for Python's lock. Ray Serve reads these when it is imported. A forked worker has imported it before the
+# environment of its deployment is known, so `castor serve` sets them for every process that it starts.
 ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 10.0, 300.0  # starting an engine costs more than keeping one
 

@@ -13,7 +13,7 @@ Tensors = Iterable[tuple[str, Tensor]]  # full weights under their Hugging Face 
 ROW = 2048  # words
 WORD = 8  # bytes
 CACHED_ROWS = 16  # on a CPU: what is summed by rows is still in the cache when it is summed by columns
-STEPS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # odd: multiplied by them no two numbers are one
+STEPS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # odd: multiplication modulo 2^64 is one-to-one
 
 
 class Digest:
@@ -60,20 +60,21 @@ def sums(tensor: Tensor) -> Tensor:
     rest = torch.zeros(WORD * ROW, dtype=torch.uint8, device=raw.device)
     rest[: raw.numel() - whole] = raw[whole:]
     columns = rest.view(torch.int64)
-    rows = [columns.sum().view(1)]
+    last = columns.sum().view(1)
+    rows = []
     words = raw[:whole].view(torch.int64).view(-1, ROW)
-    for block in reversed(words.split(CACHED_ROWS if raw.device.type == "cpu" else max(len(words), 1))):
+    for block in words.split(CACHED_ROWS if raw.device.type == "cpu" else max(len(words), 1)):
         rows.append(block.sum(1))
         columns += block.sum(0)
-    return torch.cat([columns, *reversed(rows)])
+    return torch.cat([columns, *rows, last])
 
 
 def mixed(values: Tensor) -> Tensor:
     """[] int64: the sum modulo 2^64 of a hash of each value and its place (the finaliser of splitmix64; Steele, Lea,
     Flood 2014).
 
-    The hash of a place takes no number twice. So one value that differs always changes the sum, and it is a matter of
-    chance, 2^-64, that several do not.
+    At every place the hash is one-to-one, so a single value that differs always changes the sum; that several do not is
+    a chance of 2^-64.
     """
     step, first, second = (each - (each >> 63 << 64) for each in STEPS)
     values = values + step * torch.arange(1, len(values) + 1, device=values.device)
