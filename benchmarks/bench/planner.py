@@ -104,7 +104,7 @@ def measure(smoke: bool) -> Section:
         figures |= {f"calibration {key}": value for key, value in asdict(device).items() if key != "name"}
         stack.enter_context(cluster(RayCluster(num_cpus=2)))
         for staleness in (0, 1):
-            settings = config(model, Path(place) / str(staleness), staleness, 4 if smoke else 12)
+            settings = config(model, Path(place) / str(staleness), staleness, 4 if smoke else 9)
             steps = carried_out(settings)[1 + staleness :]
             responses = settings.rlhf["run"].prompts_per_step
             tokens, sampled = (sum(step[key] for step in steps) / len(steps) for key in ("tokens", "response_tokens"))

@@ -192,7 +192,7 @@ def measure(smoke: bool) -> Section:
     ratios, figures = list[Ratio](), dict[str, float]()
     with cluster(RayCluster()), tempfile.TemporaryDirectory() as folder:
         for load in loads(smoke):
-            found, more = measure_load(load, Path(folder, load.name), 1 if smoke else 5)
+            found, more = measure_load(load, Path(folder, load.name), 1 if smoke else 3)
             ratios += found
             figures |= more
     return Section("rollout", tuple(ratios), figures)

@@ -178,7 +178,7 @@ def measure(smoke: bool) -> Section:
         model = make_llama(size, folder / "model")
         prompts = folder / "prompts.jsonl"
         write_jsonl(prompts, [{"prompt": each.text} for each in random_prompts(model, asked.prompts, 16)])
-        for turn in range(1 if smoke else 3):
+        for turn in range(1 if smoke else 2):
             run, file = folder / f"run-{turn}", folder / f"{turn}.yaml"
             file.write_text(yaml.safe_dump(castor_config("grpo", asked, model, prompts, run)))
             found, spent = first_step(file, run, "grpo")

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,21 +32,33 @@ from castor.config.training import Engine, Optimizer
 from castor.data.tokens.prompt_stream import Prompt, PromptStream
 
 PROMPT_TOKENS, MEAN_LENGTH = 55, 19
-PUBLISHED, WHOLE, LAST = "published", "whole critics", "critics' last layer"
+PUBLISHED = "published"
+LOOPS: dict[str, dict[str, Any]] = {  # what is said of each of ours, and what it does otherwise than the published step
+    "": {},
+    ", critics' last layer alone trained": {"critic_layers": 1},
+    ", in bfloat16": {"dtype": "bfloat16"},
+}
 PARTS = ("rollout_s", "learn_s", "transfer_s")
-SKIPPED = 2  # steps at the beginning of each block, while caches and clocks settle
+SKIPPED = 1  # steps at the beginning of each block, while caches and clocks settle
 
 
-def ppo_lag(responses: int, longest: int, steps: int, critic_layers: int | None = None) -> RLHF:
+def ppo_lag(
+    responses: int,
+    longest: int,
+    steps: int,
+    critic_layers: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> RLHF:
     """PPO-Lag with the options of the published script, and the actors of configs/demo.yaml.
 
-    Of the critics `critic_layers` are trained; None: all, as in the published script.
+    Of the critics `critic_layers` are trained; None: all, as in the published script. What is trained, and what scores
+    beside it, computes in `dtype`.
     """
     options = Options()
 
     def engine(lr: float, layers: int | None = None) -> Engine:
         optimizer = Optimizer(lr=lr, lr_scheduler_type="constant", lr_warmup_ratio=0.0)
-        return Engine(zero_stage=2, optimizer=optimizer, trained_layers=layers)
+        return Engine(zero_stage=2, dtype=dtype, optimizer=optimizer, trained_layers=layers)
 
     critic = engine(options.critic_lr, critic_layers)
     return RLHF(
@@ -155,17 +168,17 @@ def measure(smoke: bool) -> Section:
         models = make_models(Path(place), shape)
         published = PublishedTrainer(models, Options(), shape.longest)
         judges = {"reward": models.reward, "cost": models.cost}
-        stack.enter_context(cluster(RayCluster(num_cpus=8)))  # room for both; they take turns
-        loops = {}
-        for name, layers in ((WHOLE, None), (LAST, 1)):
-            state = Path(place) / name
+        stack.enter_context(cluster(RayCluster(num_cpus=12)))  # room for all; they take turns
+        loops = dict[str, Loop]()
+        for name, otherwise in LOOPS.items():
+            state = Path(place) / str(len(loops))
             state.mkdir()
-            config = ppo_lag(responses, shape.longest, 10**6, layers)
+            config = ppo_lag(responses, shape.longest, 10**6, **otherwise)
             loops[name] = stack.enter_context(acting(config, models.policy, judges, state))
         for workload, (lengths, wanted) in workloads.items():
             found = compare(loops, published, make_prompts(lengths, PROMPT_TOKENS, 0), blocks, counted)
             for name, compared in found.items():
-                what = workload if name == WHOLE else f"{workload}, {name} alone trained"
+                what = workload + name
                 figures |= compared.figures(what)
                 shares += compared.shares
                 ratios.append(

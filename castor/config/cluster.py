@@ -7,6 +7,7 @@ from pydantic import Field
 from castor.config.base import Section
 
 DETERMINISTIC = "CASTOR_DETERMINISTIC"  # environment variable that tells the processes of a run
+FLOAT32_PRODUCTS = "CASTOR_FLOAT32_PRODUCTS"  # another one
 
 
 class Hardware(Section):

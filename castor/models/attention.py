@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from castor.models.backbone import isolates_sequences, shares_beginnings
+from castor.models.onednn import use_onednn
 from castor.models.prefixes import ContinuedRows, SharedRows
 
 Kernel: TypeAlias = Callable[..., Any]  # gives a tensor, called as `torch.nn.attention.varlen.varlen_attn`
@@ -37,6 +38,8 @@ def place(model: _Model, device: torch.device) -> _Model:
     mask.
     """
     model.to(device)
+    if device.type == "cpu":
+        use_onednn(model)
     kernel = _kernel_of(device)
     if kernel is not None:
         for part in model.modules():
@@ -73,9 +76,11 @@ def sequence_by_sequence(
     """Causal attention [T, heads, D] of sequences that begin at `cuts`, called as torch's `varlen_attn` is here.
 
     A sequence may have more keys than queries: its queries are those of the last tokens. Sequences of one length go
-    through torch's dense kernel together.
+    through torch's dense kernel together, in float32 at least: its backward pass in bfloat16 takes five times as long.
     """
     assert window_size == (-1, 0)  # causal, no sliding window
+    dtype = query.dtype
+    query, key, value = (part.to(torch.promote_types(dtype, torch.float32)) for part in (query, key, value))
     lengths, key_lengths = cuts.diff().tolist(), key_cuts.diff().tolist()
     alike: dict[tuple[int, int], list[int]] = {}
     for number, sizes in enumerate(zip(lengths, key_lengths, strict=True)):
@@ -90,7 +95,7 @@ def sequence_by_sequence(
         )
         for number, output in zip(numbers, found.transpose(1, 2).unbind(), strict=True):
             outputs[number] = output
-    return torch.cat(outputs)
+    return torch.cat(outputs).to(dtype)
 
 
 def use_kernel(model: Any, kernel: Kernel) -> bool:

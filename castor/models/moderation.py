@@ -34,8 +34,8 @@ from castor.models.export import classifier_around, is_classifier, require_own_p
 from castor.models.head import Float32Linear, Float32Parameters, check_head, save_with_head
 from castor.models.head_kind import MODERATION_FILE as MODERATION_FILE
 from castor.models.head_kind import SCORE_FILE, TAXONOMIES, taxonomy_of
-from castor.models.last_mlp import computed_at, spares_tokens
 from castor.models.pku import is_pku
+from castor.models.read_tokens import computed_at, spares_tokens
 from castor.packing import PackedRows
 
 HEAD_FILE = "moderation_head.safetensors"

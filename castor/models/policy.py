@@ -17,7 +17,7 @@ from castor.io.checkpoint import atomic_folder
 from castor.model_reference import ModelLike
 from castor.models.backbone import load_config, load_weights, model_inputs, packing_of
 from castor.models.head import compute_logits_in_float32
-from castor.models.last_mlp import computed_at, spares_tokens
+from castor.models.read_tokens import computed_at, spares_tokens
 from castor.models.vocabulary_head import Projection, gives_head_output, instead_of_logits
 from castor.packing import PackedRows
 

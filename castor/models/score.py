@@ -19,8 +19,8 @@ from castor.model_reference import ModelLike, ModelReference
 from castor.models.backbone import find_file, hidden_width, load_backbone, model_inputs, packing_of
 from castor.models.head import Float32Linear, check_head, save_with_head
 from castor.models.head_kind import SCORE_FILE
-from castor.models.last_mlp import computed_at, spares_tokens
 from castor.models.normalizer import Normalizer
+from castor.models.read_tokens import computed_at, spares_tokens
 from castor.packing import PackedRows
 
 HEAD_FILE = "score_head.safetensors"

@@ -1,11 +1,11 @@
-"""The last layer's MLP sees the tokens that are read alone: the same numbers and gradients, or all tokens as before."""
+"""The last layer computes for the tokens that are read alone: the same numbers and gradients, or all as before."""
 
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
-from castor.models.last_mlp import _last_mlp, computed_at, spares_tokens
+from castor.models.read_tokens import _parts, computed_at, spares_tokens
 from castor.models.score import ScoreInfo, ScoreModel
 from tests.unit.models.test_attention import LEFT, LENGTHS, SIZE, TAKEN, outcome, packed, policy
 
@@ -18,10 +18,15 @@ def read():
     return torch.cat([torch.arange(end - 2, end) for end, length in zip(ends, LENGTHS, strict=True) if length > 2])
 
 
-def tokens_of(mlp):
-    """How many tokens each call of it takes, in a list that grows."""
-    seen: list[int] = []
-    mlp.gate_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(0, -2).shape[0]))
+def tokens_of(module):
+    """How many tokens each of its calls computes, in a list that grows."""
+    seen, compute = list[int](), module.forward
+
+    def counting(hidden):
+        seen.append(hidden.flatten(0, -2).shape[0])
+        return compute(hidden)
+
+    module.forward = counting
     return seen
 
 
@@ -40,13 +45,13 @@ def test_other_last_layers_compute_all_tokens(name):
     assert not policy(name, torch.float32).spares
 
 
-def test_no_other_token_goes_through_it():
+def test_no_other_token_goes_through_its_parts():
     model, (rows, _) = policy("llama"), packed()
-    seen = tokens_of(_last_mlp(model.lm.model))
+    mlp, queries, output = _parts(model.lm.model)
+    seen = tokens_of(mlp.gate_proj), tokens_of(queries), tokens_of(output)
     outcome(model, rows, read())
-    assert seen == [len(read())]
     outcome(model, rows, read()[:0])  # no token is read, and every parameter gets its gradient
-    assert seen[1] == rows.input_ids.numel()
+    assert seen == ([len(read()), rows.input_ids.numel()],) * 3
 
 
 def test_a_score_model_computes_one_token_of_a_sequence():
@@ -54,7 +59,7 @@ def test_a_score_model_computes_one_token_of_a_sequence():
     model = ScoreModel(LlamaModel(LlamaConfig(**SIZE)).double(), ScoreInfo("cost")).eval()
     rows, _ = packed()
     ends = LENGTHS.cumsum(0) - 1
-    seen = tokens_of(_last_mlp(model.backbone))
+    seen = tokens_of(_parts(model.backbone)[0].gate_proj)
     sparing = outcome(model, rows, ends)
     model.spares = False
     torch.testing.assert_close(sparing, outcome(model, rows, ends), rtol=0, atol=1e-6)  # a head of float32
@@ -66,7 +71,7 @@ def test_gradient_checkpointing_computes_all_tokens():
     whole = outcome(model, rows, read())
     model.train()
     model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    seen = tokens_of(_last_mlp(model.lm.model))
+    seen = tokens_of(_parts(model.lm.model)[0].gate_proj)
     torch.testing.assert_close(outcome(model, rows, read()), whole, rtol=0, atol=1e-12)
     assert seen == [rows.input_ids.numel()] * 2
 
