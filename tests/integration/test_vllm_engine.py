@@ -26,6 +26,7 @@ from castor.config.rollout import Rollout
 from castor.config.signal import Signal
 from castor.config.training import Engine, Resources
 from castor.experience import Experience
+from castor.models.attention import place
 from castor.models.policy import PolicyModel
 from engines.batch import make_micro_batch
 from engines.vllm_arguments import VLLM_ENV
@@ -149,8 +150,9 @@ def experiences(ray_session, confident, tokenised_prompts):
 
 def logprobs(model, head_dtype, experience):
     """Of the response tokens, from a bfloat16 policy."""
-    policy = PolicyModel.load(model, torch.bfloat16, head_dtype=head_dtype).eval()
-    micro = make_micro_batch(experience, np.arange(len(experience)), {}, 512, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    policy = place(PolicyModel.load(model, torch.bfloat16, head_dtype=head_dtype).eval(), cpu)
+    micro = make_micro_batch(experience, np.arange(len(experience)), {}, 512, cpu)
     with torch.no_grad():
         return policy(micro.rows, micro.response_positions).numpy()
 

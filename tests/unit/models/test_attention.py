@@ -234,6 +234,9 @@ def test_the_kernel_of_cpus_gives_the_numbers_of_a_plain_loop():
     last_of_all = one_by_one(query, key, value, cuts, cuts, int(LENGTHS.max()), int(LENGTHS.max()), **kind)[last]
     torch.testing.assert_close(sequence_by_sequence(*given, **kind), last_of_all)
     torch.testing.assert_close(one_by_one(*given, **kind), last_of_all)
+    halves = [part.bfloat16() for part in given[:3]]  # which are computed in float32
+    found = sequence_by_sequence(*halves, *given[3:], **kind)
+    assert torch.equal(found, sequence_by_sequence(*(part.float() for part in halves), *given[3:], **kind).bfloat16())
 
 
 @pytest.mark.parametrize(
