@@ -30,7 +30,7 @@ NEED: tuple[PreferenceLabel, ...] = ("better",)  # labels, as the stage of the r
 
 def measure(smoke: bool) -> Section:
     """Reading, reading with checks, tokenising, and all of it, in rows a second."""
-    count, repetitions = (400, 2) if smoke else (20_000, 3)
+    count, repetitions = (400, 2) if smoke else (12_000, 3)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

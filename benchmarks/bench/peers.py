@@ -67,7 +67,7 @@ def work(smoke: bool) -> Work:
     """16 prompts, 4 samples of each."""
     if smoke:
         return Work(llama(64, 2, 1024, 128), WARM_UP + 1, 4, 2, 16, 16)
-    return Work(llama(256, 4, 4096, 256), WARM_UP + 6, 16, 4, 32, 64)
+    return Work(llama(256, 4, 4096, 256), WARM_UP + 5, 16, 4, 32, 64)
 
 
 def trl_python() -> Path:
@@ -178,7 +178,7 @@ def measure(smoke: bool) -> Section:
         write_jsonl(prompts, [{"prompt": text} for text in texts])
         for method in ("grpo",) if smoke else ("grpo", "rloo"):
             theirs, ours = list[Steps](), list[Steps]()
-            for turn in range(1 if smoke else 2):
+            for turn in range(1 if smoke or method != "grpo" else 2):
                 place = folder / f"{method}-{turn}"
                 place.mkdir()
                 theirs.append(trl_steps(python, method, asked, model, texts, place))

@@ -100,7 +100,7 @@ def measure(smoke: bool) -> Section:
     ratios, figures = [], dict[str, float]()
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         model = make_model(Path(place) / "model")
-        device = calibrate(model, 2 if smoke else 5)
+        device = calibrate(model, 2 if smoke else 3)
         figures |= {f"calibration {key}": value for key, value in asdict(device).items() if key != "name"}
         stack.enter_context(cluster(RayCluster(num_cpus=2)))
         for staleness in (0, 1):

@@ -42,7 +42,7 @@ LAPS = ("rollout_s", "learn_s", "transfer_s")
 
 def measure(smoke: bool) -> Section:
     """Seconds of rollout, learning and transfer; the median of the steps after the first."""
-    shape, responses, steps = (SMALL, 8, 2) if smoke else (SHAPE, 32, 3)
+    shape, responses, steps = (SMALL, 8, 2) if smoke else (SHAPE, 32, 2)
     engine = Engine(
         dtype="bfloat16",
         optimizer=Optimizer(lr=1e-5, lr_scheduler_type="constant", lr_warmup_ratio=0.0),

@@ -1,7 +1,8 @@
 """A step of PPO-Lag through the real actors, against the published structure in one process.
 
 The same models, prompts and lengths, in turns on the same machine. The published step has all cores for every one of
-its parts (torch's default threads); Castor's actors have the threads of configs/demo.yaml.
+its parts (torch's default threads); Castor's actors have the threads of configs/demo.yaml. Those of one loop of ours
+live at a time: even idle ones of a second loop cost it a twelfth.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,14 +32,13 @@ from castor.config.training import Engine, Optimizer
 from castor.data.tokens.prompt_stream import Prompt, PromptStream
 
 PROMPT_TOKENS, MEAN_LENGTH = 55, 19
-PUBLISHED = "published"
 LOOPS: dict[str, dict[str, Any]] = {  # what is said of each of ours, and what it does otherwise than the published step
     "": {},
     ", critics' last layer alone trained": {"critic_layers": 1},
     ", in bfloat16": {"dtype": "bfloat16"},
 }
 PARTS = ("rollout_s", "learn_s", "transfer_s")
-SKIPPED = 1  # steps at the beginning of each block, while caches and clocks settle
+SKIPPED = 2  # steps at the beginning of each block, while caches and clocks settle
 
 
 def ppo_lag(
@@ -83,7 +82,7 @@ def ppo_lag(
 class Compared:
     """What was found of one of our loops on one workload; the published step is theirs."""
 
-    ratios: list[float] = field(default_factory=list)  # of each block
+    ratios: list[float] = field(default_factory=list)  # of each block: all its steps together
     shares: list[float] = field(default_factory=list)
     ours: list[dict[str, float]] = field(default_factory=list)  # of each step that counts
     theirs: list[dict[str, float]] = field(default_factory=list)
@@ -98,40 +97,28 @@ class Compared:
         return made
 
 
-def compare(
-    loops: Mapping[str, Loop], published: PublishedTrainer, prompts: Sequence[Prompt], blocks: int, counted: int
-) -> dict[str, Compared]:
-    """All of them on the same batches of prompts, in blocks by turns.
+def compare(loop: Loop, published: PublishedTrainer, prompts: Sequence[Prompt], blocks: int, counted: int) -> Compared:
+    """Both on the same batches of prompts, in blocks by turns. Of ours some steps go before each block.
 
     Raises RuntimeError when a response does not have the length that its prompt says.
     """
-    size = next(iter(loops.values())).config.prompts_per_step
-    found = {name: Compared() for name in loops}
-    streams = {name: PromptStream(prompts, size, 0) for name in (*loops, PUBLISHED)}
-    for number in range(blocks):
-        seconds, said = dict[str, float](), dict[str, list[int]]()  # of a step; response tokens of each step
-        rows: list[dict[str, float]] = []
-        for name in sorted(streams, reverse=bool(number % 2)):
-            if name == PUBLISHED:
-                rows, said[name] = _published_block(published, streams[name], SKIPPED + counted)
-                seconds[name] = statistics.median(row["step_s"] for row in rows[SKIPPED:])
-                continue
-            block = loops[name].block(streams[name], SKIPPED + counted)
-            whole = block.seconds(SKIPPED)
-            seconds[name] = statistics.median(whole)
-            said[name] = [int(row["response_tokens"]) for row in block.rows]
-            found[name].shares.append(block.ray_share)
-            found[name].ours += [
-                {"step_s": step, **{lap: row[lap] for lap in PARTS}}
-                for row, step in zip(block.rows[SKIPPED:], whole, strict=True)
-            ]
-        for name, compared in found.items():
-            if said[name] != said[PUBLISHED]:
-                raise RuntimeError(
-                    f"responses of {said[name]} tokens a step here, of {said[PUBLISHED]} there: they are not comparable"
-                )
-            compared.ratios.append(seconds[PUBLISHED] / seconds[name])
-            compared.theirs += rows[SKIPPED:]
+    found, size = Compared(), loop.config.prompts_per_step
+    streams = [PromptStream(prompts, size, 0) for _ in range(2)]
+    for _ in range(blocks):
+        block = loop.block(streams[0], SKIPPED + counted)
+        for _ in range(SKIPPED):
+            streams[1].next_batch()
+        theirs, said = _published_block(published, streams[1], counted)
+        ours = block.seconds(SKIPPED)
+        if said != [int(row["response_tokens"]) for row in block.rows[SKIPPED:]]:
+            raise RuntimeError(f"responses of {said} tokens a step there, of others here: they are not comparable")
+        found.ratios.append(sum(row["step_s"] for row in theirs) / sum(ours))
+        found.shares.append(block.ray_share)
+        found.theirs += theirs
+        found.ours += [
+            {"step_s": step, **{lap: row[lap] for lap in PARTS}}
+            for row, step in zip(block.rows[SKIPPED:], ours, strict=True)
+        ]
     return found
 
 
@@ -154,7 +141,7 @@ def _published_block(
 def measure(smoke: bool) -> Section:
     """The ratio with long-tailed and with equal lengths, the parts of both, and Ray's share of a step."""
     shape, responses = Shape(), 64
-    blocks, counted = 2, 3
+    blocks, counted = 2, 2
     if smoke:
         shape, responses = Shape(hidden=64, layers=2, heads=2, intermediate=96, longest=30), 8
         blocks, counted = 2, 1
@@ -164,32 +151,29 @@ def measure(smoke: bool) -> Section:
         "equal lengths": (np.full(count, MEAN_LENGTH), 1.6),
     }
     ratios, shares, figures = list[Ratio](), list[float](), dict[str, float]()
-    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as place, cluster(RayCluster(num_cpus=8)):
         models = make_models(Path(place), shape)
         published = PublishedTrainer(models, Options(), shape.longest)
         judges = {"reward": models.reward, "cost": models.cost}
-        stack.enter_context(cluster(RayCluster(num_cpus=12)))  # room for all; they take turns
-        loops = dict[str, Loop]()
-        for name, otherwise in LOOPS.items():
-            state = Path(place) / str(len(loops))
+        for number, (otherwise, options) in enumerate(LOOPS.items()):
+            state = Path(place) / str(number)
             state.mkdir()
-            config = ppo_lag(responses, shape.longest, 10**6, **otherwise)
-            loops[name] = stack.enter_context(acting(config, models.policy, judges, state))
-        for workload, (lengths, wanted) in workloads.items():
-            found = compare(loops, published, make_prompts(lengths, PROMPT_TOKENS, 0), blocks, counted)
-            for name, compared in found.items():
-                what = workload + name
-                figures |= compared.figures(what)
-                shares += compared.shares
-                ratios.append(
-                    Ratio(
-                        f"published step / Castor's step, {what}",
-                        tuple(compared.ratios),
-                        at_least=wanted,
-                        bounded_by="generate and padded passes there; here the same arithmetic without padding, and "
-                        "actors that share the cores",
+            config = ppo_lag(responses, shape.longest, 10**6, **options)
+            with acting(config, models.policy, judges, state) as loop:
+                for workload, (lengths, wanted) in workloads.items():
+                    prompts = make_prompts(lengths, PROMPT_TOKENS, 0)
+                    compared = compare(loop, published, prompts, blocks, counted)
+                    figures |= compared.figures(workload + otherwise)
+                    shares += compared.shares
+                    ratios.append(
+                        Ratio(
+                            f"published step / Castor's step, {workload}{otherwise}",
+                            tuple(compared.ratios),
+                            at_least=wanted,
+                            bounded_by="generate and padded passes there; here the same arithmetic without padding, "
+                            "and actors that share the cores",
+                        )
                     )
-                )
     share = Ratio(
         "CPU time of driver, raylet and object store / time of the steps",
         tuple(shares),
