@@ -12,7 +12,7 @@ from castor.config.rlhf import RLHF
 from castor.config.training import Engine
 from castor.experience import Experience
 from castor.model_reference import ModelLike
-from castor.packing import micro_batches, partition
+from castor.packing import deal
 from engines.batch import (
     MicroBatch,
     forward_shared,
@@ -80,8 +80,8 @@ class Critic:
     def _one_pass(self, experience: Experience) -> bool:
         if self.updates > 1 or self.config.colocate:  # colocated critics share the GPU that would have to keep it
             return False
-        shares = partition(experience.lengths, self.world)
-        return len(micro_batches(experience.lengths, shares, self.engine_config.micro_batch_tokens)[self.rank]) == 1
+        budget = self.engine_config.micro_batch_tokens
+        return len(deal(experience.lengths, self.world, budget, experience.groups)[self.rank]) == 1
 
     def _predict(self, micro: MicroBatch) -> Tensor:
         return self.engine.infer(micro.rows, micro.response_positions - 1)

@@ -13,7 +13,7 @@ from castor.data.rows.schemas import QARow
 from castor.data.tokens.batches import batches
 from castor.data.tokens.samples import Samples
 from castor.data.tokens.template import PromptTemplate
-from castor.packing import micro_batches, partition
+from castor.packing import deal
 from engines.deepspeed_engine import TrainEngine
 
 
@@ -36,10 +36,7 @@ class PTXStream:
         self.position += 1
         targets = self.samples.targets(batch, train_on_prompt=False)
         total = 0.0
-        plan = micro_batches(
-            self.lengths[batch], partition(self.lengths[batch], world_size), options.micro_batch_tokens
-        )
-        for piece in plan[rank]:
+        for piece in deal(self.lengths[batch], world_size, options.micro_batch_tokens)[rank]:
             chosen = batch[np.asarray(piece, dtype=np.int64)]
             packed = self.samples.pack(chosen, options.pack_length, engine.device)
             loss = -engine.forward(packed.rows, packed.target_positions(train_on_prompt=False)).sum() / targets

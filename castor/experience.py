@@ -52,6 +52,12 @@ class Experience:
         """[N] tokens per sequence, prompt and response."""
         return self.prompt_lengths.astype(np.int64) + self.response_lengths
 
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """[N] responses to one prompt have the same number."""
+        first: dict[str, int] = {}
+        return np.array([first.setdefault(prompt, row) for row, prompt in enumerate(self.prompts)], dtype=np.int64)
+
     def select(self, rows: Sequence[int] | NDArray[np.integer]) -> Experience:
         """The given sequences, in the given order."""
         picked = np.asarray(rows, dtype=np.int64)

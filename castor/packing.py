@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+BUNDLES = 4  # of a rank, at least: bundles of sequences that stay together
+
 
 def partition(lengths: Sequence[int] | NDArray[np.integer], parts: int) -> list[list[int]]:
     """Deal sequences to `parts` shares of equal count (±1) whose token sums are close; deterministic.
@@ -62,6 +64,42 @@ def _pieces(lengths: list[int], budget: int) -> int:
         if all(len(piece) == 1 or sum(lengths[i] for i in piece) <= budget for piece in dealt):
             return pieces
     return len(lengths)
+
+
+def deal(
+    lengths: Sequence[int] | NDArray[np.integer],
+    ranks: int,
+    budget: int,
+    groups: Sequence[int] | NDArray[np.integer] | None = None,
+) -> list[list[list[int]]]:
+    """`micro_batches` of balanced shares of all sequences: [rank][micro-batch] -> sequence indices, in order.
+
+    Sequences of one of the `groups` [N] begin alike, as responses to a prompt do. They go together, so that a
+    model that can computes the beginning once (`find_shared`); in bundles of at most half the `budget` and a quarter of
+    a rank's tokens, which fill micro-batches and ranks evenly.
+    """
+    bundles = [[i] for i in range(len(lengths))] if groups is None else _bundles(lengths, ranks, budget, groups)
+    sums = [sum(int(lengths[i]) for i in bundle) for bundle in bundles]
+    plan = micro_batches(sums, partition(sums, ranks), budget)
+    return [[sorted(i for bundle in piece for i in bundles[bundle]) for piece in pieces] for pieces in plan]
+
+
+def _bundles(
+    lengths: Sequence[int] | NDArray[np.integer], ranks: int, budget: int, groups: Sequence[int] | NDArray[np.integer]
+) -> list[list[int]]:
+    """Sequences that stay together, in the order of the first of each."""
+    limit = min(budget // 2, int(sum(lengths)) // (ranks * BUNDLES))
+    bundles: list[list[int]] = []
+    open_: dict[int, tuple[int, int]] = {}  # group -> its last bundle, and the tokens in it
+    for index, group in enumerate(int(group) for group in groups):
+        length = int(lengths[index])
+        bundle, held = open_.get(group, (-1, limit))
+        if held + length > limit:
+            bundle, held = len(bundles), 0
+            bundles.append([])
+        bundles[bundle].append(index)
+        open_[group] = (bundle, held + length)
+    return bundles
 
 
 @dataclass(frozen=True)

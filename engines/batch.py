@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from castor.config.learner import Learner
 from castor.config.training import Engine
 from castor.experience import Experience, ragged_take
-from castor.packing import PackedRows, micro_batches, pack_rows, partition
+from castor.packing import PackedRows, deal, pack_rows
 from castor.scoring.frozen import in_micro_batches, require_finite
 
 
@@ -43,18 +43,17 @@ def plan_mini_batches(
 ) -> Iterator[MiniBatch]:
     """This rank's part of every optimiser step that one step's experience is used for, in order.
 
-    A function of lengths and seed only, so all ranks (and the learner and the critics) agree on the mini-batches.
+    A function of lengths, prompts and seed only: all ranks, and the learner and the critics, agree on the mini-batches.
     """
-    lengths, everything = experience.lengths, np.arange(len(experience))
+    lengths, groups, everything = experience.lengths, experience.groups, np.arange(len(experience))
     for iteration in range(learner.update_iters):
         order = everything
         if learner.mini_batches > 1:
             order = np.random.default_rng([*seed, iteration]).permutation(everything)
         for chosen in np.array_split(order, learner.mini_batches):
-            shares = partition(lengths[chosen], world_size)
-            pieces = micro_batches(lengths[chosen], shares, engine.micro_batch_tokens)
+            pieces = deal(lengths[chosen], world_size, engine.micro_batch_tokens, groups[chosen])[rank]
             yield MiniBatch(
-                [chosen[np.asarray(piece, dtype=np.int64)] for piece in pieces[rank]],
+                [chosen[np.asarray(piece, dtype=np.int64)] for piece in pieces],
                 len(chosen),
                 int(experience.response_lengths[chosen].sum()),
             )
@@ -135,9 +134,8 @@ def forward_shared(
     All ranks run `forward` equally often, as ZeRO-3 asks for, if need be on an empty micro-batch. Raises CastorError as
     `forward_by_budget` does.
     """
-    shares = partition(experience.lengths, world_size)
     mine = []
-    for piece in micro_batches(experience.lengths, shares, engine.micro_batch_tokens)[rank]:
+    for piece in deal(experience.lengths, world_size, engine.micro_batch_tokens, experience.groups)[rank]:
         sequences = np.asarray(piece, dtype=np.int64)
         values = forward(make_micro_batch(experience, sequences, {}, engine.pack_length, device))
         if piece:

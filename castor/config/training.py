@@ -71,7 +71,9 @@ class Engine(Section):
         2, description="ZeRO stage; in bfloat16 stages 1 to 3 sum gradients in float32, stage 0 in bfloat16"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on GPUs, float32 on CPUs (bfloat16 is many times slower on most CPUs)"
+        "auto",
+        description="auto: bfloat16 on GPUs, float32 on CPUs (where bfloat16 is faster with AVX512-BF16 or AMX, and "
+        "many times slower without)",
     )
     offload: Offload = Field(default_factory=Offload, description="what is kept out of the GPU's memory")
     trained_layers: int | None = Field(

@@ -76,7 +76,7 @@ def sequence_by_sequence(
     """Causal attention [T, heads, D] of sequences that begin at `cuts`, called as torch's `varlen_attn` is here.
 
     A sequence may have more keys than queries: its queries are those of the last tokens. Sequences of one length go
-    through torch's dense kernel together, in float32 at least: its backward pass in bfloat16 takes five times as long.
+    through torch's dense kernel together, in float32 at least: its backward pass in bfloat16 takes three times as long.
     """
     assert window_size == (-1, 0)  # causal, no sliding window
     dtype = query.dtype

@@ -13,7 +13,7 @@ from castor.experience import Experience
 from castor.io.errors import CastorError
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
-from castor.packing import ALIKE, WORTH, find_shared, micro_batches, pack_rows, partition
+from castor.packing import ALIKE, WORTH, deal, find_shared, micro_batches, pack_rows, partition
 from engines.batch import MicroBatch, forward_by_budget, make_micro_batch, plan_mini_batches
 from tests.numerics import assert_close
 
@@ -58,6 +58,40 @@ def test_one_piece_when_everything_fits():
     assert micro_batches([3, 4, 5], [[0, 2], [1]], 8) == [[[0, 2]], [[1]]]
     assert micro_batches([9, 1, 1], [[0], [1, 2]], 8) == [[[0]], [[1, 2]]]  # too long for the budget: alone
     assert micro_batches([5, 5, 5], [[0, 1], [2]], 8) == [[[0], [1]], [[2], []]]  # a rank without work runs along
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 5)), max_size=40), st.integers(1, 4), st.integers(1, 200))
+def test_what_is_dealt_is_complete_and_within_the_budget(sequences, ranks, budget):
+    lengths, groups = [length for length, _ in sequences], [group for _, group in sequences]
+    plan = deal(lengths, ranks, budget, groups)
+    assert plan == deal(np.array(lengths, dtype=np.int64), ranks, budget, np.array(groups, dtype=np.int64))
+    assert len(plan) == ranks
+    assert len({len(pieces) for pieces in plan}) == 1
+    pieces = [piece for pieces in plan for piece in pieces]
+    assert sorted(i for piece in pieces for i in piece) == list(range(len(lengths)))
+    assert all(piece == sorted(piece) for piece in pieces)
+    assert all(len(piece) <= 1 or sum(lengths[i] for i in piece) <= budget for piece in pieces)
+    loads = [sum(lengths[i] for piece in pieces for i in piece) for pieces in plan]
+    assert max(loads) - min(loads) <= max(max(lengths, default=0), sum(lengths) // (ranks * 4))
+
+
+@given(lengths_of_batch, st.integers(1, 4), st.integers(1, 100))
+def test_sequences_without_a_group_are_dealt_one_by_one(lengths, ranks, budget):
+    plan = micro_batches(lengths, partition(lengths, ranks), budget)
+    assert deal(lengths, ranks, budget) == plan
+    assert deal(lengths, ranks, budget, range(len(lengths))) == plan
+
+
+def test_sequences_of_a_group_go_together():
+    groups = [0, 1, 2, 3] * 4  # four responses to each of four prompts, as they happened to finish
+    plan = deal([10] * 16, 2, 80, groups)
+    assert plan == [[[0, 2, 4, 6, 8, 10, 12, 14]], [[1, 3, 5, 7, 9, 11, 13, 15]]]
+    (rank,) = deal([10] * 16, 1, 80, groups)
+    assert sorted(sorted({groups[i] for i in piece}) for piece in rank) == [[0, 2], [1, 3]]
+    (rank,) = deal([10] * 16, 1, 30, groups)  # half a budget is for one of them
+    assert len(rank) == 6
+    (rank,) = deal([10] * 16, 1, 40, groups)  # and now for two
+    assert [{groups[i] for i in piece} for piece in rank] == [{0}, {1}, {2}, {3}]
 
 
 @given(lengths_of_batch.filter(bool), st.integers(1, 60), st.booleans())

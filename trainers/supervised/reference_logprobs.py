@@ -17,7 +17,7 @@ from castor.data.tokens.samples import PackedSamples, Samples
 from castor.io.errors import CastorError
 from castor.io.files import atomic_write
 from castor.model_reference import ModelReference
-from castor.packing import micro_batches, partition
+from castor.packing import deal
 from castor.run.files import TrainingFiles
 
 SHOWN = 20  # rows named in a message
@@ -65,7 +65,7 @@ def _share(
 
     lengths, engine, rank = samples.lengths(), stage.engine, dist.get_rank()
     policy = place(PolicyModel.load(model, resolve_dtype(engine.dtype), engine=engine), device()).eval()
-    plan = micro_batches(lengths, partition(lengths, dist.get_world_size()), engine.micro_batch_tokens)[rank]
+    plan = deal(lengths, dist.get_world_size(), engine.micro_batch_tokens)[rank]
     pieces = []
     for chosen in (np.asarray(piece, dtype=np.int64) for piece in plan if piece):
         logprobs = response_logprobs(policy, samples.pack(chosen, engine.pack_length, device()))

@@ -354,10 +354,9 @@ class Worker:
         board.post.remote(Progress(self.state.step, self.steps, metrics))
 
     def _micro_batches(self, batch: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        from castor.packing import micro_batches, partition
+        from castor.packing import deal
 
-        shares = partition(self.lengths[batch], self.world_size)
-        plan = micro_batches(self.lengths[batch], shares, self.job.stage.engine.micro_batch_tokens)
+        plan = deal(self.lengths[batch], self.world_size, self.job.stage.engine.micro_batch_tokens)
         return [batch[np.asarray(piece, dtype=np.int64)] for piece in plan[self.rank]]
 
     def _rows(self, chosen: NDArray[np.int64]) -> list[int]:
