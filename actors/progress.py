@@ -33,19 +33,17 @@ class ProgressBoard:
         """Add an entry."""
         self._new.append(progress)
 
-    def drain(self) -> list[Progress]:
-        """Entries since the last call, in order."""
-        new, self._new = self._new, []
-        return new
-
     def note_starts(self, starts: list[Start]) -> None:
         """All ranks are ready; what their starts took."""
         self._starts = starts
 
-    def starts(self) -> list[Start]:
-        """The newest that were noted since the last call."""
-        starts, self._starts = self._starts, []
-        return starts
+    def news(self) -> tuple[list[Start], list[Progress]]:
+        """Since the last call: the newest starts that were noted, and all entries in order.
+
+        Together, so that nobody learns of a step before the start that was noted before it.
+        """
+        news, self._starts, self._new = (self._starts, self._new), [], []
+        return news
 
     def stop(self) -> None:
         """The workers are to end after the step they are at."""

@@ -145,6 +145,7 @@ def sampling_params(config: Rollout, seed: int) -> Any:
         max_tokens=config.max_new_tokens,
         seed=seed,
         logprobs=0,
+        flat_logprobs=True,  # lists of numbers; else three objects a token, which Python's garbage collector looks at
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
@@ -156,9 +157,9 @@ def _response(request: Request, output: Any) -> Response:
     tokens = list(completion.token_ids)
     if completion.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"vLLM ended request {request.uid} with {completion.finish_reason!r}")
-    if completion.logprobs is None or len(completion.logprobs) != len(tokens) or not tokens:
+    if completion.logprobs is None or completion.logprobs.token_ids != tokens or not tokens:
         raise RuntimeError(f"vLLM returned no log-probability for every token of request {request.uid}")
-    logprobs = [entry[token].logprob for entry, token in zip(completion.logprobs, tokens, strict=True)]
+    logprobs = list(completion.logprobs.logprobs)
     versions = [int(span.version) for span in completion.weight_versions or () for _ in range(span.start, span.end)]
     if len(versions) != len(tokens):
         raise RuntimeError(f"vLLM does not say which weights sampled the tokens of request {request.uid}")

@@ -110,7 +110,7 @@ def _follow(
     ended, told, begun = list[Any](), False, False
     while not ended:
         ended, _ = ray.wait([running], timeout=POLL_S)
-        starts, new = ray.get([board.starts.remote(), board.drain.remote()], timeout=BOARD_TIMEOUT_S)
+        starts, new = ray.get(board.news.remote(), timeout=BOARD_TIMEOUT_S)
         if starts:
             on_ready(starts)
         for progress in new:
