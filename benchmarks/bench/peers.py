@@ -178,7 +178,7 @@ def measure(smoke: bool) -> Section:
         write_jsonl(prompts, [{"prompt": text} for text in texts])
         for method in ("grpo",) if smoke else ("grpo", "rloo"):
             theirs, ours = list[Steps](), list[Steps]()
-            for turn in range(1 if smoke or method != "grpo" else 2):
+            for turn in range(1 if smoke or method != "grpo" else 2):  # RLOO differs in its advantages alone
                 place = folder / f"{method}-{turn}"
                 place.mkdir()
                 theirs.append(trl_steps(python, method, asked, model, texts, place))

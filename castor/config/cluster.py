@@ -7,7 +7,7 @@ from pydantic import Field
 from castor.config.base import Section
 
 DETERMINISTIC = "CASTOR_DETERMINISTIC"  # environment variable that tells the processes of a run
-FLOAT32_PRODUCTS = "CASTOR_FLOAT32_PRODUCTS"  # another one
+FLOAT32_PRODUCTS = "CASTOR_FLOAT32_PRODUCTS"  # ... and this one, who multiplies on CPUs: castor/models/onednn.py
 
 
 class Hardware(Section):
