@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from ray import serve
 from ray.serve import Application
@@ -13,6 +13,7 @@ from ray.serve import Application
 from castor.config.serve import Serve
 from engines.vllm_arguments import VLLM_ENV
 from serve.asgi import Head, call
+from serve.parts import END, Address, Opening, Outbox
 from serve.replicas import deployment_options
 from serve.targets import Target
 from serve.versions import Version, Versions
@@ -42,7 +43,7 @@ class PolicyServer:
 
         self.target, self.answered, self.streams = target, 0, 0
         self.longest_pause = options.longest_pause_s
-        self.updating = asyncio.Lock()
+        self.updating, self.outbox = asyncio.Lock(), Outbox()
         model = target.model
         import_model_class(str(model.local()))
         arguments = engine_arguments(str(model.local()), options, target.max_model_len, model.trust_remote_code)
@@ -52,25 +53,34 @@ class PolicyServer:
         await self.refresh()
         self.watch = asyncio.create_task(self._end_with_the_engine())
 
-    async def stream(self, path: str, body: bytes) -> AsyncGenerator[tuple[Head, str] | bytes, None]:
-        """POST a body to vLLM's app. First come the head and the version that answers, then the bytes."""
+    async def stream(self, path: str, body: bytes, to: Address) -> None:
+        """POST a body to vLLM's app, and send what it answers where it is expected, as it comes: an `Opening`, then the
+        body. Raises ConnectionError when the gateway cannot be reached.
+        """
         self.streams += 1
         try:
             head: Head | None = None
-            async for item in call(self.app, path, body, self._pause):
-                self.answered += 1
-                if isinstance(item, Head):
-                    head = item
-                    continue
-                # only now is it known which weights answer: the request may have waited for new ones
-                if head is not None:
-                    yield head, self.version.name(self.target.name)
-                    head = None
-                yield item
+            async with aclosing(call(self.app, path, body, self._pause)) as items:
+                async for item in items:
+                    self.answered += 1
+                    if isinstance(item, Head):
+                        head = item
+                        continue
+                    if head is not None:
+                        await self._open(head, to)
+                        head = None
+                    await self.outbox.send(to, item)
             if head is not None:
-                yield head, self.version.name(self.target.name)
+                await self._open(head, to)
+            await self.outbox.send(to, END)
         finally:
             self.streams -= 1
+
+    async def _open(self, head: Head, to: Address) -> None:
+        """Not before the first part: which weights answer is known only now, as the request may have waited for new
+        ones.
+        """
+        await self.outbox.send(to, Opening(head, self.version.name(self.target.name)).to_bytes())
 
     def _pause(self) -> float:
         """Seconds between parts of a stream: every part costs processor time on its way to the client, and the more

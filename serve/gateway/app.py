@@ -22,7 +22,6 @@ from serve.gateway.completions import Completions
 from serve.gateway.door import Caller, Door, answered, refusal
 from serve.gateway.errors import RequestError
 from serve.gateway.failures import BadRequest, UnknownModel
-from serve.gateway.sampling import Sampling
 from serve.gateway.scope import Scope
 from serve.gateway.services import ModerationRequest, ScoreRequest, Services, Vote, Votes
 
@@ -179,7 +178,7 @@ def _hand_on(app: FastAPI, door: Door, completions: Completions, path: str) -> N
             if model.mode != "off":
                 raise BadRequest(f"{path} is not offered for a model with a guard")
             async with door.place(caller, "interactive"):
-                head, content = await Sampling(model.handle, model.name).raw(path, encoded(values))
+                head, content = await model.sampling().raw(path, encoded(values))
             return Response(content, head.status, media_type=head.media_type)
 
         return await answered(door, path, request, work)

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 
 def direct(handle: DeploymentHandle) -> DeploymentHandle:
-    """The same handle, whose calls and parts of streams go by gRPC, not as objects of Ray: fewer hops."""
+    """The same handle, whose calls go by gRPC, not as objects of Ray: fewer hops."""
     return handle.options(_by_reference=False)
 
 
@@ -33,7 +33,7 @@ def calling() -> Iterator[None]:
         raise
     except RayTaskError as error:
         raise ReplicaFailed(type(error.cause).__name__) from error
-    except (RayError, RayServeException, grpc.RpcError) as error:
+    except (RayError, RayServeException, grpc.RpcError, ConnectionError) as error:
         raise ReplicaGone(type(error).__name__) from error
     except Exception as error:  # over gRPC what a replica raised comes as it is
         raise ReplicaFailed(type(error).__name__) from error

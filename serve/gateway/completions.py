@@ -25,6 +25,7 @@ from serve.gateway.judging import Judging
 from serve.gateway.metrics import Metrics
 from serve.gateway.sampling import Sampling
 from serve.gateway.verdict import Rule, Verdict
+from serve.parts import Inbox
 
 log = logging.getLogger("ray.serve")
 SSE = "text/event-stream"
@@ -34,9 +35,14 @@ NO_BUFFERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # on the 
 class Model:
     """A policy as clients see it."""
 
-    def __init__(self, name: str, handle: Any, guard: Guard, mode: GuardMode, context: int) -> None:
-        self.name, self.handle, self.guard, self.mode, self.context = name, handle, guard, mode, context
+    def __init__(self, name: str, handle: Any, inbox: Inbox, guard: Guard, mode: GuardMode, context: int) -> None:
+        self.name, self.handle, self.inbox = name, handle, inbox
+        self.guard, self.mode, self.context = guard, mode, context
         self.created = int(time.time())
+
+    def sampling(self) -> Sampling:
+        """For one request."""
+        return Sampling(self.handle, self.inbox, self.name)
 
 
 class Completions:
@@ -78,7 +84,7 @@ class Completions:
         self, model: Model, ask: Ask, stack: AsyncExitStack, begun: float, deadline: float
     ) -> Response:
         """What vLLM's app says, as it stands but for an escape or two (see `on_one_line`)."""
-        sampling, body = Sampling(model.handle, model.name), encoded(ask.body)
+        sampling, body = model.sampling(), encoded(ask.body)
         if not ask.stream:
             async with stack:
                 head, content = await sampling.raw(ask.route, body)
@@ -107,7 +113,7 @@ class Completions:
     ) -> Response:
         assert self.judging is not None
         shape, rule = Shape(ask), Rule(model.guard, self.judging.present)
-        sampling = Sampling(model.handle, model.name)
+        sampling = model.sampling()
         told = self._teller(shape.id, caller, sampling, ask)
         answers = [Answer(ask, number, rule, self.judging, sampling, told) for number in range(ask.n)]
         if not ask.stream:

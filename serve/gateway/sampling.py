@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from serve.asgi import Head
 from serve.gateway.bodies import CHAT, Route, encoded
 from serve.gateway.calls import ReplicaFailed, ReplicaGone, calling
 from serve.gateway.failures import BadRequest, PolicyFailed, PolicyUnreachable
+from serve.parts import Inbox, Opening
 
 # on every event, as a stream that is broken off has no last one
 USAGE = {"include_usage": True, "continuous_usage_stats": True}
@@ -44,8 +45,8 @@ class Usage:
 class Sampling:
     """A policy's deployment, as one request sees it. `version` is known once the policy has begun to answer."""
 
-    def __init__(self, handle: DeploymentHandle, name: str) -> None:
-        self.handle, self.name = handle, name
+    def __init__(self, handle: DeploymentHandle, inbox: Inbox, name: str) -> None:
+        self.handle, self.inbox, self.name = handle, inbox, name
         self.version = name
         self.usage = Usage()
 
@@ -101,15 +102,16 @@ class Sampling:
 
     async def raw_stream(self, path: str, body: bytes) -> AsyncGenerator[Head | bytes, None]:
         """What vLLM's app streams. Raises PolicyUnreachable."""
-        with self._asking():
-            response: Any = self.handle.options(stream=True).stream.remote(path, body)
+        with self._asking(), self.inbox.expecting() as answer:
+            response: Any = self.handle.stream.remote(path, body, answer.address)
+            answer.of(response)
             try:
-                async for item in response:
-                    if isinstance(item, tuple):
-                        head, self.version = item
-                        yield head
-                    else:
-                        yield item
+                async with aclosing(answer.parts()) as parts:
+                    opening = Opening.from_bytes(await anext(parts))
+                    self.version = opening.version
+                    yield opening.head
+                    async for part in parts:
+                        yield part
             finally:
                 response.cancel()
 

@@ -27,6 +27,7 @@ from serve.gateway.listener import Listener
 from serve.gateway.metrics import Metrics
 from serve.gateway.services import Services, Votes
 from serve.gateway.verifier import Verifier
+from serve.parts import Inbox
 from serve.replicas import replica_env
 from serve.targets import Targets, guard_mode
 
@@ -46,7 +47,9 @@ class GatewayServer:
         self.metrics = Metrics(_shared_folder(options.port))
         self.door = Door(options, _verifier(config), self.metrics)
         self.door.share(self.metrics.replicas())
-        app = _routes(self.door, targets, config, policies, judges)
+        self.inbox = Inbox()
+        await self.inbox.open(ray.util.get_node_ip_address())
+        app = _routes(self.door, self.inbox, targets, config, policies, judges)
         self.listener = Listener(app, options.host, options.port, DRAIN_S)
         await self.listener.open()
 
@@ -62,6 +65,8 @@ class GatewayServer:
     async def __del__(self) -> None:
         if hasattr(self, "listener"):  # absent when the address could not be had
             await self.listener.close()
+        if hasattr(self, "inbox"):
+            self.inbox.close()
         if hasattr(self, "metrics"):
             self.metrics.end()
 
@@ -73,6 +78,7 @@ def _shared_folder(port: int) -> Path:
 
 def _routes(
     door: Door,
+    inbox: Inbox,
     targets: Targets,
     config: Serve,
     policies: dict[str, DeploymentHandle],
@@ -84,7 +90,8 @@ def _routes(
     for target in targets.policies:
         guard = config.guard_of(target.name)
         handle = direct(policies[target.name])
-        models[target.name] = Model(target.name, handle, guard, guard_mode(targets, guard), target.max_model_len)
+        mode = guard_mode(targets, guard)
+        models[target.name] = Model(target.name, handle, inbox, guard, mode, target.max_model_len)
     files = None if config.run_dir is None else RunFiles(config.run_dir)
     audit_file = options.audit.file or (None if files is None else files.audit_log)
     audit = None if audit_file is None else _audit(options.audit, audit_file)

@@ -20,6 +20,7 @@ class Broken(grpc.RpcError):
         (DeploymentUnavailableError.__new__(DeploymentUnavailableError), ReplicaGone, "DeploymentUnavailableError"),
         (BackPressureError.__new__(BackPressureError), ReplicaGone, "BackPressureError"),
         (Broken(), ReplicaGone, "Broken"),
+        (ConnectionResetError(), ReplicaGone, "ConnectionResetError"),
         (RayTaskError("judge", "traceback", ValueError("secret")), ReplicaFailed, "^ValueError$"),
         (ValueError("secret"), ReplicaFailed, "^ValueError$"),
         (TimeoutError(), TimeoutError, None),

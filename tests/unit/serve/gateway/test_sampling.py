@@ -15,13 +15,14 @@ from serve.asgi import Head
 from serve.gateway.bodies import CHAT, COMPLETIONS, Route
 from serve.gateway.failures import BadRequest, PolicyFailed, PolicyUnreachable
 from serve.gateway.sampling import Delta, Sampling, Usage
+from serve.parts import Inbox
 
 
 class Wire(Sampling):
     """A policy of which the bytes are known that it sends."""
 
     def __init__(self, *parts: bytes, status: int = 200) -> None:
-        super().__init__(None, "lag")  # type: ignore[arg-type]
+        super().__init__(None, Inbox(), "lag")  # type: ignore[arg-type]
         self.parts, self.status, self.closed = parts, status, False
         self.body: dict[str, Any] = {}
 
