@@ -10,9 +10,9 @@ from torch import Tensor
 from actors.startup import IMPORTS, phase
 from castor.config.rlhf import RLHF
 from castor.config.training import Engine
+from castor.dealing import deal
 from castor.experience import Experience
 from castor.model_reference import ModelLike
-from castor.packing import deal
 from engines.batch import (
     MicroBatch,
     forward_shared,

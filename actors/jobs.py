@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from ray.actor import ActorHandle
 
 from actors.rollout import ChunkInfo, PromptRequest
@@ -43,3 +45,16 @@ def request_seed(*parts: int | str) -> int:
     """A 31-bit seed that depends on nothing but `parts`: the run's seed, the step, the prompt, the sample."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def deal_requests(requests: Sequence[PromptRequest], workers: int) -> list[list[PromptRequest]]:
+    """Equally many (±1) to each worker; those of one prompt to one worker, but for where shares are cut.
+
+    Its engine then computes the prompt once, and the chunks that it hands on share beginnings.
+    """
+    samples: dict[str, list[PromptRequest]] = {}
+    for request in requests:
+        samples.setdefault(request.prompt.text, []).append(request)
+    prompts = list(samples.values())
+    order = [request for first in range(workers) for prompt in prompts[first::workers] for request in prompt]
+    return [[order[i] for i in share] for share in np.array_split(np.arange(len(order)), workers)]

@@ -13,7 +13,7 @@ from castor.data.rows.schemas import QARow
 from castor.data.tokens.batches import batches
 from castor.data.tokens.samples import Samples
 from castor.data.tokens.template import PromptTemplate
-from castor.packing import deal
+from castor.dealing import deal
 from engines.deepspeed_engine import TrainEngine
 
 

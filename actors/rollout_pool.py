@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 
 from actors.group import START_TIMEOUT_S, ActorFailure, Stalled, get, too_late
 from actors.health import Health, Roster
-from actors.jobs import Chunk, Dealt, Job
+from actors.jobs import Chunk, Dealt, Job, deal_requests
 from actors.processes import Processes, kill, show_stacks
 from actors.recording import of_step
 from actors.reservation import Reservation
@@ -298,8 +298,8 @@ class RolloutPool:
             self._bring_in_replacements()
         alone = [request for request in requests if self._suspects.alone(request)]
         together = [request for request in requests if not self._suspects.alone(request)]
-        for i, worker in enumerate(self.workers):
-            self._stream(worker, together[i :: len(self.workers)], job)
+        for worker, share in zip(self.workers, deal_requests(together, len(self.workers)), strict=True):
+            self._stream(worker, share, job)
         prompts = list(dict.fromkeys(request.prompt for request in alone))
         for request in alone:
             self._stream(self.workers[prompts.index(request.prompt) % len(self.workers)], [request], job)

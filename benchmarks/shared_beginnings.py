@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from castor.packing import deal, find_shared
+from castor.dealing import deal
+from castor.packing import find_shared
 
 VOCABULARY = 32_000
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from castor.config.learner import Learner
 from castor.config.training import Engine
+from castor.dealing import deal
 from castor.experience import Experience, ragged_take
-from castor.packing import PackedRows, deal, pack_rows
+from castor.packing import PackedRows, pack_rows
 from castor.scoring.frozen import in_micro_batches, require_finite
 
 
@@ -44,12 +45,13 @@ def plan_mini_batches(
     """This rank's part of every optimiser step that one step's experience is used for, in order.
 
     A function of lengths, prompts and seed only: all ranks, and the learner and the critics, agree on the mini-batches.
+    Prompts are shuffled, and the responses to each stay together but for where mini-batches are cut.
     """
-    lengths, groups, everything = experience.lengths, experience.groups, np.arange(len(experience))
+    lengths, groups = experience.lengths, experience.groups
     for iteration in range(learner.update_iters):
-        order = everything
+        order = np.arange(len(experience))
         if learner.mini_batches > 1:
-            order = np.random.default_rng([*seed, iteration]).permutation(everything)
+            order = _shuffled(groups, [*seed, iteration])
         for chosen in np.array_split(order, learner.mini_batches):
             pieces = deal(lengths[chosen], world_size, engine.micro_batch_tokens, groups[chosen])[rank]
             yield MiniBatch(
@@ -57,6 +59,13 @@ def plan_mini_batches(
                 len(chosen),
                 int(experience.response_lengths[chosen].sum()),
             )
+
+
+def _shuffled(groups: NDArray[np.int64], seed: Sequence[int]) -> NDArray[np.int64]:
+    """Indices of all sequences, group by group [N]."""
+    drawn, group = np.unique(groups, return_inverse=True)
+    place = np.argsort(np.random.default_rng(seed).permutation(len(drawn)))
+    return np.argsort(place[group], kind="stable")
 
 
 @dataclass(frozen=True)

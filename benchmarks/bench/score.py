@@ -16,11 +16,12 @@ from benchmarks.bench.batches import engine, experience
 from benchmarks.bench.countdown import Shape, make_models
 from benchmarks.bench.measurement import Ratio, Section, in_turns, paired
 from castor.config.judge import Judge
+from castor.dealing import micro_batches
 from castor.experience import Experience
 from castor.model_reference import ModelReference
 from castor.models.prefixes import Prefixes
 from castor.models.score import ScoreModel
-from castor.packing import PackedRows, micro_batches, pack_rows
+from castor.packing import PackedRows, pack_rows
 from castor.scoring.experience_scorer import judge_scorer
 from castor.scoring.frozen import FrozenModel
 

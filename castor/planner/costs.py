@@ -5,9 +5,10 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from castor.config.training import Engine, LoRA
+from castor.dealing import BUNDLES, WORTH
 from castor.dry_run.memory import bytes_per_number
 from castor.dry_run.shapes import Shape
 from castor.planner.device import Device
@@ -24,10 +25,19 @@ class Tokens:
     total: float  # prompts and responses
     responses: float  # those of the responses alone: a policy makes logits for them
     context: float  # of one sequence, in the mean
+    samples: float = 1.0  # responses among them to each prompt, in the mean
 
     def part(self, share: float) -> Tokens:
-        """A share of the sequences."""
-        return Tokens(self.total * share, self.responses * share, self.context)
+        """A share of the sequences, with responses to fewer prompts."""
+        return replace(self, total=self.total * share, responses=self.responses * share)
+
+    def computed(self, room: float) -> Tokens:
+        """What a model computes of them where responses to one prompt go together in at most `room` tokens: the prompt
+        once, if that is worth while (`castor.dealing`).
+        """
+        together = max(1.0, min(self.samples, room // self.context))
+        shared = (1 - 1 / together) * (self.total - self.responses)
+        return self if shared < WORTH * self.total else replace(self, total=self.total - shared)
 
 
 def forward_flops(shape: Shape, tokens: Tokens, *, score: bool) -> tuple[float, float]:
@@ -60,9 +70,19 @@ class Costs:
             rate = min(rate, self.device.network * self.gpus_per_node)
         return rate * self.device.moving
 
-    def forward(self, shape: Shape, engine: Engine, tokens: Tokens, *, score: bool, threads: int = 1) -> float:
-        """One rank that holds the whole model, on these tokens."""
-        flops = sum(forward_flops(shape, tokens, score=score))
+    def forward(
+        self,
+        shape: Shape,
+        engine: Engine,
+        tokens: Tokens,
+        *,
+        score: bool,
+        threads: int = 1,
+        room: float | None = None,
+    ) -> float:
+        """One rank that holds the whole model, on these tokens. `room`: as of `Tokens.computed`."""
+        computed = tokens.computed(engine.micro_batch_tokens if room is None else room)
+        flops = sum(forward_flops(shape, computed, score=score))
         return flops / self._flops(self.device.forward, threads) + self._passes(tokens, engine) * self.device.pass_s
 
     def shared_forward(
@@ -71,7 +91,7 @@ class Costs:
         """All ranks of a training group, each on its share of these tokens."""
         mine = tokens.part(1 / ranks)
         return max(
-            self.forward(shape, engine, mine, score=score, threads=threads),
+            self.forward(shape, engine, mine, score=score, threads=threads, room=_bundle(tokens, engine, ranks)),
             self._passes(mine, engine) * self._gather(shape, engine, ranks),
         )
 
@@ -93,7 +113,7 @@ class Costs:
         meanwhile takes its time only where it is longer.
         """
         mine = tokens.part(1 / ranks)
-        layers, head = forward_flops(shape, mine, score=score)
+        layers, head = forward_flops(shape, mine.computed(_bundle(tokens, engine, ranks)), score=score)
         backward = 2 if lora is None else 1
         behind = backward if engine.trained_layers is None else 1  # a vocabulary's head is frozen then
         chunked = engine.micro_batch_tokens > engine.chunk_tokens(shape.vocabulary)
@@ -140,6 +160,11 @@ class Costs:
             return 0.0
         sent = shape.trained(engine, score=score, lora=lora) * self.size(engine.dtype)
         return sent * (1 - 1 / ranks) / self.group_rate(ranks)
+
+
+def _bundle(tokens: Tokens, engine: Engine, ranks: int) -> float:
+    """Tokens of responses to one prompt that `castor.dealing.deal` keeps together, at most."""
+    return min(engine.micro_batch_tokens / 2, tokens.total / (ranks * BUNDLES))
 
 
 @dataclass(frozen=True)

@@ -110,19 +110,24 @@ class Rehearsal:
             self._next += 1
 
     def _sample(self, step: int) -> None:
-        count = self.run.prompts_per_step * self.run.samples_per_prompt
+        samples = self.run.samples_per_prompt
+        count = self.run.prompts_per_step * samples
         drawn = self.lengths.draw(count, np.random.default_rng([self.seed, step]))
         responses = float(drawn.sum())
         total = count * self.prompt + responses
-        batch = self._batches[step] = _Batch(Tokens(total, responses, total / count))
+        batch = self._batches[step] = _Batch(Tokens(total, responses, total / count, samples))
         workers, size = self.cast["rollout"], self.run.rollout.chunk_size
+        shares = np.array_split(drawn, len(workers))
         for place, worker in enumerate(workers):
-            mine = [int(length) for length in drawn[place :: len(workers)]]
+            mine = [int(length) for length in shares[place]]
             ends, before = self._decoder.finished(self.prompt, mine), 0.0
             for start in range(0, len(ends), size):
                 chunk = ends[start : start + size]
                 sampled = float(sum(mine[index] for _, index in chunk))
-                tokens = Tokens(sampled + len(chunk) * self.prompt, sampled, batch.tokens.context)
+                prompts = {index // samples for _, index in chunk}
+                tokens = Tokens(
+                    sampled + len(chunk) * self.prompt, sampled, batch.tokens.context, len(chunk) / len(prompts)
+                )
                 seconds, before = chunk[-1][0] - before, chunk[-1][0]
                 overhead = self.work.costs.device.call_s if start == 0 else 0.0
                 batch.chunks.append(

@@ -69,7 +69,7 @@ def _estimate(run: RLHF, sizes: Sizes, offer: Offer, traffic: Traffic) -> float:
         traffic.prompt, [int(length) for length in mine]
     )[-1][0]
     mean = traffic.prompt + traffic.lengths.mean
-    tokens = Tokens(mean * responses, traffic.lengths.mean * responses, mean)
+    tokens = Tokens(mean * responses, traffic.lengths.mean * responses, mean, run.samples_per_prompt)
     values = max(work.values(name, tokens) for name in run.signals)
     fitting = max(work.fitting(name, tokens) for name in run.signals)
     learning, weights = work.learning(tokens), work.publishing() + work.loading() * (run.transfer == "host")

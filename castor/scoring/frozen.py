@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from castor.config.judge import Classifier
+from castor.dealing import micro_batches
 from castor.experience import ragged_take
 from castor.io.errors import CastorError
 from castor.model_reference import ModelLike
-from castor.packing import micro_batches, pack_rows
+from castor.packing import pack_rows
 
 if TYPE_CHECKING:  # transformers takes seconds to import, which those who only want micro-batches need not spend
     from castor.models.classifier_cost import ClassifierCost

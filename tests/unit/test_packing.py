@@ -1,5 +1,8 @@
 """Packing: who works on what, where a token lies, and that packing changes no number."""
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from castor.config.learner import Learner
 from castor.config.training import Engine
+from castor.dealing import WORTH, deal, micro_batches, partition
 from castor.experience import Experience
 from castor.io.errors import CastorError
 from castor.models.policy import PolicyModel
 from castor.models.score import ScoreInfo, ScoreModel
-from castor.packing import ALIKE, WORTH, deal, find_shared, micro_batches, pack_rows, partition
+from castor.packing import ALIKE, find_shared, pack_rows
 from engines.batch import MicroBatch, forward_by_budget, make_micro_batch, plan_mini_batches
 from tests.numerics import assert_close
 
@@ -300,6 +304,24 @@ def test_all_ranks_together_train_on_every_sequence_once_an_iteration(ranks, min
             assert {part.tokens for part in parts} == {int(batch.response_lengths[chosen].sum())}
             seen += chosen
         assert sorted(seen) == list(range(count))
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
+def test_mini_batches_take_whole_prompts_in_random_order_but_for_where_they_are_cut(minis, samples, prompts):
+    count = minis * prompts
+    batch = replace(
+        experience([(3, 2)] * (count * samples)),
+        prompts=tuple(f"prompt {i % count}" for i in range(count * samples)),  # answers come in any order
+    )
+    engine, learner = Engine(micro_batch_tokens=10_000), Learner(mini_batches=minis, update_iters=2)
+    plan = list(plan_mini_batches(batch, learner, engine, rank=0, world_size=1, seed=(3, 5)))
+    for step in plan:
+        asked = Counter(int(i) % count for piece in step.micro for i in piece)
+        assert asked.keys() <= set(range(count))
+        assert set(asked.values()) == {samples}  # equally many prompts a mini-batch: none is cut
+    if minis > 1 and count > 4:
+        first, second = ([int(i) for piece in plan[step].micro for i in piece] for step in (0, minis))
+        assert first != second
 
 
 @settings(max_examples=30)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from castor.algorithms.ragged import sequence_sums
 from castor.config.supervised import Supervised
 from castor.data.tokens.samples import PackedSamples, Samples
+from castor.dealing import deal
 from castor.io.errors import CastorError
 from castor.io.files import atomic_write
 from castor.model_reference import ModelReference
-from castor.packing import deal
 from castor.run.files import TrainingFiles
 
 SHOWN = 20  # rows named in a message

@@ -354,7 +354,7 @@ class Worker:
         board.post.remote(Progress(self.state.step, self.steps, metrics))
 
     def _micro_batches(self, batch: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        from castor.packing import deal
+        from castor.dealing import deal
 
         plan = deal(self.lengths[batch], self.world_size, self.job.stage.engine.micro_batch_tokens)
         return [batch[np.asarray(piece, dtype=np.int64)] for piece in plan[self.rank]]

@@ -18,7 +18,7 @@ from castor.algorithms.preference import (
     sign_loss,
 )
 from castor.algorithms.ragged import last_token_index, to_padded, token_weights
-from castor.packing import partition
+from castor.dealing import partition
 
 ragged = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 seeds = st.integers(0, 2**31 - 1)

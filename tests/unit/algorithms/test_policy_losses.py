@@ -14,7 +14,7 @@ from castor.algorithms.off_policy import importance_ratio
 from castor.algorithms.ragged import sequence_sums, token_weights
 from castor.algorithms.ratio import MAX_LOG_RATIO, bounded_exp, is_bounded
 from castor.config.learner import Learner
-from castor.packing import partition
+from castor.dealing import partition
 
 seeds = st.integers(0, 2**31 - 1)
 ragged = st.lists(st.integers(1, 6), min_size=2, max_size=8)

@@ -28,6 +28,31 @@ def test_a_forward_pass_counts_layers_attention_and_the_head_of_response_tokens(
     assert forward_flops(SHAPE, TOKENS, score=True) == (layers, 0)
 
 
+@pytest.mark.parametrize(
+    ("samples", "room", "total"),
+    [
+        (1, 1000, 100),
+        (4, 1000, 55),  # of 60 tokens of prompts a quarter
+        (4, 20, 70),  # two of ten tokens go together: half
+        (4, 9, 100),  # each alone
+        (1.25, 1000, 100),  # a fifth of 60 is less than a fifth of all: nothing is shared
+    ],
+)
+def test_a_prompt_is_computed_once_for_the_responses_that_go_together(samples, room, total):
+    tokens = replace(TOKENS, samples=samples)
+    assert tokens.computed(room) == replace(tokens, total=total)
+
+
+def test_a_forward_pass_leaves_out_what_responses_to_a_prompt_share():
+    tokens = replace(TOKENS, samples=4)
+    assert COSTS.forward(SHAPE, ENGINE, tokens, score=True) == pytest.approx(0.55 * 440_000 / 250_000)
+    # two ranks, of whose 50 tokens at most 12 go together: one response at a time, nothing is shared
+    assert COSTS.shared_forward(SHAPE, ENGINE, 2, tokens, score=True) == pytest.approx(0.5 * 440_000 / 250_000)
+    long = replace(tokens, total=1000, responses=400)  # 125 tokens together: all four
+    assert COSTS.shared_forward(SHAPE, ENGINE, 2, long, score=True) == pytest.approx(5 * 0.55 * 440_000 / 250_000)
+    assert COSTS.training(SHAPE, ENGINE, 2, long, score=True) == pytest.approx(3 * 5 * 0.55 * 440_000 / 500_000)
+
+
 def test_a_forward_pass_takes_its_flops_at_the_share_that_is_reached():
     assert COSTS.forward(SHAPE, ENGINE, TOKENS, score=True) == pytest.approx(440_000 / 250_000)
 
