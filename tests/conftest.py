@@ -102,4 +102,4 @@ def tokenised_prompts(prompts: list[str], tiny_models: TinyModels) -> list[Promp
     from castor.data.tokens.template import PromptTemplate, load_tokenizer
 
     template = PromptTemplate(load_tokenizer(tiny_models.policy))
-    return [template.tokenised(prompt) for prompt in prompts]
+    return template.tokenised(prompts)

@@ -19,7 +19,7 @@ def fitting_prompts(run: StageRun, prompts: list[str], policy: ModelReference, r
     """
     _check_context(run.name, policy, rollout)
     longest, template = rollout.max_prompt_tokens, PromptTemplate(load_tokenizer(policy), run.template)
-    tokenised = [template.tokenised(prompt) for prompt in prompts]
+    tokenised = template.tokenised(prompts)
     kept = [prompt for prompt in tokenised if len(prompt.ids) <= longest]
     long = [(prompt.text, len(prompt.ids)) for prompt in tokenised if len(prompt.ids) > longest]
     run.rows.count(too_long=len(long))

@@ -74,7 +74,7 @@ def measure(smoke: bool) -> Section:
     }
     bounds = (
         "a check of every field in Python",
-        "a call of the tokenizer for every text, on one core; batches take all cores",
+        "what makes sequences of the ids, on one core, where the tokenizer takes all",
         "both",
     )
     ratios = (

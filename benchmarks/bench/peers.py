@@ -177,15 +177,13 @@ def measure(smoke: bool) -> Section:
         prompts = folder / "prompts.jsonl"
         write_jsonl(prompts, [{"prompt": text} for text in texts])
         for method in ("grpo",) if smoke else ("grpo", "rloo"):
-            theirs, ours = list[Steps](), list[Steps]()
-            for turn in range(1 if smoke or method != "grpo" else 2):  # RLOO differs in its advantages alone
-                place = folder / f"{method}-{turn}"
-                place.mkdir()
-                theirs.append(trl_steps(python, method, asked, model, texts, place))
-                ours.append(castor_steps(method, asked, model, prompts, place))
-            values = tuple(a.seconds / b.seconds for a, b in zip(theirs, ours, strict=True))
-            ratios.append(Ratio(f"{method}: seconds per step, TRL / Castor", values, bounded_by="sampling, in both"))
+            place = folder / method
+            place.mkdir()
+            theirs = trl_steps(python, method, asked, model, texts, place)
+            ours = castor_steps(method, asked, model, prompts, place)
+            ratio = (theirs.seconds / ours.seconds,)
+            ratios.append(Ratio(f"{method}: seconds per step, TRL / Castor", ratio, bounded_by="sampling, in both"))
             for name, found in (("TRL", theirs), ("Castor", ours)):
-                figures[f"{method}: {name}, s/step"] = statistics.median(each.seconds for each in found)
-                figures[f"{method}: {name}, tokens/response"] = statistics.fmean(each.length for each in found)
+                figures[f"{method}: {name}, s/step"] = found.seconds
+                figures[f"{method}: {name}, tokens/response"] = found.length
     return Section("peers", tuple(ratios), figures)

@@ -9,7 +9,6 @@ imports. What the run's own record says of its start, by cause, stands under `ru
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -172,27 +171,23 @@ def measure(smoke: bool) -> Section:
     """What Castor takes over what bare vLLM takes, and where it goes."""
     size = llama(64, 2, 1024, 128)
     asked = Work(size, 1, 4, 2, 16, 16)
-    whole, bare, cpu = list[float](), list[float](), list[dict[str, float]]()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = make_llama(size, folder / "model")
         prompts = folder / "prompts.jsonl"
         write_jsonl(prompts, [{"prompt": each.text} for each in random_prompts(model, asked.prompts, 16)])
-        for turn in range(1 if smoke else 2):
-            run, file = folder / f"run-{turn}", folder / f"{turn}.yaml"
-            file.write_text(yaml.safe_dump(castor_config("grpo", asked, model, prompts, run)))
-            found, spent = first_step(file, run, "grpo")
-            whole.append(found)
-            cpu.append(spent)
-            told = causes(read_json(RunFiles(run).records)["stages"]["grpo"])
-            bare.append(seconds(lambda: _python("-m", "benchmarks.bench.bare_vllm", model)))
-        figures = {"command to first step, s": statistics.median(whole)}
-        figures["bare vLLM, command to first token and its end, s"] = statistics.median(bare)
-        figures |= told | parts(model, Rollout(max_prompt_tokens=16, max_new_tokens=16))
-    for each in sorted({name for spent in cpu for name in spent}):
-        figures[f"run until its first step has ended: {each}, CPU s"] = statistics.median(s.get(each, 0.0) for s in cpu)
-    values = tuple(a / b for a, b in zip(whole, bare, strict=True))
+        run, file = folder / "run", folder / "run.yaml"
+        file.write_text(yaml.safe_dump(castor_config("grpo", asked, model, prompts, run)))
+        whole, cpu = first_step(file, run, "grpo")
+        bare = seconds(lambda: _python("-m", "benchmarks.bench.bare_vllm", model))
+        figures = {"command to first step, s": whole, "bare vLLM, command to first token and its end, s": bare}
+        figures |= causes(read_json(RunFiles(run).records)["stages"]["grpo"])
+        figures |= parts(model, Rollout(max_prompt_tokens=16, max_new_tokens=16))
+    for each in sorted(cpu):
+        figures[f"run until its first step has ended: {each}, CPU s"] = cpu[each]
     bounded = "the command's imports, Ray's start and the first imports of torch and vLLM, one after the other"
     return Section(
-        "startup", (Ratio("command to first step / bare vLLM to its first token", values, bounded_by=bounded),), figures
+        "startup",
+        (Ratio("command to first step / bare vLLM to its first token", (whole / bare,), bounded_by=bounded),),
+        figures,
     )

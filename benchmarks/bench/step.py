@@ -141,11 +141,11 @@ def _published_block(
 def measure(smoke: bool) -> Section:
     """The ratio with long-tailed and with equal lengths, the parts of both, and Ray's share of a step."""
     shape, responses = Shape(), 64
-    blocks, counted = 2, 2
+    blocks, most = 2, 2
     if smoke:
         shape, responses = Shape(hidden=64, layers=2, heads=2, intermediate=96, longest=30), 8
-        blocks, counted = 2, 1
-    count = responses * (SKIPPED + counted) * blocks
+        most = 1
+    count = responses * (SKIPPED + most) * blocks
     workloads = {
         "long-tailed lengths": (long_tailed(count, shape, MEAN_LENGTH, seed=0), 3.0),
         "equal lengths": (np.full(count, MEAN_LENGTH), 1.6),
@@ -162,7 +162,7 @@ def measure(smoke: bool) -> Section:
             with acting(config, models.policy, judges, state) as loop:
                 for workload, (lengths, wanted) in workloads.items():
                     prompts = make_prompts(lengths, PROMPT_TOKENS, 0)
-                    compared = compare(loop, published, prompts, blocks, counted)
+                    compared = compare(loop, published, prompts, blocks, 1 if otherwise else most)
                     figures |= compared.figures(workload + otherwise)
                     shares += compared.shares
                     ratios.append(

@@ -58,7 +58,7 @@ def _run(folder: Path, setting: Setting, colocate: bool) -> Figures:
     policy = ModelReference(str(folder / "policy"))
     judges = {"help": str(folder / "reward"), "harm": str(folder / "cost")}
     template = PromptTemplate(load_tokenizer(policy), "auto")
-    prompts = [template.tokenised(prompt) for prompt in prompt_texts()[:200]]
+    prompts = template.tokenised(prompt_texts()[:200])
     results: list[StepResult] = []
     with (
         reserve(make_bundles(stage.actors(), 8), "check") as reservation,

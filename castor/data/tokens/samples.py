@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -20,7 +21,7 @@ from castor.io.files import read_json, write_json
 from castor.packing import PackedRows, pack_rows
 
 TOKENS_FILE, INDEX_FILE, COUNTS_FILE = "tokens.int32", "index.npz", "counts.json"
-
+BLOCK = 256  # samples whose texts the tokenizer takes together
 
 CPU = torch.device("cpu")
 
@@ -92,22 +93,18 @@ class Samples:
     def _tokenise(self, template: PromptTemplate, texts: Iterable[Any], max_length: int, sink: IO[Any] | None) -> None:
         tokens, lengths, heads, kept = array("i"), array("i"), array("i"), array("q")
         self.per_sample, self.too_long = 0, 0
-        for index, sample in enumerate(texts):
+        for index, sample in enumerate(_encoded(template, texts)):
             self.per_sample = self.per_sample or len(sample)
             if len(sample) != self.per_sample:
                 raise ValueError(f"sample {index} has {len(sample)} sequences, those before it {self.per_sample}")
-            encoded, asked, head = [], None, list[int]()
-            for prompt, response, *history in sample:
-                if (prompt, history) != asked:  # both responses of a pair answer one prompt
-                    asked, head = (prompt, history), template.encode_prompt(prompt, *history)
-                encoded.append((array("i", [*head, *template.encode_response(response)]), len(head)))
-            if max(len(sequence) for sequence, _ in encoded) > max_length:
+            if max(len(head) + len(response) for head, response in sample) > max_length:
                 self.too_long += 1
                 continue
             kept.append(index)
-            for sequence, head_length in encoded:
+            for head, response in sample:
+                sequence = array("i", [*head, *response])
                 lengths.append(len(sequence))
-                heads.append(head_length)
+                heads.append(len(head))
                 if sink is None:
                     tokens.extend(sequence)
                 else:
@@ -148,6 +145,23 @@ class Samples:
     def _sequences(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices of the sequences of the given samples."""
         return (np.asarray(samples, dtype=np.int64)[:, None] * self.per_sample + np.arange(self.per_sample)).ravel()
+
+
+def _encoded(
+    template: PromptTemplate, samples: Iterable[Sequence[Sequence[Any]]]
+) -> Iterator[list[tuple[list[int], list[int]]]]:
+    """Of every sample its sequences, each as the ids of what is asked and of the response. A text is encoded once a
+    block: both responses of a pair answer one prompt, and a response may be in several pairs.
+    """
+    stream = iter(samples)
+    while block := list(islice(stream, BLOCK)):
+        sequences = [sequence for sample in block for sequence in sample]
+        asked = list(dict.fromkeys((prompt, *history) for prompt, _, *history in sequences))
+        responses = list(dict.fromkeys(response for _, response, *_ in sequences))
+        head_of = dict(zip(asked, template.encode_texts([template.prompt_text(*key) for key in asked]), strict=True))
+        ids_of = dict(zip(responses, template.encode_responses(responses), strict=True))
+        for sample in block:
+            yield [(head_of[prompt, *history], ids_of[response]) for prompt, response, *history in sample]
 
 
 def _mapped(path: Path) -> NDArray[np.int32]:

@@ -120,15 +120,27 @@ class PromptTemplate:
 
         A special token that the tokenizer appends to a text, such as EOS, is left out: the text goes on.
         """
-        return [*self.leading_ids, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return self.encode_texts([text])[0]
 
-    def tokenised(self, prompt: str) -> Prompt:
-        """The prompt with its token ids."""
-        return Prompt(prompt, np.array(self.encode_prompt(prompt), dtype=np.int32))
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_text` of each; of many at once in less time, as the tokenizer takes them together, on all cores."""
+        return [[*self.leading_ids, *ids] for ids in self._ids(texts)]
+
+    def tokenised(self, prompts: Sequence[str]) -> list[Prompt]:
+        """The prompts with their token ids."""
+        encoded = self.encode_texts([self.prompt_text(prompt) for prompt in prompts])
+        return [Prompt(prompt, np.array(ids, dtype=np.int32)) for prompt, ids in zip(prompts, encoded, strict=True)]
 
     def encode_response(self, response: str) -> list[int]:
         """Token ids of the response, closed by the end-of-text token."""
-        return [*self.tokenizer(response, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+        return self.encode_responses([response])[0]
+
+    def encode_responses(self, responses: Sequence[str]) -> list[list[int]]:
+        """`encode_response` of each; of many at once in less time."""
+        return [[*ids, self.tokenizer.eos_token_id] for ids in self._ids(responses)]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return list(self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
 
     def _asked(self, prompt: str) -> str:
         return self.turn.replace(PROMPT, prompt)  # not str.format: the text may hold braces of its own

@@ -179,11 +179,14 @@ def test_worked_safety_losses_and_sign_accuracy():
 class _Words:
     """A template of one token for the prompt and two for the response."""
 
-    def encode_prompt(self, prompt, history=()):
-        return [1]
+    def prompt_text(self, prompt, history=()):
+        return prompt
 
-    def encode_response(self, response):
-        return [ord(response), 2]
+    def encode_texts(self, texts):
+        return [[1] for _ in texts]
+
+    def encode_responses(self, responses):
+        return [[ord(response), 2] for response in responses]
 
 
 def test_accuracies_are_strict():

@@ -80,7 +80,11 @@ def test_training_rollout_scoring_and_serving_read_the_same_ids(name, kind):
         assert joint[: len(template.leading_ids)] == template.leading_ids
         assert joint[-1:] == [eos] != joint[-2:-1]
         if not text.history:
-            assert template.tokenised(text.prompt).ids.tolist() == prompt
+            assert template.tokenised([text.prompt])[0].ids.tolist() == prompt
+    asked = [template.prompt_text(text.prompt, text.history) for text in CONVERSATIONS]
+    assert template.encode_texts(asked) == [template.encode_text(text) for text in asked]
+    said = [text.response for text in CONVERSATIONS]
+    assert template.encode_responses(said) == [template.encode_response(text) for text in said]
 
 
 def test_a_served_format_of_ones_own_is_the_text_of_training():

@@ -14,11 +14,14 @@ from tests.numerics import assert_close, tolerance
 class Letters:
     """A template of one token a letter; history is put before the prompt."""
 
-    def encode_prompt(self, prompt, history=()):
-        return [1, *(ord(letter) % 50 for turn in history for text in turn for letter in text), *self._tokens(prompt)]
+    def prompt_text(self, prompt, history=()):
+        return "".join(text for turn in history for text in turn) + prompt
 
-    def encode_response(self, response):
-        return [*self._tokens(response), 2]
+    def encode_texts(self, texts):
+        return [[1, *self._tokens(text)] for text in texts]
+
+    def encode_responses(self, responses):
+        return [[*self._tokens(response), 2] for response in responses]
 
     def _tokens(self, text):
         return [ord(letter) % 50 for letter in text]
@@ -57,6 +60,26 @@ def test_tokens_in_a_file_are_not_read_into_memory(tmp_path):
     samples = Samples(Letters(), TEXTS, 24, tmp_path / "samples")
     assert isinstance(samples._tokens, np.memmap)
     assert (tmp_path / "samples" / TOKENS_FILE).stat().st_size == 4 * samples.lengths().sum()
+
+
+def test_texts_are_taken_together_in_blocks_each_once_a_block(monkeypatch):
+    taken = []
+
+    class Counted(Letters):
+        def encode_texts(self, texts):
+            taken.append(("asked", list(texts)))
+            return super().encode_texts(texts)
+
+        def encode_responses(self, responses):
+            taken.append(("said", list(responses)))
+            return super().encode_responses(responses)
+
+    texts = [*TEXTS, [("a", "cdef"), ("a", "b")], [("more", "an answer"), ("before", "that")]]
+    monkeypatch.setattr("castor.data.tokens.samples.BLOCK", 3)
+    samples = Samples(Counted(), iter(texts), 1000)
+    assert taken[2:] == [("asked", ["a", "more", "before"]), ("said", ["b", "cdef", "an answer", "that"])]
+    alone = [Samples(Letters(), [text], 1000)._tokens for text in texts]
+    assert samples._tokens.tolist() == np.concatenate(alone).tolist()
 
 
 def test_every_sample_has_the_same_number_of_sequences():
