@@ -18,7 +18,7 @@ import ssl
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from serve.asgi import Head
@@ -29,6 +29,7 @@ FRAME = struct.Struct("!QI")
 SECRET_BYTES = 32
 CONNECT_S = 5.0  # for a connection, and for its secret
 LATE_S = 10.0  # for parts to arrive after the call has ended that has sent them
+STUCK_S = 60.0  # for a gateway to read what fills the buffers between
 END = b""
 
 
@@ -38,7 +39,7 @@ class Address:
 
     host: str
     port: int
-    secret: bytes
+    secret: bytes = field(repr=False)
     answer: int  # its number
 
 
@@ -207,13 +208,20 @@ class Outbox:
         self._connecting = asyncio.Lock()
 
     async def send(self, to: Address, part: bytes) -> None:
-        """Send a part; waits while the gateway reads too slowly. Raises ConnectionError when it cannot be reached."""
+        """Send a part; waits while the gateway reads too slowly. Raises ConnectionError when it cannot be reached, or
+        does not read.
+        """
         where = replace(to, answer=0)
         gateway = self._gateways.get(where)
         if gateway is None or gateway.transport.is_closing():
             gateway = await self._connect(where)
         gateway.transport.write(FRAME.pack(to.answer, len(part)) + part)
-        await gateway.reads.wait()
+        if not gateway.reads.is_set():
+            try:
+                await asyncio.wait_for(gateway.reads.wait(), STUCK_S)
+            except TimeoutError:
+                gateway.transport.abort()
+                raise ConnectionAbortedError(f"the gateway has read nothing for {STUCK_S:.0f} s") from None
         if gateway.transport.is_closing():
             raise ConnectionResetError("the connection to the gateway was lost")
 

@@ -133,6 +133,20 @@ def test_a_stranger_is_not_heard_and_a_silent_one_is_not_waited_for(
     run(main())
 
 
+def test_a_gateway_that_reads_nothing_is_not_waited_for(run: Run[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "STUCK_S", 0.2)
+
+    async def main() -> None:
+        with socket.create_server((HERE, 0)) as deaf:  # connections wait to be accepted, and nobody reads
+            outbox = Outbox()
+            to = Address(HERE, deaf.getsockname()[1], bytes(32), 1)
+            with pytest.raises(ConnectionAbortedError, match="has read nothing"):
+                await sent(outbox, to, [bytes(1_000_000)] * 100)
+            assert all(each.transport.is_closing() for each in outbox._gateways.values())
+
+    run(main())
+
+
 def test_an_answer_ends_with_its_connection_and_the_next_one_has_another(run: Run[Any]) -> None:
     async def main() -> None:
         outbox = Outbox()
@@ -255,3 +269,7 @@ def test_where_ray_speaks_tls_parts_do_and_strangers_certificates_are_refused(
 def test_an_opening_is_read_as_it_was_written() -> None:
     opening = Opening(Head(404, "text/event-stream; charset=utf-8"), "lag@3")
     assert Opening.from_bytes(opening.to_bytes()) == opening
+
+
+def test_no_log_shows_a_secret() -> None:
+    assert "secret" not in repr(Address(HERE, 1, b"secret", 1))
