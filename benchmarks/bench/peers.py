@@ -67,7 +67,7 @@ def work(smoke: bool) -> Work:
     """16 prompts, 4 samples of each."""
     if smoke:
         return Work(llama(64, 2, 1024, 128), WARM_UP + 1, 4, 2, 16, 16)
-    return Work(llama(256, 4, 4096, 256), WARM_UP + 5, 16, 4, 32, 64)
+    return Work(llama(256, 4, 4096, 256), WARM_UP + 4, 16, 4, 32, 64)
 
 
 def trl_python() -> Path:

@@ -70,7 +70,7 @@ def ratios_of(
 
 def measure(smoke: bool) -> Section:
     """Ratios of both models; the small one alone for a smoke test."""
-    load = argparse.Namespace(requests=24, concurrency=[1, 16], shares=[], max_tokens=32, turns=3)
+    load = argparse.Namespace(requests=24, concurrency=[1, 16], shares=[], max_tokens=24, turns=3)
     if smoke:
         load = argparse.Namespace(requests=8, concurrency=[2], shares=[], max_tokens=8, turns=1)
     ratios, figures = list[Ratio](), dict[str, float]()
