@@ -72,7 +72,8 @@ class Incoming:
 
     def of(self, call: Awaitable[Any]) -> None:
         """It is sent by this call: with its failure the answer is broken off, and soon after its end, all is there."""
-        asyncio.ensure_future(call).add_done_callback(self._call_ended)
+        self._call = asyncio.ensure_future(call)  # kept: a loop knows its tasks by weak references alone
+        self._call.add_done_callback(self._call_ended)
 
     def add(self, part: bytes) -> None:
         """One more part."""

@@ -117,14 +117,14 @@ class Rehearsal:
         total = count * self.prompt + responses
         batch = self._batches[step] = _Batch(Tokens(total, responses, total / count, samples))
         workers, size = self.cast["rollout"], self.run.rollout.chunk_size
-        shares = np.array_split(drawn, len(workers))
+        shares = np.array_split(np.arange(count), len(workers))
         for place, worker in enumerate(workers):
-            mine = [int(length) for length in shares[place]]
+            mine = [int(length) for length in drawn[shares[place]]]
             ends, before = self._decoder.finished(self.prompt, mine), 0.0
             for start in range(0, len(ends), size):
                 chunk = ends[start : start + size]
                 sampled = float(sum(mine[index] for _, index in chunk))
-                prompts = {index // samples for _, index in chunk}
+                prompts = {int(shares[place][index]) // samples for _, index in chunk}
                 tokens = Tokens(
                     sampled + len(chunk) * self.prompt, sampled, batch.tokens.context, len(chunk) / len(prompts)
                 )
