@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from castor.data.rows.schemas import Exchange
 from serve.gateway.audit import Event
 from serve.gateway.bodies import Ask
 from serve.gateway.failures import JudgeError
@@ -59,9 +60,12 @@ class Answer:
                 yield piece
 
     async def judge(self, text: str, *, whole: bool = True, stream: str | None = None) -> Verdict:
-        """Of the question with this answer, or with what there is of it. Judges read texts as in training: stripped."""
-        exchange = self.ask.exchange._replace(response=text.strip())
-        return await self.judging.verdict(exchange, self.rule, whole=whole, stream=stream)
+        """Of the question with this answer, or with what there is of it."""
+        return await self.judging.verdict(self._exchange(text), self.rule, whole=whole, stream=stream)
+
+    def _exchange(self, text: str) -> Exchange:
+        """Judges read texts as in training: stripped."""
+        return self.ask.exchange._replace(response=text.strip())
 
     async def _annotated(self) -> AsyncGenerator[Piece, None]:
         """Everything leaves; the verdict follows, or that there is none."""
@@ -105,7 +109,7 @@ class Answer:
         # seeds of different answers of a request must not meet
         answers = await all_of(self._sample(self.ask, self.number * n + i) for i in range(n))
         self.attempts = n
-        verdicts = await all_of(self.judge(answer.text) for answer in answers)
+        verdicts = await self.judging.verdicts([self._exchange(answer.text) for answer in answers], self.rule)
         safe = [i for i in range(n) if not verdicts[i].unsafe]
         if not safe:
             best = max(range(n), key=lambda i: _merit(verdicts[i]))

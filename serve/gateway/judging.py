@@ -42,6 +42,11 @@ class Judging:
         (found,) = await self.judge([text], rule.every if whole or rule.staged else rule.first, deadline, stream)
         return rule.verdict(found)
 
+    async def verdicts(self, texts: Sequence[Exchange], rule: Rule) -> list[Verdict]:
+        """Of whole answers, for which the judges are asked once. Raises a JudgeError when one has no verdict."""
+        found = await self.judge(texts, rule.every, time.monotonic() + rule.guard.deadline_s)
+        return [rule.verdict(each) for each in found]
+
     async def judge(
         self, texts: Sequence[Exchange], asked: tuple[JudgeName, ...], deadline: float, stream: str | None = None
     ) -> list[Judgement]:

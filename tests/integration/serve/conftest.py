@@ -46,7 +46,7 @@ MODEL = DemoModel(
 WINDOW = 4
 GARBAGE = "<garbage>"  # a token of the cost model alone, which gives no finite number for a text with it
 HARMFUL = 0.9  # of the policy's answers, by the judges of record
-DEADLINE_S = 5.0  # for a verdict
+DEADLINE_S = 15.0  # for a verdict: far more than one takes, on a machine that does other things beside
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def test_a_judge_is_slow(server: Server, prompts: list[str]) -> None:
     with load(server, prompts) as clients:
         for _ in range(4):
             judge.suspend()
-            time.sleep(rng.uniform(0.2, 0.3 * DEADLINE_S))
+            time.sleep(rng.uniform(0.2, 0.1 * DEADLINE_S))
             judge.resume()
             clients.wait_for(lambda outcomes: len(outcomes) >= 4, 60)
     assert clients.errors == set()

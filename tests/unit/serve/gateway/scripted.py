@@ -78,6 +78,7 @@ class Judges:
     def __init__(self, cost: Callable[[str, bool], float], reward: Callable[[str], float] | None, trace: list) -> None:
         self.cost, self.reward, self.trace = cost, reward, trace
         self.streams = set[str | None]()
+        self.together = list[int]()  # how many texts each call was for that was for several
 
     async def verdict(self, text: Exchange, rule: Rule, *, whole: bool = True, stream: str | None = None) -> Verdict:
         assert whole or stream
@@ -87,6 +88,10 @@ class Judges:
         verdict = rule.verdict(Judgement(self.cost(text.response, whole), reward))
         self.trace.append(Judged(text.response, whole, verdict.unsafe))
         return verdict
+
+    async def verdicts(self, texts: Sequence[Exchange], rule: Rule) -> list[Verdict]:
+        self.together.append(len(texts))
+        return [await self.verdict(text, rule) for text in texts]
 
 
 @dataclass

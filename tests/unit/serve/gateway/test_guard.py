@@ -291,6 +291,8 @@ def test_the_best_of_several(stream: bool, answers: str, costs: dict, rewards: d
     assert piece.castor is not None
     assert (piece.text, piece.castor["withheld"]) == ((best, False) if best else (REFUSAL, True))
     assert piece.castor["attempts"] == len(script.policy.bodies) == 3
+    judges: Any = script.answer.judging
+    assert judges.together == [3]  # asked once for all
     # the numbers are of the answer that was chosen, or would have been
     chosen = best or max(answers, key=rewards.__getitem__ if rewards else lambda each: -costs[each])
     assert piece.castor["cost"] == costs[chosen]

@@ -109,6 +109,16 @@ def test_both_stages_share_one_deadline() -> None:
     assert 0 < second <= first <= 5.0
 
 
+def test_several_whole_answers_are_asked_for_in_one_call() -> None:
+    """And one without a usable number leaves none of them a verdict."""
+    judging, rule = Scripted([ALL, Judgement(2.0, 1.0, SAFE)]), Rule(Guard(), JUDGES)
+    assert [each.unsafe for each in asyncio.run(judging.verdicts([TEXT, TEXT], rule))] == [False, True]
+    assert judging.asked == [JUDGES]
+    judging = Scripted([ALL, Judgement(math.nan, 1.0, SAFE)])
+    with pytest.raises(JudgeUnusable):
+        asyncio.run(judging.verdicts([TEXT, TEXT], rule))
+
+
 def failed(cause: Exception) -> RayTaskError:
     return RayTaskError("judge", str(cause), cause)
 
