@@ -31,15 +31,26 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 # none of them starts a thread, which would be missing after a fork; what transformers imports late is named
-COMMON = ("torch", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto")
+COMMON = (
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.modeling_utils",
+    "peft",
+)
 LIBRARIES = {
-    "torch": ("ray._private.workers", "ray.train", "ray.serve", "deepspeed"),
+    "torch": ("ray._private.workers", "ray.train.torch", "ray.tune", "ray.serve", "deepspeed"),
     "vllm": ("ray._private.workers", "ray.serve", "vllm.entrypoints.llm", "vllm.entrypoints.openai.api_server"),
 }
 # what a set has that does not import Ray, which has to know its node by then: it may be there before Ray is
 BEFORE_RAY = {
     "torch": ("deepspeed",),
-    "vllm": ("vllm.v1.worker.cpu_worker", "vllm.entrypoints.openai.chat_completion.protocol"),
+    "vllm": (
+        "vllm.v1.worker.cpu_worker",
+        "vllm.v1.attention.backends.cpu_attn",
+        "vllm.model_executor.models.transformers",
+        "vllm.entrypoints.openai.chat_completion.protocol",
+    ),
 }
 NODE = "RAY_RAYLET_PID"  # Ray reads it when it is imported: a worker ends with that process
 NOBODY = -1  # in place of a process's number: whoever asked has to be Python itself
@@ -179,6 +190,7 @@ def _import(libraries: tuple[str, ...], environment: dict[str, str]) -> None:
     titles: Any = importlib.import_module("setproctitle")
     titles.setproctitle = importlib.import_module("ray._raylet").setproctitle
     gc.collect()
+    gc.freeze()  # a fork's collections pass over what came from here: they would take a second each, and copy it
 
 
 @contextmanager

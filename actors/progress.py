@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 
@@ -23,11 +24,20 @@ class ProgressBoard:
     """Between a job's workers, which may be restarted, and the driver."""
 
     def __init__(self) -> None:
+        self._dealt: Any = None
         self._new: list[Progress] = []
         self._starts: list[Start] = []
         self._refusal: Exception | None = None
         self._stop = False
         self._stopped: int | None = None
+
+    def deal(self, rows: Any) -> None:
+        """What the workers wait for has been read."""
+        self._dealt = rows
+
+    def dealt(self) -> Any:
+        """It, once it is there; None before."""
+        return self._dealt
 
     def post(self, progress: Progress) -> None:
         """Add an entry."""

@@ -112,6 +112,12 @@ def test_threads_are_those_that_were_asked_for(python):
         assert run(python, "-c", code, env={**os.environ, "OMP_NUM_THREADS": threads}).returncode == 0
 
 
+def test_no_collection_looks_at_what_was_imported_before_the_fork(python):
+    """An engine collects several times while it starts: that took more than half of its start, and memory."""
+    code = "import gc; raise SystemExit(gc.get_freeze_count() < 10**5 or not gc.isenabled())"
+    assert run(python, "-c", code).returncode == 0
+
+
 def test_a_process_that_one_spawns_is_a_fork_too(python, tmp_path):
     (tmp_path / "spawns.py").write_text(
         "import multiprocessing, os, sys\n"

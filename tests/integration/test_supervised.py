@@ -1,8 +1,11 @@
 """Supervised stages on Ray Train: lost workers, stops, other worker counts, best models, adapters, poisoned rows."""
 
 import math
+import time
+from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -44,6 +47,7 @@ def run(config, model, out, watch=lambda progress: None, rows=ROWS, **options):
         watch(progress)
 
     arguments = {"template": "auto", "seed": 5, "claim": claim_of(), "on_progress": note} | options
+    rows = rows if hasattr(rows, "__enter__") else nullcontext(rows)
     return run_supervised(config, model=model, rows=rows, files=StageFiles(out), **arguments), told
 
 
@@ -107,6 +111,33 @@ def poisoned(tiny_models, tmp_path):
     rows = [*known[:POISON], QARow("zzz zzz", "yes"), *known[POISON:]]
     seed = next(seed for seed in range(50) if POISON in split_by_prompt(rows, 0.2, seed)[0])
     return str(tmp_path / "poisoned"), rows, seed
+
+
+def test_rows_that_cannot_be_read_end_the_workers_that_start_meanwhile(ray_session, tiny_models, tmp_path):
+    @contextmanager
+    def unreadable():
+        deadline = time.monotonic() + 120
+        while not workers():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        raise CastorError("no rows")
+        yield
+
+    def workers():
+        found = psutil.Process().children(recursive=True)
+        return [each for each in found if "RayTrainWorker" in _title(each)]
+
+    with pytest.raises(CastorError, match=r"^no rows$"):
+        run(stage(max_steps=2), tiny_models.policy, tmp_path / "out", rows=unreadable())
+    _, alive = psutil.wait_procs(workers(), timeout=60)
+    assert not alive
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def _title(process):
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def test_a_poisoned_row_is_named(ray_session, poisoned, tmp_path):

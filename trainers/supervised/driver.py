@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import numpy as np
@@ -30,9 +31,9 @@ from castor.run.bundles import Bundle
 from castor.run.claim import Claim
 from castor.run.files import StageFiles
 from castor.run.profile import Profile
-from trainers.supervised.train_loop import Job, train_worker
+from trainers.supervised.train_loop import Job, Rows, train_worker
 
-POLL_S = 0.5
+POLL_S = 0.25
 BOARD_TIMEOUT_S = 60
 
 
@@ -40,7 +41,7 @@ def run_supervised(
     stage: Supervised,
     *,
     model: ModelLike,
-    rows: Sequence[Any],
+    rows: AbstractContextManager[Sequence[Any]],
     files: StageFiles,
     template: str,
     seed: int,
@@ -54,10 +55,10 @@ def run_supervised(
 ) -> dict[str, float]:
     """Train one supervised stage and save its model in its folder; returns its metrics.
 
-    `rows` are read one at a time and never copied: a `Mixture` of stores is handed to the workers as the paths of its
-    files and the chosen indices. They are split by prompt, so that validation prompts never occur in training.
-    `bundles` say how the workers lie on GPUs. What their start takes is noted in `beginning`, and what they do in
-    `profile`.
+    `rows` are entered, which may take as long as reading them does, while the workers start. They are read one at a
+    time and never copied: a `Mixture` of stores is handed to the workers as the paths of its files and the chosen
+    indices. They are split by prompt, so that validation prompts never occur in training. `bundles` say how the workers
+    lie on GPUs. What their start takes is noted in `beginning`, and what they do in `profile`.
 
     A lost worker restarts the workers from the newest checkpoint, `stage.max_failures` times. Where an earlier call
     with the same inputs was cut short, this one goes on from its checkpoint, unless the `claim` is to start over. Asked
@@ -66,24 +67,26 @@ def run_supervised(
     Raises CastorError for what a worker found wrong with the data or the model, and for a checkpoint of other inputs;
     Ended when it was asked to end.
     """
-    training, validation = split_by_prompt(rows, stage.validation_share, seed)
-    if not len(training):
-        raise CastorError("no training rows are left beside the validation prompts: lower validation_share")
     claim.make(files.training)
     screen = terminal or Terminal()
     if steps := files.training.steps():
         screen.line(f"{claim.stage} goes on after step {steps[-1]}")
-    beginning = beginning or Beginning()
-    beginning.lap("data")
-    asked = time.time()
+    beginning, asked = beginning or Beginning(), time.time()
     board = cast(Any, ProgressBoard).remote()
     start = ModelReference.of(model)
     frozen = None if reference is None else ModelReference.of(reference)
-    job = Job(stage, start, frozen, [ray.put(rows)], training, validation, files, template, seed, board, profile)
+    job = Job(stage, start, frozen, files, template, seed, board, profile)
     here = NodeAffinitySchedulingStrategy(node_id(), soft=False)
     running = fit.options(scheduling_strategy=here).remote(job, bundles)
-    with keeping_state(screen.tell_of_ending):
-        _follow(running, board, on_progress, lambda starts: _ready(beginning, asked, starts))
+    try:
+        with rows as read:
+            ray.get(board.deal.remote(_dealt(stage, read, seed)), timeout=BOARD_TIMEOUT_S)
+            beginning.lap("data")
+            with keeping_state(screen.tell_of_ending):
+                _follow(running, board, on_progress, lambda starts: _ready(beginning, asked, starts))
+    except BaseException:
+        ray.cancel(running, force=True)  # the workers end with it
+        raise
     try:
         ray.get(running, timeout=BOARD_TIMEOUT_S)  # has ended
     except RayTaskError as error:
@@ -93,6 +96,14 @@ def run_supervised(
         raise Ended(f"the same command goes on after step {stopped} of {claim.stage}")
     shutil.rmtree(files.training.folder)
     return read_json(files.metrics)
+
+
+def _dealt(stage: Supervised, rows: Sequence[Any], seed: int) -> Rows:
+    """What the workers wait for. Raises CastorError when nothing is left to train on."""
+    training, validation = split_by_prompt(rows, stage.validation_share, seed)
+    if not len(training):
+        raise CastorError("no training rows are left beside the validation prompts: lower validation_share")
+    return Rows([ray.put(rows)], training, validation)
 
 
 def _ready(beginning: Beginning, asked: float, starts: list[Start]) -> None:
@@ -146,6 +157,7 @@ def fit(job: Job, bundles: Sequence[Bundle]) -> None:
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_S))  # after which an end or a loss is noticed
     _trainer(job, bundles).fit()
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from actors.progress import Progress
+from castor.config.data import DataSource
 from castor.config.dpo import DPO
 from castor.config.moderation import Moderation
 from castor.config.preference import Cost, Reward
 from castor.config.supervised import SFT, Supervised
 from castor.data.rows.load import PreferenceLabel, QALabel, stream_demonstrations, stream_preferences, stream_qa
+from castor.data.rows.mixture import Mixture
 from castor.data.rows.schemas import PreferenceRow, QARow
 from castor.data.sources.report import require_both_classes
 from castor.data.tokens.template import require_same_tokenizer
@@ -31,8 +34,7 @@ _SAFETY: tuple[QALabel, ...] = ("is_safe",)
 def run_sft(run: StageRun) -> str:
     """Supervised fine-tuning."""
     stage: SFT = run.section
-    with run.rows.store(stage.data, QARow, stream_demonstrations) as rows:
-        metrics = _train(run, stage, rows)
+    metrics = _train(run, stage, run.rows.store(stage.data, QARow, stream_demonstrations))
     return f"validation perplexity {metrics['validation_perplexity']:.2f}"
 
 
@@ -40,8 +42,8 @@ def run_reward(run: StageRun) -> str:
     """The reward model."""
     stage: Reward = run.section
     need: tuple[PreferenceLabel, ...] = ("better",)
-    with run.rows.store(stage.data, PreferenceRow, partial(stream_preferences, need=need)) as rows:
-        metrics = _train(run, stage, rows, "reward")
+    rows = run.rows.store(stage.data, PreferenceRow, partial(stream_preferences, need=need))
+    metrics = _train(run, stage, rows, "reward")
     return f"accuracy {metrics['accuracy']:.1%} on {metrics['validation_samples']:.0f} held-out pairs"
 
 
@@ -49,15 +51,9 @@ def run_cost(run: StageRun) -> str:
     """The cost model."""
     stage: Cost = run.section
     if stage.loss == "sign":
-        with run.rows.store(stage.data, QARow, partial(stream_qa, need=_SAFETY)) as answers:
-            require_both_classes((row.is_safe for row in answers), "is_safe", run.name)
-            metrics = _train(run, stage, answers, "cost")
+        metrics = _train(run, stage, _labelled_answers(run, stage.data, run.name), "cost")
         return f"sign accuracy {metrics['sign_accuracy']:.1%} on {metrics['validation_samples']:.0f} held-out responses"
-    need: tuple[PreferenceLabel, ...] = ("safer", "safe_flags")
-    with run.rows.store(stage.data, PreferenceRow, partial(stream_preferences, need=need)) as pairs:
-        flags = (flag for row in pairs for flag in (row.is_response_0_safe, row.is_response_1_safe))
-        require_both_classes(flags, "is_response_*_safe", run.name)
-        metrics = _train(run, stage, pairs, "cost")
+    metrics = _train(run, stage, _labelled_pairs(run, stage), "cost")
     return (
         f"ranking accuracy {metrics['accuracy']:.1%}, sign accuracy {metrics['sign_accuracy']:.1%} "
         f"on {metrics['validation_samples']:.0f} held-out pairs"
@@ -67,9 +63,7 @@ def run_cost(run: StageRun) -> str:
 def run_moderation(run: StageRun) -> str:
     """A moderation model."""
     stage: Moderation = run.section
-    with run.rows.store(stage.data, QARow, partial(stream_qa, need=_SAFETY)) as rows:
-        require_both_classes((row.is_safe for row in rows), "is_safe", run.stage.place)
-        metrics = _train(run, stage, rows, stage.taxonomy)
+    metrics = _train(run, stage, _labelled_answers(run, stage.data, run.stage.place), stage.taxonomy)
     severity = f", severity {metrics['severity_accuracy']:.1%}" if "severity_accuracy" in metrics else ""
     return (
         f"accuracy {metrics['accuracy']:.1%}, F1 {metrics['f1']:.1%}, false positives "
@@ -86,8 +80,35 @@ def run_dpo(run: StageRun) -> str:
     reference = run.models.get("reference")
     if reference is not None:
         require_same_tokenizer(run.models["model"].name, reference.name, f"the reference of {run.name}")
-    need = stage.labels
-    with run.rows.store(stage.data, PreferenceRow, partial(stream_preferences, need=need)) as stored:
+    metrics = _train(run, stage, _useful_pairs(run, stage))
+    return (
+        f"preference accuracy {metrics['accuracy']:.1%}, mean margin {metrics['margin_mean']:.2f} "
+        f"on {metrics['validation_samples']:.0f} held-out pairs"
+    )
+
+
+@contextmanager
+def _labelled_answers(run: StageRun, data: Sequence[DataSource], place: str) -> Iterator[Mixture[QARow]]:
+    """Answers of which it is known whether they are safe; some are, and some are not."""
+    with run.rows.store(data, QARow, partial(stream_qa, need=_SAFETY)) as rows:
+        require_both_classes((row.is_safe for row in rows), "is_safe", place)
+        yield rows
+
+
+@contextmanager
+def _labelled_pairs(run: StageRun, stage: Cost) -> Iterator[Mixture[PreferenceRow]]:
+    """Pairs of which it is known which is safer and which are safe; some are, and some are not."""
+    need: tuple[PreferenceLabel, ...] = ("safer", "safe_flags")
+    with run.rows.store(stage.data, PreferenceRow, partial(stream_preferences, need=need)) as pairs:
+        flags = (flag for row in pairs for flag in (row.is_response_0_safe, row.is_response_1_safe))
+        require_both_classes(flags, "is_response_*_safe", run.name)
+        yield pairs
+
+
+@contextmanager
+def _useful_pairs(run: StageRun, stage: DPO) -> Iterator[Mixture[PreferenceRow]]:
+    """Pairs that the stage's loss learns from. Raises CastorError when there is none."""
+    with run.rows.store(stage.data, PreferenceRow, partial(stream_preferences, need=stage.labels)) as stored:
         rows = stored.where(np.fromiter((first_of(stage, row) is not None for row in stored), np.bool_, len(stored)))
         if not rows:
             raise CastorError(
@@ -95,11 +116,7 @@ def run_dpo(run: StageRun) -> str:
             )
         if len(rows) < len(stored):
             run.terminal.line(f"  left out {len(stored) - len(rows):,} pairs of two unsafe responses")
-        metrics = _train(run, stage, rows)
-    return (
-        f"preference accuracy {metrics['accuracy']:.1%}, mean margin {metrics['margin_mean']:.2f} "
-        f"on {metrics['validation_samples']:.0f} held-out pairs"
-    )
+        yield rows
 
 
 def validation_line(stage: Supervised, progress: Progress) -> str | None:
@@ -127,8 +144,10 @@ def validation_line(stage: Supervised, progress: Progress) -> str | None:
     )
 
 
-def _train(run: StageRun, stage: Supervised, rows: Sequence[Any], head: HeadKind | None = None) -> dict[str, float]:
-    """Train on Ray Train; `head` is the kind of the head that the stage puts on a backbone."""
+def _train(
+    run: StageRun, stage: Supervised, rows: AbstractContextManager[Sequence[Any]], head: HeadKind | None = None
+) -> dict[str, float]:
+    """Train on Ray Train; `rows` are entered while the workers start. `head` is what the stage puts on a backbone."""
     load_config(run.models["model"])  # a model that cannot be loaded is refused before workers are started for it
     if head is not None and (told := start_line(run.models["model"], head)) is not None:
         run.terminal.line(f"  {run.name} {told}")

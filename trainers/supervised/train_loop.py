@@ -37,15 +37,21 @@ ASK_EVERY_S = 0.25  # whether the stage is to end: an answer takes milliseconds,
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What a stage learns from. `rows` holds a ref to all rows; the others are indices into them."""
+
+    rows: list[Any]
+    training: NDArray[np.int64]
+    validation: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Job:
-    """All a worker of the stage needs. `rows` holds a ref to the rows; the others are indices into them."""
+    """All a worker of the stage needs but the rows, which may still be read while it starts: the board deals them."""
 
     stage: Supervised
     model: ModelReference
     reference: ModelReference | None  # of a DPO stage, where it is not the model
-    rows: list[Any]
-    training: NDArray[np.int64]
-    validation: NDArray[np.int64]
     files: StageFiles
     template: str
     seed: int
@@ -68,6 +74,15 @@ def train_worker(config: dict[str, Job]) -> None:
     except CastorError as error:
         ray.get(board.refuse.remote(error), timeout=ROWS_TIMEOUT_S)
         raise
+
+
+def rows_of(board: Any) -> Rows:
+    """What the driver deals, once it has read it. Raises RayActorError when the driver has ended before."""
+    while True:
+        dealt: Rows | None = ray.get(board.dealt.remote(), timeout=ROWS_TIMEOUT_S)
+        if dealt is not None:
+            return dealt
+        time.sleep(ASK_EVERY_S)
 
 
 def train(job: Job) -> None:
@@ -135,16 +150,16 @@ class Worker:
         adopt_process_group(self.rank, self.world_size, gpu)
         self.files = job.files.training
         with phase("data"):
-            self.task = make_task(
-                stage, ray.get(job.rows[0], timeout=ROWS_TIMEOUT_S), job.model, job.training, job.reference
-            )
+            dealt = rows_of(job.board)
+            rows = ray.get(dealt.rows[0], timeout=ROWS_TIMEOUT_S)
+            self.task = make_task(stage, rows, job.model, dealt.training, job.reference)
             if self.rank == 0 and not self.files.samples.is_dir():
                 template = PromptTemplate(load_tokenizer(job.model), job.template)
                 Samples(template, self.task.texts(), stage.max_length, self.files.samples)
             dist.barrier()
             self.samples = Samples.open(self.files.samples)
             self.lengths = self.samples.lengths()
-            self.training, self.validation = self._kept(job.training), self._kept(job.validation)
+            self.training, self.validation = self._kept(dealt.training), self._kept(dealt.validation)
             self._check_counts()
             self.task.prepare(self.samples, self.files)
         per_epoch = len(self.training) // stage.batch_size
