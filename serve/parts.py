@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 from serve.asgi import Head
 from serve.tls import tls
@@ -206,7 +207,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._gateways: dict[Address, _Gateway] = {}
-        self._connecting = asyncio.Lock()
+        self._connecting = WeakValueDictionary[Address, asyncio.Lock]()  # there while somebody connects
 
     async def send(self, to: Address, part: bytes) -> None:
         """Send a part; waits while the gateway reads too slowly. Raises ConnectionError when it cannot be reached, or
@@ -227,7 +228,7 @@ class Outbox:
             raise ConnectionResetError("the connection to the gateway was lost")
 
     async def _connect(self, where: Address) -> _Gateway:
-        async with self._connecting:
+        async with self._connecting.setdefault(where, asyncio.Lock()):
             self._gateways = {each: it for each, it in self._gateways.items() if not it.transport.is_closing()}
             if where not in self._gateways:  # else others have waited for it, too
                 connecting = asyncio.get_running_loop().create_connection(

@@ -149,8 +149,9 @@ class Worker:
         torch.set_num_threads(stage.resources.threads)
         adopt_process_group(self.rank, self.world_size, gpu)
         self.files = job.files.training
-        with phase("data"):
+        with phase("rows"):
             dealt = rows_of(job.board)
+        with phase("data"):
             rows = ray.get(dealt.rows[0], timeout=ROWS_TIMEOUT_S)
             self.task = make_task(stage, rows, job.model, dealt.training, job.reference)
             if self.rank == 0 and not self.files.samples.is_dir():

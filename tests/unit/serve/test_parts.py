@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -225,6 +225,32 @@ def test_a_gateway_that_cannot_be_reached_is_named(run: Run[Any], caplog: pytest
 
     run(main())
     assert "must reach each other's ports" in caplog.text
+
+
+def test_a_gateway_that_does_not_answer_holds_no_other_up(run: Run[Any]) -> None:
+    """Nor do the answers to one gateway open a connection each."""
+    with ExitStack() as open_sockets:
+        deaf = open_sockets.enter_context(socket.create_server((HERE, 0), backlog=0))
+        address = deaf.getsockname()
+        for _ in range(8):  # nobody accepts them: at last the system takes no more
+            filling = open_sockets.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(address)
+
+        async def main() -> None:
+            async with listening() as inbox:
+                outbox = Outbox()
+                waiting = asyncio.create_task(outbox.send(Address(*address, bytes(32), 1), b"a part"))
+                await until(lambda: len(outbox._connecting) == 1)
+                with inbox.expecting() as first, inbox.expecting() as second:
+                    for answer in (first, second):
+                        answer.of(sent(outbox, answer.address, [b"part"]))
+                    assert await asyncio.gather(read(first), read(second)) == [[b"part"]] * 2
+                    assert first.connection is second.connection
+                assert not waiting.done()
+                waiting.cancel()
+
+        run(main())
 
 
 def signed(folder: Path, name: str) -> dict[str, str]:
