@@ -101,10 +101,15 @@ def test_class_weights_are_those_of_the_training_rows():
 
 
 @pytest.mark.parametrize("loss", ["sign", "pairwise+sign"])
-def test_a_set_with_one_class_is_an_error_before_training(loss, tmp_path):
+def test_a_set_with_one_class_is_an_error_before_training(loss, tmp_path, monkeypatch):
     """Also for the moderation stage; nothing is left of the stored rows."""
     from trainers.supervised.stages import run_cost, run_moderation
 
+    def read(run, stage, rows, head):
+        with rows:
+            pytest.fail("the rows were dealt to workers")
+
+    monkeypatch.setattr("trainers.supervised.stages._train", read)
     safe = {"is_response_0_safe": True, "is_response_1_safe": True}
     labels = safe | {"safer_response_id": 0}
     write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "p", "response_0": "a", "response_1": "b", **labels}] * 4)
