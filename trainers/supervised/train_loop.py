@@ -33,7 +33,7 @@ from trainers.supervised.stage_state import StageState, read_checkpoint, write_c
 
 ROWS_TIMEOUT_S = 600.0
 SHOWN = 20  # rows named in a message
-ASK_EVERY_S = 0.25  # whether the stage is to end: an answer takes milliseconds, as long as the step of a tiny model
+ASK_EVERY_S = 0.25  # for rows, and whether to end: an answer takes milliseconds, as long as the step of a tiny model
 
 
 @dataclass(frozen=True)
