@@ -30,6 +30,7 @@ class ProgressBoard:
         self._refusal: Exception | None = None
         self._stop = False
         self._stopped: int | None = None
+        self._made = self._over = False
 
     def deal(self, rows: Any) -> None:
         """What the workers wait for has been read."""
@@ -47,13 +48,25 @@ class ProgressBoard:
         """All ranks are ready; what their starts took."""
         self._starts = starts
 
-    def news(self) -> tuple[list[Start], list[Progress]]:
-        """Since the last call: the newest starts that were noted, and all entries in order.
+    def news(self) -> tuple[list[Start], list[Progress], bool]:
+        """Since the last call: the newest starts that were noted, and all entries in order; and whether it is over.
 
         Together, so that nobody learns of a step before the start that was noted before it.
         """
-        news, self._starts, self._new = (self._starts, self._new), [], []
+        news, self._starts, self._new = (self._starts, self._new, self._over), [], []
         return news
+
+    def note_made(self) -> None:
+        """What the job was to make is in place: its workers have only to end."""
+        self._made = True
+
+    def made(self) -> bool:
+        """Whether it is."""
+        return self._made
+
+    def note_end(self) -> None:
+        """All workers have ended, maybe to be started again. Once everything is made, the job is over."""
+        self._over = self._made
 
     def stop(self) -> None:
         """The workers are to end after the step they are at."""

@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.group import START_TIMEOUT_S, actor_options
+from actors.handover import Handover
 from castor.io.errors import CastorError
 from castor.run.actors import Actors
 from castor.run.bundles import Bundle
@@ -57,16 +58,22 @@ class Reservation:
 
 
 @contextmanager
-def reserve(bundles: Sequence[Bundle], stage: str, profile: Profile | None = None) -> Iterator[Reservation]:
+def reserve(
+    bundles: Sequence[Bundle], stage: str, profile: Profile | None = None, handover: Handover | None = None
+) -> Iterator[Reservation]:
     """The bundles of a stage, held while the body runs. Its actors end with it, and are recorded in `profile`.
 
+    With a `handover` they are those that the stage before left, if it did, and are left with what the body leaves.
     Raises CastorError when the cluster does not give them within `START_TIMEOUT_S`.
     """
     if not bundles:
         yield Reservation(profile=profile)
         return
-    amounts = [bundle.resources for bundle in bundles]
-    group = placement_group(amounts, strategy="PACK", name=f"{stage}-{time.time_ns():x}")
+    handover = handover or Handover()
+    group, handover.group = handover.group, None
+    if group is None:
+        amounts = [bundle.resources for bundle in bundles]
+        group = placement_group(amounts, strategy="PACK", name=f"{stage}-{time.time_ns():x}")
     try:
         if not group.wait(QUIET_S):
             log.warning("%s waits for GPUs: %s", stage, "; ".join(map(str, bundles)))
@@ -75,7 +82,8 @@ def reserve(bundles: Sequence[Bundle], stage: str, profile: Profile | None = Non
         places = {name: index for index, bundle in enumerate(bundles) for name in bundle.members}
         yield Reservation(group, places, profile)
     finally:
-        remove_placement_group(group)
+        if handover.group is not group:
+            remove_placement_group(group)
 
 
 def _not_given(bundles: Sequence[Bundle], stage: str) -> str:

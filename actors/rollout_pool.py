@@ -12,6 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from actors.group import START_TIMEOUT_S, ActorFailure, Stalled, get, too_late
+from actors.handover import Handover
 from actors.health import Health, Roster
 from actors.jobs import Chunk, Dealt, Job, deal_requests
 from actors.processes import Processes, kill, show_stacks
@@ -55,6 +56,7 @@ class RolloutPool:
         lora: LoRA | None = None,
         roster: Roster | None = None,
         beginning: Beginning | None = None,
+        handover: Handover | None = None,
     ) -> None:
         """Start the workers where they are reserved, without waiting for them; `wait_ready` does.
 
@@ -62,17 +64,22 @@ class RolloutPool:
         count a neighbour that loads its model meanwhile as its own. A replacement, whose neighbours are at work, does
         not measure: it gets a cache of the size that was found then. `sleeps`: they will be sent to sleep. `lora`: of
         the policy, whose updates are then adapters. `roster`: where the workers' health is noted; `beginning`: where
-        their start and their first token are.
+        their start and their first token are. `handover`: from which workers may be had that another pool has left;
+        they hold other weights until the first update.
         """
         self.config, self.reservation = config, reservation or Reservation()
         self.beginning, self._asked_at = beginning or Beginning(), time.time()
         model = ModelReference.of(model)
         self._asked = rollout_workers(model.name, config)
-        self._args = (config.resources.threads, sleeps, lora)
-        self._model, self._sized = model, config  # with the size of the caches, once the engines are up
+        self._model, self._args = model, (config.resources.threads, sleeps, lora)
+        self._sized = config  # with the size of the caches, once the engines are up
         names, roster = self._asked.rank_names, roster or Roster()
         self._processes: dict[ActorHandle, Any] = {}  # refs to `Processes`
-        self._workforce = Workforce("rollout worker", self._start, names, config.max_worker_restarts, roster)
+        self._handover = handover or Handover()
+        taken = self._handover.take((self._model, self._args))
+        self._processes |= {worker: cast(Any, worker).processes.remote() for worker in taken}
+        self._workforce = Workforce("rollout worker", self._start, names, config.max_worker_restarts, roster, taken)
+        self.taken = bool(taken)
         self._weights = WeightProofs()
         self._streams: dict[Any, Dealt] = {}  # of one worker in the order in which it serves them
         self._suspects = Suspects()
@@ -117,7 +124,8 @@ class RolloutPool:
         starts = [cast(Any, worker).startup.remote() for worker in self.workers]
         sizes = [cast(Any, worker).cache_mib.remote() for worker in self.workers]
         get(ready, START_TIMEOUT_S, "a rollout worker (starting vLLM)")
-        self.beginning.ready(self._asked.name, self._asked_at, get(starts, START_TIMEOUT_S, "a rollout worker"))
+        if not self.taken:
+            self.beginning.ready(self._asked.name, self._asked_at, get(starts, START_TIMEOUT_S, "a rollout worker"))
         self._sized = self.config.model_copy(
             update={"kv_cache_mib": min(get(sizes, START_TIMEOUT_S, "a rollout worker"))}
         )
@@ -267,9 +275,23 @@ class RolloutPool:
                 self._end(worker, too_late(timeout_s, "a rollout worker (receiving weights)"))
         return self._weights.lost or ("an engine was lost" if self.restarts > before else None)
 
-    def stop(self) -> None:
-        """Kill all workers."""
-        self._workforce.stop()
+    def stop(self, leave: bool = False) -> None:
+        """Kill all workers; or `leave` them to the next stage, where it wants the same ones and they have no work."""
+        workers = self._workforce.whole if leave and self._handover.stays else None
+        if workers is None or not self._at_rest():
+            self._workforce.stop()
+            return
+        self._workforce.note(workers, Health.RETIRED)
+        self._handover.leave(workers, (self._model, self._args), self.reservation.group)
+        log.info("%d rollout workers stay for the next stage", len(workers))
+
+    def _at_rest(self) -> bool:
+        """Whether all responses and proofs have come; not where engines sleep, which may have no weights."""
+        _, sleeps, _ = self._args
+        if sleeps or any(dealt.waiting for dealt in self._streams.values()):
+            return False
+        owed = list(self._weights.pending)
+        return not owed or len(ray.wait(owed, num_returns=len(owed), timeout=ANSWER_S)[0]) == len(owed)
 
     def _everywhere(self, method: str, *args: Any) -> None:
         """Call a method of all workers, side by side, and wait for it."""

@@ -27,13 +27,17 @@ class Workforce:
         names: Sequence[str],
         max_restarts: int,
         roster: Roster,
+        started: Sequence[ActorHandle] = (),
     ) -> None:
-        """`start` starts the one of that number without waiting for it; `what` they are, for messages."""
+        """`start` starts the one of that number without waiting for it; `what` they are, for messages.
+
+        None is started where all of them are there already: `started`, by number.
+        """
         self.what, self.start, self.max_restarts = what, start, max_restarts
         self.names, self.roster, self.restarts = names, roster, 0
         self.excused = 0  # deaths of which it is known that no worker is to blame
         roster.note(names, Health.STARTING)
-        self.working = [start(number) for number in range(len(names))]
+        self.working = list(started) or [start(number) for number in range(len(names))]
         self.stale: list[ActorHandle] = []
         self._numbers = {worker: number for number, worker in enumerate(self.working)}
 
@@ -72,6 +76,13 @@ class Workforce:
     def everyone(self) -> list[ActorHandle]:
         """Those at work and the stale ones."""
         return self.working + self.stale
+
+    @property
+    def whole(self) -> list[ActorHandle] | None:
+        """All of them by number, where every one is at work; None where one is missing or stale."""
+        if self.stale or len(self.working) < len(self.names):
+            return None
+        return sorted(self.working, key=self._numbers.__getitem__)
 
     def admit_ready(self) -> None:
         """Admit the stale workers that are up. Where none is at work, wait for one of them."""

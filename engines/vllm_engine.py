@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -24,6 +24,7 @@ from engines.weights.vllm_transfer import BACKEND, WorkerExtension
 
 STEP_TIMEOUT_S = 600.0
 BUILD_TIMEOUT_S = 3600.0  # whoever starts the actor waits for less
+DEATH_S = 1.0  # how often a call looks whether the engine's process is still there
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ SleepingPart = Literal["weights", "kv_cache"]
 class RolloutEngine(Protocol):
     """What a rollout worker needs of vLLM."""
 
-    first_token: float | None  # when it sampled its first one, seconds since the epoch; None: not yet, or not known
+    first_token: float | None  # of the newest `generate`, seconds since the epoch; None: not yet, or not known
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
         """Sample all requests with continuous batching; yields responses as they finish."""
@@ -189,6 +190,7 @@ class InprocEngine:
         """See `RolloutEngine`."""
         engine = self.llm.llm_engine
         waiting = {str(request.uid): request for request in requests}
+        self.first_token = None
         self.run(self._add, waiting)
         try:
             while waiting:
@@ -270,6 +272,7 @@ class AsyncEngine:
         self.config = config
         self.first_token: float | None = None  # all that comes out of its process is finished responses
         self.adapter = REQUEST if kwargs.get("enable_lora") else None
+        self.llm: Any = None
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="vllm", daemon=True).start()
 
@@ -345,10 +348,16 @@ class AsyncEngine:
         self._run(self.llm.wake_up(tags=[part]))
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for what the engine's process answers. vLLM does not tell a call of a death that comes after it."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        deadline = time.monotonic() + STEP_TIMEOUT_S
+        while not wait([future], timeout=DEATH_S).done and time.monotonic() < deadline:
+            if self.llm is not None and self.llm.errored:
+                _end_with_the_engine()
         try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STEP_TIMEOUT_S)
+            return future.result(timeout=0)
         except EngineDeadError:
             _end_with_the_engine()
 

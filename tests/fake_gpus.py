@@ -2,7 +2,7 @@
 
 `python -m tests.fake_gpus NODES OUTPUT CONFIG...` reserves the GPUs of every stage of all configs, equal bundles once,
 and starts actors of one without their models. OUTPUT gets, as JSON, where each bundle and each actor came to lie. The
-workers of the first config's reward stage are Ray Train's own.
+workers of the first config's reward stage are Ray Train's own. On one node, an actor is also left from stage to stage.
 """
 
 import json
@@ -16,7 +16,8 @@ from ray.util import placement_group_table
 
 from actors.cluster import START_ATTEMPTS
 from actors.device import local_rank, require_gpu
-from actors.group import get, node_id
+from actors.group import get, has_died, node_id
+from actors.handover import Handover, Wanted
 from actors.reservation import reserve
 from castor.config.load import load_config
 from castor.io.errors import CastorError
@@ -64,6 +65,25 @@ def placed(stage, bundles, start):
             found["actors"] = dict(zip(handles, places, strict=True))
             found["refusal"] = get(next(iter(handles.values())).refusal.remote(), 120, "a probe")
         return found
+
+
+def handed_over(stage, bundles):
+    """A worker that is left to a stage that wants the same, and by that one to a stage that wants nothing: where it is
+    in the two, in which placement group, and what became of both.
+    """
+    handover, wanted, found = Handover(), Wanted(stage.actor("rollout"), bundles), []
+    for _ in range(2):
+        handover.begin(wanted, wanted)
+        with reserve(bundles, stage.name, None, handover) as reservation:
+            taken = list(handover.take("model"))
+            workers = taken or [Probe.options(**reservation.options(wanted.workers, 0)).remote()]
+            place = get(workers[0].place.remote(), 120, "the probe")
+            found.append({"new": not taken, "group": reservation.group.id.hex(), **place})
+            handover.leave(workers, "model", reservation.group)
+    handover.begin(Wanted(None, []), None)
+    up = workers[0].__ray_ready__.remote()
+    ray.wait([up], timeout=60)
+    return found, {"died": has_died(up), "group": placement_group_table(reservation.group)["state"]}
 
 
 def tell(config):
@@ -121,12 +141,15 @@ def main(nodes, output, *configs):
                 if key not in asked:
                     asked[key] = placed(stage, bundles, start)
                 found[f"{name}/{number}"] = asked[key]
-    workers = {}
+    workers, left = {}, []
     if int(nodes) == 1:
+        plan = make_plan(load_config(Path(configs[0])))
+        (stage,) = plan.of_kind("rlhf")
+        left = handed_over(stage, plan.bundles(stage))
         plan = make_plan(load_config(Path(configs[0]), ["reward.workers=4"]))
         stage = plan.stage("reward")
         workers = trained(stage.section, plan.bundles(stage), Path(output).with_suffix(".train"))
-    Path(output).write_text(json.dumps({"stages": found, "train": workers}))
+    Path(output).write_text(json.dumps({"stages": found, "train": workers, "left": left}))
     ray.shutdown()
     cluster.shutdown()
 

@@ -46,7 +46,8 @@ def run_evaluate(run: StageRun) -> str:
     loaded = run.rows.load([stage.prompts], load_prompt_rows)
     written_for = {row.prompt: ", ".join(sorted(row.category)) for row in loaded if row.category}
     prompts = fitting_prompts(run, [row.prompt for row in loaded], next(iter(policies.values())), stage.rollout)
-    with run.terminal.bar(run.name) as bar, reserve(run.bundles, run.name, run.profile) as reservation:
+    reserving = reserve(run.bundles, run.name, run.profile, run.handover)
+    with run.terminal.bar(run.name) as bar, reserving as reservation:
         rows = evaluate(run, stage, policies, prompts, reservation, bar)
     run.tracker.declare()
     for name, judged in rows.items():
@@ -89,7 +90,7 @@ def evaluate(
     turns = {name: list(judges) for name, judges in run.stage.turns().items()}
     run.beginning.lap("data")
     asked_at = time.time()
-    pool = RolloutPool(first, stage.rollout, reservation, beginning=run.beginning)
+    pool = RolloutPool(first, stage.rollout, reservation, beginning=run.beginning, handover=run.handover)
     scorers = {name: _scorer(run, name, first, reservation) for name in turns}
     source = cast(Any, FolderWeights).options(**reservation.env("FolderWeights-0")).remote()
     answered: dict[str, list[tuple[Chunk, Experience]]] = {}

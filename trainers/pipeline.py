@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -23,6 +25,9 @@ from trainers.profiling import recording
 from trainers.stage_run import RowReader, StageRun
 from trainers.summary import write_results
 
+if TYPE_CHECKING:  # a run with nothing to do needs no Ray
+    from actors.handover import Handover, Wanted
+
 
 @dataclass
 class Pipeline:
@@ -37,6 +42,7 @@ class Pipeline:
     beginning: Beginning = field(
         default_factory=lambda: Beginning(since=psutil.Process().create_time())
     )  # the next one's
+    _handover: Handover | None = field(default=None, init=False)  # between the stages of `run`
     _joined: bool = field(default=False, init=False)
 
     @property
@@ -53,15 +59,34 @@ class Pipeline:
             self.records.clear()
             self.tracker.start_over()
         reused: dict[str, bool] = {}
-        for name, stage in self.plan.stages.items():
-            reused[name] = self.is_finished(stage)
-            if not reused[name]:
-                if list(reused.values()).count(False) == 1:  # the first stage that runs
-                    self._require_room(list(self.plan.stages.values())[len(reused) - 1 :])
-                    report_leaks(self.plan, self.terminal)
-                self.run_stage(stage, fresh, accept_changes)
+
+        def is_finished(stage: Stage) -> bool:
+            first = False not in reused.values()
+            reused[stage.name] = self.is_finished(stage)
+            if first and not reused[stage.name]:  # the first stage that runs
+                self._require_room(list(self.plan.stages.values())[len(reused) - 1 :])
+                report_leaks(self.plan, self.terminal)
+            return reused[stage.name]
+
+        self.run_each(list(self.plan.stages.values()), is_finished, fresh, accept_changes)
         if self.plan.of_kind("evaluate"):
             self.close(reused)
+
+    def run_each(
+        self,
+        stages: Sequence[Stage],
+        is_finished: Callable[[Stage], bool],
+        fresh: bool = False,
+        accept_changes: bool = False,
+    ) -> None:
+        """Run those of the stages, in this order, that are not finished when their turn comes: see `run_stage`."""
+        try:
+            for stage, following in zip_longest(stages, stages[1:]):
+                if not is_finished(stage):
+                    self.run_stage(stage, fresh, accept_changes, following)
+        finally:
+            if self._handover is not None:
+                self._handover.end()
 
     def close(self, reused: Mapping[str, bool]) -> None:
         """Summary and report; `reused` tells of every stage that was looked at whether it was finished before."""
@@ -79,9 +104,11 @@ class Pipeline:
         self.terminal.line(f"[green]✓[/] {stage.name:<10} finished before, unchanged")
         return True
 
-    def run_stage(self, stage: Stage, fresh: bool = False, accept_changes: bool = False) -> None:
+    def run_stage(
+        self, stage: Stage, fresh: bool = False, accept_changes: bool = False, following: Stage | None = None
+    ) -> None:
         """Run one stage and record it: from its checkpoint where it has one and is not to start `fresh`; from one of
-        other inputs only to `accept_changes`.
+        other inputs only to `accept_changes`. `following` is the stage that comes next, if it is not finished.
         """
         inputs, models = self.plan.inputs(stage), self.plan.models(stage)
         self._require_room([stage])
@@ -94,7 +121,7 @@ class Pipeline:
         profile = Profile(files.profile, self.traced) if self.profiled and stage.actors() else None
         run = StageRun(
             stage, models, files, rows, seed, config.template, claim, bundles, self.terminal, self.tracker,
-            self.beginning, profile,
+            self.beginning, profile, self._handed_over(stage, following),
         )  # fmt: skip
         with self.records.recorded(stage.name, inputs.key) as startup, recording(run):
             told = stage.load_runner()(run)
@@ -106,6 +133,22 @@ class Pipeline:
         record = self.records.of(stage.name)
         assert record is not None
         self.terminal.line(f"[green]✓[/] {stage.name:<10} {told}  [dim]{record.seconds:.0f} s[/]")
+
+    def _handed_over(self, stage: Stage, following: Stage | None) -> Handover:
+        """What is left to a stage. Actors that are recorded are not handed on: a record is of one stage."""
+        from actors.handover import Handover
+
+        if self._handover is None:
+            self._handover = Handover()
+        next_wanted = None if following is None or self.profiled else self._wanted(following)
+        self._handover.begin(self._wanted(stage), next_wanted)
+        return self._handover
+
+    def _wanted(self, stage: Stage) -> Wanted:
+        from actors.handover import Wanted
+
+        workers = [each for each in stage.actors() if each.name == "rollout"]
+        return Wanted(workers[0] if workers else None, self.plan.bundles(stage))
 
     def _require_room(self, stages: Sequence[Stage]) -> None:
         """Join the cluster; raise CastorError when it has too few GPUs for a stage and cannot grow."""

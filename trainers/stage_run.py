@@ -24,6 +24,7 @@ from castor.run.claim import Claim
 from castor.run.files import StageFiles
 
 if TYPE_CHECKING:
+    from actors.handover import Handover
     from castor.run.bundles import Bundle
     from castor.run.profile import Profile
     from castor.run.stages.stage import Stage
@@ -120,6 +121,7 @@ class StageRun:
     tracker: Trackers
     beginning: Beginning = field(default_factory=Beginning)  # until its first token or step
     profile: Profile | None = None  # what is recorded of it
+    handover: Handover | None = None  # from the stage before, and to the next one; None: it runs alone
 
     @property
     def name(self) -> str:

@@ -150,12 +150,16 @@ def _run_stages(
 ) -> None:
     """Run the stages of one kind, all or those of these names; what is trained and finished only if it is `fresh`."""
     known = {stage.name: stage for stage in pipeline.plan.of_kind(kind.field)}
-    for name in names or known or [kind.field]:
-        if names and name not in known:
+    for name in names or ():
+        if name not in known:
             raise CastorError(f"{path} has no {kind.field} stage {name!r}: it has {', '.join(known) or 'none'}")
-        stage = pipeline.plan.stage(name)
-        if not (kind.can_resume and not fresh and pipeline.is_finished(stage)):
-            pipeline.run_stage(stage, fresh, accept_changes)
+    stages = [pipeline.plan.stage(name) for name in names or known or [kind.field]]
+    pipeline.run_each(
+        stages,
+        lambda stage: kind.can_resume and not fresh and pipeline.is_finished(stage),
+        fresh=fresh,
+        accept_changes=accept_changes,
+    )
     if kind.makes == "report":
         pipeline.close({name: name != kind.field for name in pipeline.plan.stages})
 

@@ -54,7 +54,8 @@ class Screen(Lines):
 class Run:
     """One run of a folder: PPO-Lag with two ranks, critics, PTX, a judge of one's own and an adapted KL coefficient."""
 
-    def __init__(self, folder, models, **changes):
+    def __init__(self, folder, models, earlier=(), **changes):
+        """`earlier` are the names of runs of one step that come before it in the pipeline."""
         judge = folder.parent / "judge.py"
         self.flag = folder.parent / "out-of-order"
         judge.write_text(JUDGE.format(flag=str(self.flag)))
@@ -75,8 +76,9 @@ class Run:
             "checkpoint": {"every_steps": 1},
         }  # fmt: skip
         changes["signals"] = section["signals"] | changes.get("signals", {})
-        config = Config.model_validate({"run_dir": folder, "seed": 3, "rlhf": {"run": {**section, **changes}}})
-        self.plan = make_plan(config)
+        section |= changes
+        runs = {name: section | {"steps": 1} for name in earlier} | {"run": section}
+        self.plan = make_plan(Config.model_validate({"run_dir": folder, "seed": 3, "rlhf": runs}))
         self.stage, self.files = self.plan.stage("run"), self.plan.files.stage("run")
         self.screen = Screen()
 
@@ -93,10 +95,14 @@ class Run:
 
         self.screen.line = line
 
+    @property
+    def pipeline(self):
+        """That of its plan."""
+        return Pipeline(self.plan, self.screen, Trackers([]), lambda engines: None)
+
     def go(self, **options):
         """Run, or go on with, the stage."""
-        tracker = Trackers([])
-        Pipeline(self.plan, self.screen, tracker, lambda engines: None).run_stage(self.stage, **options)
+        self.pipeline.run_stage(self.stage, **options)
 
     def numbers(self):
         """Everything it logged but the seconds."""

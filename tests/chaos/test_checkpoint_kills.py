@@ -100,4 +100,4 @@ def test_the_newest_checkpoint_loads_after_every_kill(tmp_path, disk):
     assert seen["died"] == KILLS
     assert seen["steps"] > 5
     assert seen["cut short"] > 3  # a checkpoint was being made
-    assert (seen["failed"] > 3) == (disk != "large")
+    assert (seen["failed"] > 0) == (disk != "large")

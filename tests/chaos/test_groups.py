@@ -54,7 +54,7 @@ def test_groups_that_die_one_after_the_other(undisturbed, tiny_models, tmp_path,
     groups = sum(kind not in ("rollout worker", "multiplier owner") for kind in kinds)
     assert (len(kinds), len(set(killed))) == (3, 5)
     assert not any(psutil.pid_exists(process) for process in killed)
-    assert started[4:6] == ["learner", "reference"]
+    assert started[4:8] == ["learner", "signal-own", "signal-harm", "reference"]  # first all that is trained
     assert started[-1] == "learner"
     assert made[0].rollout.restarts == 1 + kinds.count("rollout worker")
     restarts = read_json(run.files.run_record)["restarts"]

@@ -66,6 +66,17 @@ def test_every_worker_of_ray_train_computes_on_the_gpu_it_was_given(found):
     assert sorted(place["local_rank"] for place in workers.values()) == [0, 1, 2, 3]  # each sees the GPUs of all
 
 
+def test_a_worker_that_is_left_to_the_next_stage_stays_where_it_is_as_long_as_that_wants_the_same(found):
+    nodes, placed = found
+    if nodes > 1:
+        assert not placed["left"]
+        return
+    (first, second), end = placed["left"]
+    assert (first.pop("new"), second.pop("new")) == (True, False)
+    assert first == second  # node, GPU and placement group
+    assert end == {"died": True, "group": "REMOVED"}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
 def test_an_actor_that_torch_cannot_give_its_gpu_says_so(found):
     _, placed = found

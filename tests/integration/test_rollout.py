@@ -1,11 +1,14 @@
 """Rollout workers with real vLLM engines: log-probabilities, weight transfer, determinism, death."""
 
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import RayActorError
 from safetensors.torch import load_file, save_file
 
 from actors.folder_weights import FolderWeights
@@ -137,5 +140,13 @@ def test_async_engine_with_a_neighbour_on_its_gpu_behind_the_same_interface(
         assert experience.uids.tolist() == list(range(9))
         assert_close(experience.logprobs, hf_logprobs(tiny_models.policy, experience, 0.7), TINY_MODELS)
         check_transfer(other, FolderWeights.remote(), changed_policy, 1, requests(tokenised_prompts, 9), 0.7)
+        (worker,) = other.workers
+        (process,) = get(worker.__ray_call__.remote(lambda worker: worker.engine.watch()), 60, "the worker")
+        os.kill(process, signal.SIGSTOP)  # the call has been made when its engine dies
+        answer = worker.cache_mib.remote()
+        assert not ray.wait([answer], timeout=2.0)[0]
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(RayActorError):
+            ray.get(answer, timeout=60)
     finally:
         other.stop()

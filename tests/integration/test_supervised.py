@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import ray
 import torch
 
 from actors.progress import ProgressBoard
@@ -132,6 +133,15 @@ def test_rows_that_cannot_be_read_end_the_workers_that_start_meanwhile(ray_sessi
     _, alive = psutil.wait_procs(workers(), timeout=60)
     assert not alive
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_workers_that_are_restarted_when_the_result_is_there_do_nothing(ray_session):
+    from trainers.supervised.train_loop import train_worker
+
+    board = ProgressBoard.remote()
+    ray.get(board.note_made.remote(), timeout=60)
+    assert train_worker({"job": SimpleNamespace(board=board)}) is None  # without a model, or anything else
+    assert ray.get(board.made.remote(), timeout=60)
 
 
 def _title(process):

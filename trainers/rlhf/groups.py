@@ -13,6 +13,7 @@ from typing import Any, Self
 import ray
 
 from actors.group import START_TIMEOUT_S, ActorFailure, ActorGroup, get, has_died, join_each
+from actors.handover import Handover
 from actors.health import Health, Roster
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
@@ -47,7 +48,9 @@ class Part:
 
 
 class Groups:
-    """The actor groups, ready to work. Use as a context manager: leaving it kills every actor."""
+    """The actor groups, ready to work. Use as a context manager: leaving it kills every actor, but for rollout workers
+    that the next stage takes.
+    """
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class Groups:
         ptx_rows: Sequence[QARow] | None,
         multipliers_file: Path,
         beginning: Beginning | None = None,
+        handover: Handover | None = None,
     ) -> None:
         """Start everything at once (imports dominate) and wait until all models are loaded.
 
@@ -78,6 +82,7 @@ class Groups:
             ptx_rows: demonstrations of the PTX loss, where it is on.
             multipliers_file: where the multipliers keep their state.
             beginning: of the stage, where it is noted what the start of each group took.
+            handover: from the stage before, and to the next one.
 
         """
         policy = ModelReference.of(policy)
@@ -85,7 +90,9 @@ class Groups:
         self.roster, self.beginning = Roster(), beginning or Beginning()
         self.beginning.lap("data")
         sleeps, lora = config.colocate, config.sampled_adapter
-        self.rollout = RolloutPool(policy, config.rollout, reservation, sleeps, lora, self.roster, self.beginning)
+        self.rollout = RolloutPool(
+            policy, config.rollout, reservation, sleeps, lora, self.roster, self.beginning, handover
+        )
         learns = (policy, config, seed, template, ray.put(ptx_rows))
         self.parts = {"learner": Part(actors["learner"], LearnerWorker, learns, "learner", trains=True)}
         for name in config.signals:
@@ -169,7 +176,7 @@ class Groups:
         is gone. Raises ActorFailure when none of them comes up.
         """
         for name in names:
-            self._note(name, Health.RETIRED)  # also those that live: they are of a group that has lost one
+            self._note(name, Health.RETIRED)  # also those that live
             self._groups[name].stop()
             self._waiting.pop(name, ActorGroup(name, [])).stop()
             self._groups[name] = self._start(name)
@@ -208,11 +215,10 @@ class Groups:
             self._waiting[name] = ActorGroup(name, missing)
         self._groups[name] = ActorGroup(group.name, came[:size], group.asked)
 
-    def reload(self) -> None:
-        """Bring everything that is trained back to where it began."""
-        trained = [name for name, part in self.parts.items() if part.trains]
-        self.turns.back(self._groups.values())
-        self._load(trained)
+    @property
+    def trained(self) -> list[str]:
+        """The groups with a part that is trained, or could be."""
+        return [name for name, part in self.parts.items() if part.trains]
 
     def _note(self, name: str, health: Health, why: str = "", ranks: Iterable[int] | None = None) -> None:
         """In which state the actors of a group, or these ranks of it, are now."""
@@ -284,7 +290,7 @@ class Groups:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.rollout.stop()
+        self.rollout.stop(leave=kind is None)
         for name in self.parts:
             self._note(name, Health.RETIRED)
         for group in (*self._groups.values(), *self._waiting.values()):

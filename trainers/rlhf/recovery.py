@@ -147,15 +147,22 @@ class Recovery:
         )
 
     def _bring_back(self) -> None:
-        """Start anew what has to be, and bring everybody to the same state."""
+        """Start anew what has to be, and bring everybody to the same state.
+
+        Where that is the beginning of the run, all that is trained is started anew: a process that loads its model once
+        more keeps the memory of the engine before, of which DeepSpeed gives nothing back.
+        """
         state, names = self.state, list(self._to_start)
         last = self.checkpointing.last_whole(names) if self._attempt == state.producer.attempt else None
         if last is None or names:  # a group that is started anew knows nothing of what it was to write
             self.checkpointing.abandon()
+        left = find_left(self.run) if last is None else None
+        if last is None and left is None:
+            names = list(dict.fromkeys([*names, *state.groups.trained]))
         state.groups.restart(names)
         if last is not None:
             state.go_on(last, state.log.steps[: last.step], state.producer.ledger[: last.step])
-        elif (left := find_left(self.run)) is not None:
+        elif left is not None:
             state.read(left, self._attempt)
         else:
             state.begin_again(self._attempt)

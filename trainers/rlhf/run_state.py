@@ -130,8 +130,7 @@ class RunState:
         self.go_on(state, left.steps, left.ledger)
 
     def begin_again(self, attempt: int = 0) -> None:
-        """Bring everybody to where the run began."""
-        self.groups.reload()
+        """Bring everybody to where the run began. What is trained has just been started anew."""
         self.go_on(replace(self.beginning, attempt=attempt), [], [])
 
     def go_on(self, state: DriverState, steps: Sequence[dict[str, Any]], ledger: Sequence[Entry]) -> None:

@@ -56,7 +56,7 @@ def run_rlhf(run: StageRun) -> str:
     with (
         demonstrations as ptx_rows,
         run.terminal.bar(run.name) as log.bar,
-        reserve(run.bundles, run.name, run.profile) as reservation,
+        reserve(run.bundles, run.name, run.profile, run.handover) as reservation,
         Groups(
             config,
             actors={each.name: each for each in run.stage.actors()},
@@ -69,6 +69,7 @@ def run_rlhf(run: StageRun) -> str:
             ptx_rows=ptx_rows,
             multipliers_file=run.files.multipliers,
             beginning=run.beginning,
+            handover=run.handover,
         ) as groups,
     ):
         nodes = groups.nodes()
@@ -77,6 +78,8 @@ def run_rlhf(run: StageRun) -> str:
             run.terminal.line(f"{run.name} goes on after step {left.step} of {config.steps}")
             state.read(left)
             run.beginning.lap("checkpoint")
+        elif groups.rollout.taken:
+            state.producer.publish(0)
         terms = Terms(len(prompts), config.prompts_per_step, config.samples_per_prompt, config.rollout.max_staleness)
         checkpointing = Checkpointing(run, state, terms, left.step if left else 0)
         with keeping_state(run.terminal.tell_of_ending):

@@ -83,17 +83,18 @@ def run_supervised(
             ray.get(board.deal.remote(_dealt(stage, read, seed)), timeout=BOARD_TIMEOUT_S)
             beginning.lap("data")
             with keeping_state(screen.tell_of_ending):
-                _follow(running, board, on_progress, lambda starts: _ready(beginning, asked, starts))
+                over = _follow(running, board, on_progress, lambda starts: _ready(beginning, asked, starts))
     except BaseException:
         ray.cancel(running, force=True)  # the workers end with it
         raise
-    try:
-        ray.get(running, timeout=BOARD_TIMEOUT_S)  # has ended
-    except RayTaskError as error:
-        raise ray.get(board.refusal.remote(), timeout=BOARD_TIMEOUT_S) or error.cause from error
-    stopped = ray.get(board.stopped.remote(), timeout=BOARD_TIMEOUT_S)
-    if stopped is not None:
-        raise Ended(f"the same command goes on after step {stopped} of {claim.stage}")
+    if not over:
+        try:
+            ray.get(running, timeout=BOARD_TIMEOUT_S)  # has ended
+        except RayTaskError as error:
+            raise ray.get(board.refusal.remote(), timeout=BOARD_TIMEOUT_S) or error.cause from error
+        stopped = ray.get(board.stopped.remote(), timeout=BOARD_TIMEOUT_S)
+        if stopped is not None:
+            raise Ended(f"the same command goes on after step {stopped} of {claim.stage}")
     shutil.rmtree(files.training.folder)
     return read_json(files.metrics)
 
@@ -113,15 +114,17 @@ def _ready(beginning: Beginning, asked: float, starts: list[Start]) -> None:
 
 def _follow(
     running: Any, board: Any, on_progress: Callable[[Progress], None], on_ready: Callable[[list[Start]], None]
-) -> None:
+) -> bool:
     """Until the workers have ended: tell of their progress, and hand on to them that they are to end.
 
-    Raises KeyboardInterrupt when that comes before their first step: there is nothing to keep.
+    Returns whether the stage is over, and only Ray Train's own actors have still to end, which they do while the next
+    stage starts; False: Ray Train has ended, too, for whatever reason. Raises KeyboardInterrupt when the workers are to
+    end before their first step: there is nothing to keep.
     """
-    ended, told, begun = list[Any](), False, False
-    while not ended:
+    ended, over, told, begun = list[Any](), False, False, False
+    while not (ended or over):
         ended, _ = ray.wait([running], timeout=POLL_S)
-        starts, new = ray.get(board.news.remote(), timeout=BOARD_TIMEOUT_S)
+        starts, new, over = ray.get(board.news.remote(), timeout=BOARD_TIMEOUT_S)
         if starts:
             on_ready(starts)
         for progress in new:
@@ -132,6 +135,7 @@ def _follow(
                 raise KeyboardInterrupt
             ray.get(board.stop.remote(), timeout=BOARD_TIMEOUT_S)
             told = True
+    return over
 
 
 def split_by_prompt(rows: Sequence[Any], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -175,9 +179,21 @@ def _trainer(job: Job, bundles: Sequence[Bundle]) -> Any:
             name=job.files.folder.name,
             storage_path=str(job.files.ray_train),
             failure_config=FailureConfig(max_failures=stage.max_failures),
+            callbacks=[_end_noted(job.board)],
             worker_runtime_env={"env_vars": actor_env(resources)},
         ),
     )
+
+
+def _end_noted(board: Any) -> Any:
+    """A callback of Ray Train's, which then takes another second to end itself."""
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    class EndNoted(WorkerGroupCallback):
+        def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
+            board.note_end.remote()
+
+    return EndNoted()
 
 
 def scaling(stage: Supervised, bundles: Sequence[Bundle] = ()) -> Any:

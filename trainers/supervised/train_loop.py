@@ -62,13 +62,16 @@ class Job:
 def train_worker(config: dict[str, Job]) -> None:
     """One rank of a supervised stage. Ray Train has set up the process group.
 
-    A CastorError goes to the board: what only a person can put right would fail a restarted group again.
+    A CastorError goes to the board: what only a person can put right would fail a restarted group again. One that is
+    restarted when the result is there, as a rank of it has died since, has nothing to do.
     """
     job = config["job"]
     board: Any = job.board
-    error = ray.get(board.refusal.remote(), timeout=ROWS_TIMEOUT_S)
+    error, made = ray.get([board.refusal.remote(), board.made.remote()], timeout=ROWS_TIMEOUT_S)
     if error is not None:
         raise error
+    if made:
+        return
     try:
         train(job)
     except CastorError as error:
@@ -351,6 +354,8 @@ class Worker:
         }
         if self.rank == 0:
             write_json(self.job.files.metrics, {**metrics, "history": state.history})
+            board: Any = self.job.board
+            ray.get(board.note_made.remote(), timeout=ROWS_TIMEOUT_S)
         return metrics
 
     def _save(self, folder: Path) -> None:

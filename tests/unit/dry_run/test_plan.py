@@ -61,7 +61,7 @@ def test_the_demo_starts_these_actors():
         ("MultiplierOwner", 1),
     ]  # fmt: skip
     assert [(a.name, a.count) for a in stages["evaluate"]] == [
-        ("rollout", 2), ("reward-scorer", 1), ("cost-scorer", 1), ("FolderWeights", 1)
+        ("rollout", 1), ("reward-scorer", 1), ("cost-scorer", 1), ("FolderWeights", 1)
     ]  # fmt: skip
     reserved = {stage: totals(actors).cpus for stage, actors in stages.items()}
     assert (reserved["sft"], reserved["collect"], reserved["ppo_lag"], reserved["ppo"]) == (1, 0.5, 1.25, 1)
