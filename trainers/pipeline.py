@@ -147,8 +147,8 @@ class Pipeline:
     def _wanted(self, stage: Stage) -> Wanted:
         from actors.handover import Wanted
 
-        workers = [each for each in stage.actors() if each.name == "rollout"]
-        return Wanted(workers[0] if workers else None, self.plan.bundles(stage))
+        workers = next((each for each in stage.actors() if each.name == "rollout"), None)
+        return Wanted(workers, self.plan.bundles(stage))
 
     def _require_room(self, stages: Sequence[Stage]) -> None:
         """Join the cluster; raise CastorError when it has too few GPUs for a stage and cannot grow."""

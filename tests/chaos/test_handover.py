@@ -1,7 +1,9 @@
 """Rollout workers that one RLHF run leaves to the next one."""
 
 import psutil
+import ray
 
+from actors.group import has_died
 from tests.chaos.rlhf_run import ROLLOUT, Run, kill, watched_groups
 
 
@@ -24,4 +26,7 @@ def test_runs_that_share_engines_give_what_each_gives_alone(undisturbed, tiny_mo
     assert first != second == third
     assert [groups.rollout.restarts for groups in made] == [0, 0, 0]
     assert started == 3 * started[:4]
+    left = [worker.__ray_ready__.remote() for worker in third]
+    assert len(ray.wait(left, num_returns=len(left), timeout=60)[0]) == len(left)
+    assert all(map(has_died, left))
     assert run.result() == undisturbed
