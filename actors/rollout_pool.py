@@ -83,6 +83,7 @@ class RolloutPool:
         self._weights = WeightProofs()
         self._streams: dict[Any, Dealt] = {}  # of one worker in the order in which it serves them
         self._suspects = Suspects()
+        self._held: list[tuple[PromptRequest, Job]] = []  # until a worker owes nothing: to be sampled alone
         self.republish: Callable[[], WeightUpdate] | None = None  # see `_latest`
         if self.reservation.shares(self._asked):
             self.wait_ready()
@@ -159,12 +160,15 @@ class RolloutPool:
 
     def abandon(self) -> None:
         """Forget what was dealt: whatever the workers still make of it goes nowhere."""
-        self._streams = {}
+        self._streams, self._held = {}, []
 
     @property
     def events(self) -> list[Any]:
-        """What to `ray.wait` for while this pool has work: each goes to `handle` when it is ready."""
-        return [*self._weights.pending, *self._streams]
+        """What to `ray.wait` for while this pool has work: each goes to `handle` when it is ready.
+
+        Chunks first: what a worker has answered is read before its death is judged by what it owes.
+        """
+        return [*self._streams, *self._weights.pending]
 
     def wait(self) -> tuple[Job, Chunk] | None:
         """`handle` of the next event. Workers that owe one and are silent for timeout_s are replaced.
@@ -315,16 +319,31 @@ class RolloutPool:
                     calls[newest.sleep.remote(*args)] = newest
 
     def _deal(self, requests: Sequence[PromptRequest], job: Job) -> None:
-        """To all workers alike. What is to be sampled alone has a stream of its own, and a prompt one worker."""
+        """To all workers alike, but for what is to be sampled alone."""
         if requests and not self.workers:
             self._bring_in_replacements()
-        alone = [request for request in requests if self._suspects.alone(request)]
+        self._held += [(request, job) for request in requests if self._suspects.alone(request)]
         together = [request for request in requests if not self._suspects.alone(request)]
         for worker, share in zip(self.workers, deal_requests(together, len(self.workers)), strict=True):
             self._stream(worker, share, job)
-        prompts = list(dict.fromkeys(request.prompt for request in alone))
-        for request in alone:
-            self._stream(self.workers[prompts.index(request.prompt) % len(self.workers)], [request], job)
+        self._deal_held()
+
+    def _deal_held(self) -> None:
+        """A suspect's requests to each worker that owes nothing, so that no other prompt can be what it dies of."""
+        for worker in self.workers:
+            if not self._held:
+                return
+            if not self._owed(worker):
+                suspect, job = self._held[0]
+                its = [each for each, of in self._held if of is job and each.prompt is suspect.prompt]
+                self._held = [each for each in self._held if each[1] is not job or each[0] not in its]
+                self._stream(worker, its, job)
+
+    def _owed(self, worker: ActorHandle) -> list[list[PromptRequest]]:
+        """What it has not handed on yet, stream by stream in the order in which it serves them."""
+        return [
+            list(each.waiting.values()) for each in self._streams.values() if each.worker == worker and each.waiting
+        ]
 
     def _stream(self, worker: ActorHandle, requests: Sequence[PromptRequest], job: Job) -> None:
         if requests:
@@ -367,6 +386,7 @@ class RolloutPool:
             return False
         for request in requests:
             self._suspects.clear(request)
+        self._deal_held()
         job.unfinished.difference_update(info.uids)
         return True
 
@@ -403,8 +423,7 @@ class RolloutPool:
         """
         if worker not in self.workers:
             return False
-        sampled = (list(each.waiting.values()) for each in self._streams.values() if each.worker == worker)
-        deadly = self._suspects.note_death(next(filter(None, sampled), []))  # streams are served one after the other
+        deadly = self._suspects.note_death(self._owed(worker))
         if deadly is not None:
             self._workforce.excused += deadly.deaths
         self._workforce.replace(worker, error)

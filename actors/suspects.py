@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from actors.rollout import PromptRequest
 from castor.data.tokens.prompt_stream import Prompt
@@ -33,11 +33,16 @@ class Suspects:
     def __init__(self) -> None:
         self._deaths = Counter[PromptRequest]()
 
-    def note_death(self, requests: Collection[PromptRequest]) -> DeadlyPrompt | None:
-        """A worker died while it sampled these; the prompt that is to blame, if that is known now."""
-        self._deaths.update(requests)
-        prompts = {request.prompt for request in requests}
-        deaths = max((self._deaths[request] for request in requests), default=0)
+    def note_death(self, owed: Sequence[Collection[PromptRequest]]) -> DeadlyPrompt | None:
+        """A worker died that owed these, stream by stream in the order in which it serves them.
+
+        Returns the prompt that is to blame, if that is known now. It is not where the worker owed others, too, even in
+        later streams: it may have died in one of those, and what it answered before be lost with it.
+        """
+        sampled = next(iter(owed), ())
+        self._deaths.update(sampled)
+        prompts = {request.prompt for requests in owed for request in requests}
+        deaths = max((self._deaths[request] for request in sampled), default=0)
         return DeadlyPrompt(prompts.pop(), deaths) if len(prompts) == 1 and deaths > 1 else None
 
     def clear(self, request: PromptRequest) -> None:

@@ -12,6 +12,7 @@ import ray
 
 from actors.learner import LearnerWorker
 from actors.rollout import RolloutWorker
+from actors.suspects import Suspects
 from castor.io.checkpoint import StagedFolder
 from castor.io.errors import CastorError
 from castor.io.files import read_json, read_jsonl
@@ -134,6 +135,8 @@ def test_a_prompt_that_kills_its_engine_and_a_scorer_that_cannot_be_reached(
 
     monkeypatch.setattr("trainers.rlhf.stage.fitting_prompts", fitting)
     monkeypatch.setattr("actors.rollout_pool.FinishingWorker", deadly_to(RolloutWorker, text, witnesses))
+    owed, note_death = [], Suspects.note_death
+    monkeypatch.setattr(Suspects, "note_death", lambda self, each: owed.append(each) or note_death(self, each))
     url, down = scorer
     own = {"role": "objective", "http": {"url": url, "retries": 1, "retry_wait_s": 0.1}, "critic": ENGINE}
     run = Run(tmp_path / "run", tiny_models, signals={"own": own | {"critic_model": tiny_models.reward}})
@@ -157,7 +160,8 @@ def test_a_prompt_that_kills_its_engine_and_a_scorer_that_cannot_be_reached(
     assert len(paused) == 2
     assert all("run pauses for 1 s[/]: the scorer at" in text and "answered HTTP 503" in text for text in paused)
     assert any("the same command goes on after step 4 of run" in line for line in run.screen.lines)
-    assert len(list(witnesses.iterdir())) == 3
+    assert len(list(witnesses.iterdir())) == len(owed) == 3
+    assert {request.prompt.text for requests in owed[-1] for request in requests} == {text.read_text()}
     assert [row["prompt"] for row in read_jsonl(run.files.deadly_prompts)] == [text.read_text()]
     record = read_json(run.files.run_record)
     assert (record["deadly_prompts"], record["restarts"]) == ([number], 0)
