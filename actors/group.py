@@ -108,8 +108,8 @@ def node_id() -> str:
 class SpmdActor(Starting):
     """Base of an actor that is one rank of an SPMD group."""
 
-    def __init__(self) -> None:
-        """All groups import side by side: nobody waits to be asked for it."""
+    def prepare(self) -> None:
+        """Import, as all groups do side by side."""
         with phase(IMPORTS):
             import engines.deepspeed_engine  # noqa: F401
 
@@ -150,14 +150,19 @@ class ActorGroup:
         self.name = name
         self.handles: list[Any] = list(handles)
         self.asked = time.time() if asked is None else asked
+        self.placed = self.call("__ray_ready__")  # refs, each there when its actor has a process
 
     @classmethod
     def start(
         cls, actors: Actors, actor_class: Any, reservation: Reservation, *args: Any, name: str | None = None
     ) -> ActorGroup:
-        """Start all `actors` where they are reserved, with `args`, without waiting for them; `name` for messages."""
+        """Start all `actors` where they are reserved, with `args`, and have them `prepare`, without waiting for them;
+        `name` for messages.
+        """
         options = [reservation.options(actors, rank) for rank in range(actors.count)]
-        return cls(name or actors.name, [actor_class.options(**option).remote(*args) for option in options])
+        started = cls(name or actors.name, [actor_class.options(**option).remote(*args) for option in options])
+        started.call("prepare")
+        return started
 
     def join(self, timeout_s: float) -> None:
         """`join_each` of this group alone."""

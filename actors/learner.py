@@ -21,11 +21,7 @@ from actors.startup import IMPORTS, during, phase
 from actors.step_batch import StepBatch, read
 from actors.torch_trace import TorchTraced
 from castor.algorithms.advantages import combine
-from castor.algorithms.kl import k3
-from castor.algorithms.losses import clipped_policy_loss
-from castor.algorithms.off_policy import importance_ratio, truncated_importance_weights
-from castor.algorithms.ragged import token_weights
-from castor.algorithms.ratio import is_bounded
+from castor.algorithms.policy_loss import IMPORTANCE, PolicyLoss
 from castor.config.rlhf import RLHF
 from castor.data.rows.schemas import QARow
 from castor.data.tokens.template import PromptTemplate, load_tokenizer
@@ -238,88 +234,26 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed, Watched, TorchTraced):
     def _accumulate(
         self, experience: Experience, mini: MiniBatch, columns: dict[str, NDArray[np.float32]], kl_coeff: float
     ) -> dict[str, float]:
-        """Backward passes of one mini-batch; sums over all ranks (gap_max and importance_max: maxima)."""
-        with_kl, with_entropy, own_old = kl_coeff > 0, self.learner.entropy_coeff > 0, self.config.own_old_logprobs
-        sums = dict.fromkeys(("loss", "clipped", "bounded", "logprob", "gap"), 0.0)
-        if with_kl:
-            sums["kl_loss"] = 0.0
-        if with_entropy:
-            sums["entropy"] = 0.0
-        if "fresh" in columns:
-            sums["fresh"] = 0.0
-        if own_old:
-            sums |= dict.fromkeys(IMPORTANCE, 0.0)
-        maxima = dict.fromkeys(("gap_max", "importance_max") if own_old else ("gap_max",), 0.0)
+        """Backward passes of one mini-batch; the figures of `PolicyLoss`, and ptx_loss, over all ranks."""
+        loss = PolicyLoss(
+            self.learner,
+            kl_coeff=kl_coeff,
+            own_old=self.config.own_old_logprobs,
+            fresh="fresh" in columns,
+            sequences=mini.sequences,
+            tokens=mini.tokens,
+        )
         for sequences in mini.micro:
             micro = make_micro_batch(experience, sequences, columns, self.learner.engine.pack_length, self.device)
             output = self.engine.forward(
-                micro.rows, micro.response_positions, self.config.rollout.temperature, with_entropy
+                micro.rows, micro.response_positions, self.config.rollout.temperature, loss.with_entropy
             )
-            if not len(sequences):
-                self.engine.accumulate(output.sum() * 0.0)
-                continue
-            logprobs = output[0] if with_entropy else output
-            weights = token_weights(micro.lengths, self.learner.loss_normalization, mini.sequences, mini.tokens)
-            sampled = micro.columns["logprobs"]
-            old = micro.columns.get("proximal", logprobs.detach()) if own_old else sampled
-            surrogate = self._surrogate(logprobs, old, micro.columns["advantages"])
-            if own_old:
-                correction = truncated_importance_weights(importance_ratio(old, sampled), self.learner.importance_cap)
-                surrogate = surrogate * correction
-            loss = total = (weights * surrogate).sum()
-            if with_kl:
-                kl_loss = (weights * k3(logprobs, micro.columns["reference"])).sum()
-                total = total + kl_coeff * kl_loss
-                sums["kl_loss"] += float(kl_loss.detach())
-            if with_entropy:
-                entropy = (weights * output[1]).sum()
-                total = total - self.learner.entropy_coeff * entropy
-                sums["entropy"] += float(entropy.detach())
-            self.engine.accumulate(total)
-            sums["loss"] += float(loss.detach())
-            self._tally(sums, maxima, logprobs.detach(), old, micro.columns)
+            whole = loss.add(output, micro.lengths, micro.columns) if len(sequences) else output.sum() * 0.0
+            self.engine.accumulate(whole)
+        sums = loss.sums
         if self.ptx is not None:
             sums["ptx_loss"] = self.ptx.accumulate(self.engine, self.learner.engine, self.rank, self.world_size)
-        return {**sum_over_ranks(sums), **{key: max_over_ranks(value) for key, value in maxima.items()}}
-
-    def _tally(
-        self,
-        sums: dict[str, float],
-        maxima: dict[str, float],
-        logprobs: torch.Tensor,
-        old: torch.Tensor,
-        columns: dict[str, torch.Tensor],
-    ) -> None:
-        """Add the figures of one micro-batch's response tokens."""
-        sampled = columns["logprobs"]
-        gap = (logprobs - sampled).abs()
-        bounded = is_bounded(logprobs - old)
-        if "kl_loss" in sums:
-            bounded |= is_bounded(columns["reference"] - logprobs)
-        if "fresh" in columns:
-            gap = gap * columns["fresh"]
-            sums["fresh"] += float(columns["fresh"].sum())
-        if self.config.own_old_logprobs:
-            bounded |= is_bounded(old - sampled)
-            ratio = importance_ratio(old, sampled)
-            sums["importance_mean"] += float(ratio.sum())
-            sums["importance_truncated_share"] += float((ratio > self.learner.importance_cap).sum())
-            maxima["importance_max"] = max(maxima["importance_max"], float(ratio.max()))
-        sums["clipped"] += float(self._outside(logprobs, old).sum())
-        sums["bounded"] += float(bounded.sum())
-        sums["logprob"] += float(logprobs.sum())
-        sums["gap"] += float(gap.sum())
-        maxima["gap_max"] = max(maxima["gap_max"], float(gap.max()))
-
-    def _surrogate(self, logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-        low, high = self.learner.clip_range
-        return clipped_policy_loss(logprobs, old, advantages, low, high, dual_clip=self.learner.dual_clip)
-
-    def _outside(self, logprobs: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-        """[R] whether the ratio has left the clip range."""
-        low, high = self.learner.clip_range
-        moved = torch.exp(logprobs - old) - 1.0
-        return (moved > high) | (-moved > low)
+        return {**sum_over_ranks(sums), **{key: max_over_ranks(value) for key, value in loss.maxima.items()}}
 
     def _check_gap(self, sums: dict[str, float], tokens: int) -> dict[str, float]:
         """The gap of the first mini-batch, over the tokens that the weights before the update sampled."""
@@ -406,7 +340,6 @@ class LearnerWorker(SpmdActor, Occupant, Checkpointed, Watched, TorchTraced):
 
 
 LEARNER_STATE = "learner.json"
-IMPORTANCE = ("importance_mean", "importance_truncated_share")  # metrics of the ratio before truncation, per token
 
 
 def _kl_per_response(experience: Experience, reference: NDArray[np.float32]) -> float:

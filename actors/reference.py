@@ -22,8 +22,8 @@ from castor.model_reference import ModelLike
 class ReferenceWorker(Occupant, Watched, Starting, TorchTraced):
     """One replica of the reference policy."""
 
-    def __init__(self) -> None:
-        """Import while others do, as `SpmdActor`."""
+    def prepare(self) -> None:
+        """Import, as all groups do side by side."""
         with phase(IMPORTS):
             import castor.models.policy  # noqa: F401
 

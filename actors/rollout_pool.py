@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -14,13 +15,12 @@ from ray.exceptions import RayActorError
 from actors.group import START_TIMEOUT_S, ActorFailure, Stalled, get, too_late
 from actors.handover import Handover
 from actors.health import Health, Roster
-from actors.jobs import Chunk, Dealt, Job, deal_requests
+from actors.jobs import Chunk, Dealt, Job
 from actors.processes import Processes, kill, show_stacks
-from actors.recording import of_step
 from actors.reservation import Reservation
 from actors.rollout import ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
 from actors.startup import Beginning
-from actors.suspects import Suspects
+from actors.streams import Streams
 from actors.weight_proofs import WeightProofs
 from actors.workforce import Workforce
 from castor.config.rollout import Rollout
@@ -81,9 +81,8 @@ class RolloutPool:
         self._workforce = Workforce("rollout worker", self._start, names, config.max_worker_restarts, roster, taken)
         self.taken = bool(taken)
         self._weights = WeightProofs()
-        self._streams: dict[Any, Dealt] = {}  # of one worker in the order in which it serves them
-        self._suspects = Suspects()
-        self._held: list[tuple[PromptRequest, Job]] = []  # until a worker owes nothing: to be sampled alone
+        self._streams = Streams(config.timeout_s)
+        self._ready = deque[Any]()  # events to be handled, as far as they still are any
         self.republish: Callable[[], WeightUpdate] | None = None  # see `_latest`
         if self.reservation.shares(self._asked):
             self.wait_ready()
@@ -160,26 +159,35 @@ class RolloutPool:
 
     def abandon(self) -> None:
         """Forget what was dealt: whatever the workers still make of it goes nowhere."""
-        self._streams, self._held = {}, []
+        self._streams.abandon()
 
-    @property
-    def events(self) -> list[Any]:
-        """What to `ray.wait` for while this pool has work: each goes to `handle` when it is ready.
+    def next_event(self, timeout_s: float, others: Sequence[Any] = ()) -> Any | None:
+        """One of `others` that is ready, or something for `handle`; None: nothing happens within `timeout_s`.
 
-        Chunks first: what a worker has answered is read before its death is judged by what it owes.
+        Everything that is ready is asked for at once: to look at the streams of all workers for every chunk would cost
+        more the more workers there are. Chunks come first: what a worker has answered is read before its death is
+        judged by what it owes.
         """
-        return [*self._streams, *self._weights.pending]
+        while self._ready:
+            event = self._ready.popleft()
+            if event in self._streams.dealt or event in self._weights.pending:
+                return event
+        events = [*others, *self._streams.dealt, *self._weights.pending]
+        ready, _ = ray.wait(events, num_returns=1, timeout=timeout_s)
+        if ready and len(events) > 1:
+            ready, _ = ray.wait(events, num_returns=len(events), timeout=0)
+        self._ready.extend(event for event in ready[1:] if event not in others)
+        return ready[0] if ready else None
 
     def wait(self) -> tuple[Job, Chunk] | None:
         """`handle` of the next event. Workers that owe one and are silent for timeout_s are replaced.
 
         Raises ActorFailure when that was one too many.
         """
-        ready, _ = ray.wait(self.events, num_returns=1, timeout=self.config.timeout_s)
-        if ready:
-            return self.handle(ready[0])
-        owing = {dealt.worker for dealt in self._streams.values() if dealt.waiting}
-        for worker in owing or {owed.worker for owed in self._weights.pending.values()}:
+        event = self.next_event(self.config.timeout_s)
+        if event is not None:
+            return self.handle(event)
+        for worker in self._streams.owing() or {owed.worker for owed in self._weights.pending.values()}:
             self._end(worker, too_late(self.config.timeout_s, "a rollout worker (sampling)"))
         return None
 
@@ -188,22 +196,21 @@ class RolloutPool:
         if event in self._weights.pending:
             self._verify(event)
             return None
-        dealt = self._streams[event]
+        dealt = self._streams.dealt[event]
         try:
-            chunk = self._next_chunk(event)
+            chunk = self._streams.next_chunk(event)
         except (RayActorError, Stalled) as error:
             if isinstance(error, Stalled):
                 self._end(dealt.worker, error)
             else:
                 self._replace(dealt.worker, error)
-            del self._streams[event]
-            self._deal(list(dealt.waiting.values()), dealt.job)
+            self._deal(self._streams.end(event), dealt.job)
             return None
         if chunk is None:
-            del self._streams[event]
-            if dealt.waiting:
-                raise ActorFailure(f"{len(dealt.waiting)} prompts were never answered: a rollout stream ended early")
+            if unanswered := self._streams.end(event):
+                raise ActorFailure(f"{len(unanswered)} prompts were never answered: a rollout stream ended early")
             return None
+        self.beginning.first("token" if chunk.info.first_token else "response", chunk.info.first_token)
         return (dealt.job, chunk) if self._may_use(chunk.info, dealt) else None
 
     def load_weights(self, update: WeightUpdate) -> None:
@@ -292,7 +299,7 @@ class RolloutPool:
     def _at_rest(self) -> bool:
         """Whether all responses and proofs have come; not where engines sleep, which may have no weights."""
         _, sleeps, _ = self._args
-        if sleeps or any(dealt.waiting for dealt in self._streams.values()):
+        if sleeps or self._streams.owing():
             return False
         owed = list(self._weights.pending)
         return not owed or len(ray.wait(owed, num_returns=len(owed), timeout=ANSWER_S)[0]) == len(owed)
@@ -319,54 +326,9 @@ class RolloutPool:
                     calls[newest.sleep.remote(*args)] = newest
 
     def _deal(self, requests: Sequence[PromptRequest], job: Job) -> None:
-        """To all workers alike, but for what is to be sampled alone."""
         if requests and not self.workers:
             self._bring_in_replacements()
-        self._held += [(request, job) for request in requests if self._suspects.alone(request)]
-        together = [request for request in requests if not self._suspects.alone(request)]
-        for worker, share in zip(self.workers, deal_requests(together, len(self.workers)), strict=True):
-            self._stream(worker, share, job)
-        self._deal_held()
-
-    def _deal_held(self) -> None:
-        """A suspect's requests to each worker that owes nothing, so that no other prompt can be what it dies of."""
-        for worker in self.workers:
-            if not self._held:
-                return
-            if not self._owed(worker):
-                suspect, job = self._held[0]
-                its = [each for each, of in self._held if of is job and each.prompt is suspect.prompt]
-                self._held = [each for each in self._held if each[1] is not job or each[0] not in its]
-                self._stream(worker, its, job)
-
-    def _owed(self, worker: ActorHandle) -> list[list[PromptRequest]]:
-        """What it has not handed on yet, stream by stream in the order in which it serves them."""
-        return [
-            list(each.waiting.values()) for each in self._streams.values() if each.worker == worker and each.waiting
-        ]
-
-    def _stream(self, worker: ActorHandle, requests: Sequence[PromptRequest], job: Job) -> None:
-        if requests:
-            method = of_step(worker, "generate", job.step, num_returns="streaming")
-            stream = method.remote(requests, job.decode)
-            self._streams[stream] = Dealt(worker, job, {request.uid: request for request in requests})
-
-    def _next_chunk(self, stream: Any) -> Chunk | None:
-        """The next chunk of a ready stream; None at its end. A stream yields experience and info in turn."""
-        try:
-            experience = next(stream)
-        except StopIteration:
-            return None
-        if not ray.wait([stream], timeout=self.config.timeout_s)[0]:
-            raise too_late(self.config.timeout_s, "a rollout worker (in the middle of a chunk)")
-        try:
-            info = next(stream)
-        except StopIteration:
-            ray.get(experience, timeout=self.config.timeout_s)  # the last object of a failed stream is its error
-            raise ActorFailure("a rollout stream ended in the middle of a chunk") from None
-        chunk = Chunk(experience, ray.get(info, timeout=self.config.timeout_s))
-        self.beginning.first("token" if chunk.info.first_token else "response", chunk.info.first_token)
-        return chunk
+        self._streams.deal(requests, job, self.workers)
 
     def _may_use(self, info: ChunkInfo, dealt: Dealt) -> bool:
         """Whether a chunk is recent enough, and from weights that were proven. If not, it is sampled again."""
@@ -384,9 +346,7 @@ class RolloutPool:
             self.load_weights(self._latest(self.update))  # brings a worker that lags behind to the newest version
             self._deal(requests, job)
             return False
-        for request in requests:
-            self._suspects.clear(request)
-        self._deal_held()
+        self._streams.answered(requests, self.workers)
         job.unfinished.difference_update(info.uids)
         return True
 
@@ -423,7 +383,7 @@ class RolloutPool:
         """
         if worker not in self.workers:
             return False
-        deadly = self._suspects.note_death(self._owed(worker))
+        deadly = self._streams.note_death(worker)
         if deadly is not None:
             self._workforce.excused += deadly.deaths
         self._workforce.replace(worker, error)

@@ -101,7 +101,7 @@ def parts(model: str, rollout: Rollout) -> dict[str, float]:
                     found |= {f"vLLM, {part}": s for part, s in made.items()} | {"vLLM, the rest": rest}
         kind = cast(Any, LearnerWorker)
         group = ActorGroup("learner", [kind.options(**actor_options(Resources(cpus=0), "bench")).remote()])
-        get(group.call("node"), START_TIMEOUT_S, "the learner")
+        get(group.call("prepare"), START_TIMEOUT_S, "the learner")
         found["process group of one learner"] = seconds(lambda: group.join(START_TIMEOUT_S))
         group.stop()
     return {f"{name}, s": value for name, value in found.items()} | cpu

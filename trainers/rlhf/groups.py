@@ -17,6 +17,7 @@ from actors.handover import Handover
 from actors.health import Health, Roster
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
+from actors.nodes import wait_for_word
 from actors.processes import Processes, kill, show_stacks
 from actors.recording import of_step
 from actors.reference import ReferenceWorker
@@ -141,7 +142,7 @@ class Groups:
         return self._groups.get("reference")
 
     def lost(self) -> list[str]:
-        """The groups of which an actor has died."""
+        """The groups of which an actor has died, once it is known whether its node has, too."""
         asked = {
             handle.__ray_ready__.remote(): (name, rank)
             for name, group in self._groups.items()
@@ -151,6 +152,9 @@ class Groups:
         dead = [asked[ref] for ref in answered if has_died(ref)]
         for name, rank in dead:
             self._note(name, Health.DEAD, ranks=[rank])
+        # not known of one that died before it could load its model
+        nodes = {each.node for name, rank in dead for each in self._processes[name][rank : rank + 1]}
+        wait_for_word(nodes, DEATH_S)
         return list(dict.fromkeys(name for name, _ in dead))
 
     def end_silent(self) -> list[str]:
@@ -197,7 +201,7 @@ class Groups:
 
     def _go_on_with_those_that_come(self, name: str) -> None:
         group, patience = self._groups[name], self.config.learner.rejoin_s
-        asked = {handle.__ray_ready__.remote(): handle for handle in group.handles}
+        asked = dict(zip(group.placed, group.handles, strict=True))
         up, _ = ray.wait(list(asked), num_returns=len(asked), timeout=patience)
         came = [handle for ref, handle in asked.items() if ref in up and not has_died(ref)]
         size = self.config.ranks_within(len(came)) if self.parts[name].trains else len(came)
@@ -213,6 +217,7 @@ class Groups:
         if missing:
             log.warning("%s goes on with %d of %d ranks: the others find no place", group.name, size, len(asked))
             self._waiting[name] = ActorGroup(name, missing)
+            self._waiting[name].call("prepare")
         self._groups[name] = ActorGroup(group.name, came[:size], group.asked)
 
     @property

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-
 from actors.group import get, too_late
 from actors.jobs import Chunk, Job, request_seed
 from actors.recording import of_step
@@ -143,14 +141,13 @@ class Producer:
         """`actors.group.get` that has the responses scored that finish meanwhile."""
         deadline, pending = time.monotonic() + timeout_s, list(refs)
         while pending and self.growing:
-            events = [*pending, *self.pool.events]
-            ready, _ = ray.wait(events, num_returns=1, timeout=max(deadline - time.monotonic(), 0.0))
-            if not ready:
+            event = self.pool.next_event(max(deadline - time.monotonic(), 0.0), pending)
+            if event is None:
                 raise too_late(timeout_s, what)
-            if ready[0] in pending:
-                pending.remove(ready[0])
+            if event in pending:
+                pending.remove(event)
             else:
-                self._grow(self.pool.handle(ready[0]))
+                self._grow(self.pool.handle(event))
         return get(refs, timeout_s, what)
 
     def publish(self, version: int) -> None:
