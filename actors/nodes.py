@@ -9,6 +9,7 @@ from typing import Any, cast
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+DEATH_S = 60.0  # within which it is known that an actor has died, with its node
 POLL_S = 0.2
 
 
@@ -17,14 +18,14 @@ def _here() -> None:
     """It runs."""
 
 
-def wait_for_word(nodes: Iterable[str], timeout_s: float) -> None:
+def wait_for_word(nodes: Iterable[str]) -> None:
     """Until Ray knows of each of these nodes whether it is there: it answers, or Ray says that it is dead.
 
     An actor may have died with its node. Ray finds that out by a check that fails several times, some 15 s later, and
-    starts others on it until then. Where a node neither answers nor is dead after `timeout_s`, what is started next
+    starts others on it until then. Where a node neither answers nor is dead after `DEATH_S`, what is started next
     will show what is wrong with it.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + DEATH_S
     asked: dict[Any, str] = {}
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node, soft=False)

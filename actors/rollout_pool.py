@@ -12,10 +12,11 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from actors.group import START_TIMEOUT_S, ActorFailure, Stalled, get, too_late
+from actors.group import START_TIMEOUT_S, ActorFailure, Stalled, get, has_died, too_late
 from actors.handover import Handover
 from actors.health import Health, Roster
 from actors.jobs import Chunk, Dealt, Job
+from actors.nodes import wait_for_word
 from actors.processes import Processes, kill, show_stacks
 from actors.reservation import Reservation
 from actors.rollout import ChunkInfo, ContinuingWorker, FinishingWorker, PromptRequest
@@ -377,7 +378,7 @@ class RolloutPool:
         self._replace(worker, error)
 
     def _replace(self, worker: ActorHandle, error: Exception) -> bool:
-        """Replace a worker that has died; False when that was done before.
+        """Replace a worker that has died, once it is known whether its node has, too; False when that was done before.
 
         Raises DeadlyPrompt when a prompt is known to have killed it: the death does not count as a worker's then.
         """
@@ -386,6 +387,9 @@ class RolloutPool:
         deadly = self._streams.note_death(worker)
         if deadly is not None:
             self._workforce.excused += deadly.deaths
+        known, _ = ray.wait([self._processes[worker]], timeout=0)
+        if known and not has_died(known[0]):
+            wait_for_word([get(known[0], ANSWER_S, "a rollout worker").node])
         self._workforce.replace(worker, error)
         self._weights.forget(worker)
         del self._processes[worker]

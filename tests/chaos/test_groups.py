@@ -124,12 +124,13 @@ def test_actors_of_every_kind_that_are_stuck(undisturbed, tiny_models, tmp_path,
 
 
 class Node:
-    """A node more in the cluster of the session, with room for one rank of a learner."""
+    """A node more in the cluster of the session, with room for so many ranks of a learner, and engines."""
 
-    def __init__(self, name):
+    def __init__(self, name, ranks, engines):
         self.place = Path("/tmp") / f"castor-{os.getpid()}-{name}"  # the paths of Ray's sockets must stay short
         address = ray.get_runtime_context().gcs_address
-        command = [RAY, "start", f"--address={address}", "--num-cpus=1", '--resources={"rank": 1}']
+        command = [RAY, "start", f"--address={address}", "--num-cpus=1"]
+        command += [f'--resources={{"rank": {ranks}, "engine": {engines}}}']
         command += ["--object-store-memory=200000000", f"--temp-dir={self.place}", "--disable-usage-stats"]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
 
@@ -145,23 +146,30 @@ class Node:
 
 
 def test_a_node_that_is_lost_and_another_that_comes(undisturbed, tiny_models, tmp_path, monkeypatch, caplog):
-    """The learner goes on with one rank, and with two again: to rounding, the numbers are those of two."""
+    """A rank and the engine are lost with it. The learner goes on with one rank, and with two again: to rounding, the
+    numbers are those of two. The engine comes back on a third node.
+    """
     monkeypatch.chdir(tmp_path)
     learner = {"ranks": 2, "engine": ENGINE | {"zero_stage": 3}, "ptx": {"data": {"limit": 20}, "batch_size": 4}}
     learner |= {"rejoin_s": 15, "resources": {"cpus": 0.25, "custom": {"rank": 1}}}
-    run = Run(tmp_path / "run", tiny_models, learner=learner)
+    rollout = ROLLOUT | {"resources": {"cpus": 0.25, "custom": {"engine": 1}}}
+    run = Run(tmp_path / "run", tiny_models, learner=learner, rollout=rollout)
     made, started = watched_groups(monkeypatch)
-    nodes, killed, sizes = [Node("a"), Node("b")], [], []
+    nodes, killed, sizes = [Node("a", ranks=1, engines=0), Node("b", ranks=1, engines=1)], [], []
+
+    def lose_a_node():
+        killed.append(nodes[1].kill())
+        nodes.append(Node("c", ranks=0, engines=1))
 
     def add_a_node():
         sizes.append(len(made[0].learner.handles))
-        nodes.append(Node("c"))
+        nodes.append(Node("d", ranks=1, engines=0))
         deadline = time.monotonic() + 300
         while not made[0].grown():
             assert time.monotonic() < deadline
 
     try:
-        run.at(1, lambda: killed.append(nodes[1].kill()))
+        run.at(1, lose_a_node)
         run.at("goes on after step 0", add_a_node)
         run.at(STEPS, lambda: sizes.append(len(made[0].learner.handles)))
         run.go()
@@ -172,6 +180,7 @@ def test_a_node_that_is_lost_and_another_that_comes(undisturbed, tiny_models, tm
     assert sizes == [1, 2]
     assert read_json(run.files.run_record)["restarts"] == 1  # no new rank was placed on the node that was gone
     assert started.count("learner") == 3
+    assert made[0].rollout.restarts == 1
     assert "learner goes on with 1 of 2 ranks" in caplog.text
     assert "run: ranks that were missing are back" in run.screen.lines
     for calm, other in zip(undisturbed[0], run.numbers(), strict=True):

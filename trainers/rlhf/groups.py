@@ -17,7 +17,7 @@ from actors.handover import Handover
 from actors.health import Health, Roster
 from actors.learner import LearnerWorker
 from actors.multipliers import MultiplierOwner
-from actors.nodes import wait_for_word
+from actors.nodes import DEATH_S, wait_for_word
 from actors.processes import Processes, kill, show_stacks
 from actors.recording import of_step
 from actors.reference import ReferenceWorker
@@ -34,7 +34,6 @@ from trainers.rlhf.turns import Turns
 log = logging.getLogger(__name__)
 PLACED_S = 0.5  # within which an actor that was started long ago answers
 ANSWER_S = 10.0  # within which an actor that is idle answers
-DEATH_S = 60.0  # within which it is known that an actor has died, with its node
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class Groups:
             self._note(name, Health.DEAD, ranks=[rank])
         # not known of one that died before it could load its model
         nodes = {each.node for name, rank in dead for each in self._processes[name][rank : rank + 1]}
-        wait_for_word(nodes, DEATH_S)
+        wait_for_word(nodes)
         return list(dict.fromkeys(name for name, _ in dead))
 
     def end_silent(self) -> list[str]:
