@@ -51,4 +51,4 @@ class Suspects:
 
     def alone(self, request: PromptRequest) -> bool:
         """Whether it is to be sampled with nothing else."""
-        return self._deaths[request] >= ALONE_AFTER
+        return self._deaths.get(request, 0) >= ALONE_AFTER
