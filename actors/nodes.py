@@ -18,14 +18,16 @@ def _here() -> None:
     """It runs."""
 
 
-def wait_for_word(nodes: Iterable[str]) -> None:
+def wait_for_word(nodes: Iterable[str]) -> set[str]:
     """Until Ray knows of each of these nodes whether it is there: it answers, or Ray says that it is dead.
+
+    Returns those that are dead.
 
     An actor may have died with its node. Ray finds that out by a check that fails several times, some 15 s later, and
     starts others on it until then. Where a node neither answers nor is dead after `DEATH_S`, what is started next
     will show what is wrong with it.
     """
-    deadline = time.monotonic() + DEATH_S
+    deadline, dead = time.monotonic() + DEATH_S, set[str]()
     asked: dict[Any, str] = {}
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -33,4 +35,6 @@ def wait_for_word(nodes: Iterable[str]) -> None:
     while asked and time.monotonic() < deadline:
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=POLL_S)
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        dead |= set(asked.values()) - alive
         asked = {ref: node for ref, node in asked.items() if ref not in ready and node in alive}
+    return dead

@@ -38,10 +38,11 @@ ANSWER_S = 5.0  # within which a worker that is up has said what its processes a
 class RolloutPool:
     """Workers that hold the same weights.
 
-    A worker that dies is replaced, at most `max_worker_restarts` times in all; what it had not handed on is sampled
-    again by the others, with the same seeds. Where no response arrives for `timeout_s`, the workers that owe one show
-    where they are stuck, are ended, and are dead like others. A replacement is stale until a verified transfer gives
-    it the weights. A prompt that kills whoever samples it is found, and `DeadlyPrompt` raised.
+    A worker that dies is replaced, at most `max_worker_restarts` times in all where its node is still there; what it
+    had not handed on is sampled again by the others, with the same seeds. Where no response arrives for `timeout_s`,
+    the workers that owe one show where they are stuck, are ended, and are dead like others. A replacement is stale
+    until a verified transfer gives it the weights. A prompt that kills whoever samples it is found, and `DeadlyPrompt`
+    raised.
 
     Jobs may be dealt while others are sampled, and weights sent meanwhile. Where running responses finish on the old
     weights (`on_new_weights: finish`), every worker serves its calls in order: what is dealt after weights were sent
@@ -268,8 +269,8 @@ class RolloutPool:
                 raise too_late(timeout_s, "the learner (sending weights)")
             refs.discard(ready[0])
             if ready[0] in self._weights.pending and (error := self._weights.death(ready[0])) is not None:
-                self._replace(self._weights.pending[ready[0]].worker, error)
                 died()
+                self._replace(self._weights.pending[ready[0]].worker, error)
 
     def settle(self, timeout_s: float) -> str | None:
         """Wait for the proofs that are owed, and replace whoever does not answer within `timeout_s`.
@@ -380,7 +381,8 @@ class RolloutPool:
     def _replace(self, worker: ActorHandle, error: Exception) -> bool:
         """Replace a worker that has died, once it is known whether its node has, too; False when that was done before.
 
-        Raises DeadlyPrompt when a prompt is known to have killed it: the death does not count as a worker's then.
+        Raises DeadlyPrompt when a prompt is known to have killed it. The death does not count as a worker's then, nor
+        where its node is gone.
         """
         if worker not in self.workers:
             return False
@@ -389,7 +391,8 @@ class RolloutPool:
             self._workforce.excused += deadly.deaths
         known, _ = ray.wait([self._processes[worker]], timeout=0)
         if known and not has_died(known[0]):
-            wait_for_word([get(known[0], ANSWER_S, "a rollout worker").node])
+            gone = wait_for_word([get(known[0], ANSWER_S, "a rollout worker").node])
+            self._workforce.excused += len(gone) if deadly is None else 0
         self._workforce.replace(worker, error)
         self._weights.forget(worker)
         del self._processes[worker]

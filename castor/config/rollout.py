@@ -73,7 +73,9 @@ class Rollout(Section):
         description="with max_staleness over 0: responses being sampled when new weights arrive are finished on the "
         "old ones, or continue on the new",
     )
-    max_worker_restarts: int = Field(3, ge=0, description="dead workers replaced before the run fails")
+    max_worker_restarts: int = Field(
+        3, ge=0, description="dead workers replaced before the run fails; those lost with their node do not count"
+    )
     max_deadly_prompts: int = Field(
         8,
         ge=0,

@@ -57,17 +57,24 @@ def remount(how):
     subprocess.run(["mount", "-o", f"remount,{how}", str(place)], check=True)
 
 
+began = time.perf_counter()
 write(1)
+whole = time.perf_counter() - began
 died, failed, before, cut_short = 0, 0, 1, 0
 for number in range(kills):
     if disk == "read-only" and number % 3 == 2:
         remount("ro")
     reading, writing = os.pipe()
+    starting, started = os.pipe()
     child = os.fork()
     if not child:
+        os.write(started, b"x")
         write_for_ever(writing)
     os.close(writing)
-    time.sleep(choice.uniform(0.0, 0.03))
+    os.close(started)
+    os.read(starting, 1)
+    os.close(starting)
+    time.sleep(choice.uniform(0.0, 8 * whole))  # in the midst of one of the first checkpoints
     os.kill(child, signal.SIGKILL)
     died += os.waitpid(child, 0)[1] == signal.SIGKILL
     failed += bool(os.read(reading, 1))

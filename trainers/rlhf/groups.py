@@ -175,8 +175,8 @@ class Groups:
     def restart(self, names: Sequence[str]) -> None:
         """Start groups anew, where they are reserved; their models are as at the beginning.
 
-        A group goes on with fewer ranks where not all of them can be placed within `learner.rejoin_s`, as when a node
-        is gone. Raises ActorFailure when none of them comes up.
+        A group goes on with fewer ranks where not all of them have a process within `learner.rejoin_s`, or twice the
+        time that the first one took, as when a node is gone. Raises ActorFailure when none of them comes up.
         """
         for name in names:
             self._note(name, Health.RETIRED)  # also those that live
@@ -199,14 +199,17 @@ class Groups:
         return found
 
     def _go_on_with_those_that_come(self, name: str) -> None:
-        group, patience = self._groups[name], self.config.learner.rejoin_s
+        group, begin = self._groups[name], time.monotonic()
         asked = dict(zip(group.placed, group.handles, strict=True))
-        up, _ = ray.wait(list(asked), num_returns=len(asked), timeout=patience)
+        ray.wait(list(asked), num_returns=1, timeout=START_TIMEOUT_S)
+        patience = max(self.config.learner.rejoin_s, 2 * (time.monotonic() - begin))  # a process may just be slow
+        up, _ = ray.wait(list(asked), num_returns=len(asked), timeout=max(begin + patience - time.monotonic(), 0.0))
         came = [handle for ref, handle in asked.items() if ref in up and not has_died(ref)]
         size = self.config.ranks_within(len(came)) if self.parts[name].trains else len(came)
         if not size:
+            seconds = time.monotonic() - begin
             raise ActorFailure(
-                f"none of the {len(asked)} actors of {group.name} came up and lived, within {patience:.0f} s"
+                f"none of the {len(asked)} actors of {group.name} came up and lived, within {seconds:.0f} s"
             )
         dead = [asked[ref] for ref in up if asked[ref] not in came]  # as where a node had gone and nobody knew yet
         missing = [handle for handle in group.handles if handle not in (*came, *dead)]
