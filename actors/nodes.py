@@ -13,22 +13,19 @@ DEATH_S = 60.0  # within which it is known that an actor has died, with its node
 POLL_S = 0.2
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+@ray.remote(num_cpus=0)
 def _here() -> None:
     """It runs."""
 
 
 def wait_for_word(nodes: Iterable[str]) -> set[str]:
-    """Until Ray knows of each of these nodes whether it is there: it answers, or Ray says that it is dead.
-
-    Returns those that are dead.
+    """Those of these nodes that are dead, once it is known of each: it answers, or Ray says that it is dead.
 
     An actor may have died with its node. Ray finds that out by a check that fails several times, some 15 s later, and
     starts others on it until then. Where a node neither answers nor is dead after `DEATH_S`, what is started next
     will show what is wrong with it.
     """
-    deadline, dead = time.monotonic() + DEATH_S, set[str]()
-    asked: dict[Any, str] = {}
+    deadline, dead, asked = time.monotonic() + DEATH_S, set[str](), dict[Any, str]()
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node, soft=False)
         asked[cast(Any, _here).options(scheduling_strategy=there).remote()] = node

@@ -379,26 +379,31 @@ class RolloutPool:
         self._replace(worker, error)
 
     def _replace(self, worker: ActorHandle, error: Exception) -> bool:
-        """Replace a worker that has died, once it is known whether its node has, too; False when that was done before.
+        """Replace a worker that has died; False when that was done before.
 
         Raises DeadlyPrompt when a prompt is known to have killed it. The death does not count as a worker's then, nor
-        where its node is gone.
+        where its node is gone, which is no prompt's doing either.
         """
         if worker not in self.workers:
             return False
-        deadly = self._streams.note_death(worker)
-        if deadly is not None:
+        deadly = None
+        if self._is_gone_with_its_node(worker):
+            self._workforce.excused += 1
+        elif (deadly := self._streams.note_death(worker)) is not None:
             self._workforce.excused += deadly.deaths
-        known, _ = ray.wait([self._processes[worker]], timeout=0)
-        if known and not has_died(known[0]):
-            gone = wait_for_word([get(known[0], ANSWER_S, "a rollout worker").node])
-            self._workforce.excused += len(gone) if deadly is None else 0
         self._workforce.replace(worker, error)
         self._weights.forget(worker)
         del self._processes[worker]
         if deadly is not None:
             raise deadly
         return True
+
+    def _is_gone_with_its_node(self, worker: ActorHandle) -> bool:
+        """Of a worker that has died, once it is known; False also of one that was never up."""
+        known, _ = ray.wait([self._processes[worker]], timeout=0)
+        if not known or has_died(known[0]):
+            return False
+        return bool(wait_for_word([get(known[0], ANSWER_S, "a rollout worker").node]))
 
     def _latest(self, update: WeightUpdate) -> WeightUpdate:
         """`update`, or, where it can be had no more since it went to all who were there, what `republish` makes."""

@@ -109,6 +109,15 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         staged.discard()
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, which is no longer there as soon as any of it is not: a process that is killed meanwhile leaves
+    the rest aside, for `repair_folders`.
+    """
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.tmp")
+    os.replace(folder, aside)
+    shutil.rmtree(aside)
+
+
 @dataclass(frozen=True)
 class Leftovers:
     """What is aside and was left there by processes that were killed while they put folders in place."""

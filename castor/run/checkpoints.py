@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from castor.io.checkpoint import MANIFEST, FileMark, StagedFolder
+from castor.io.checkpoint import MANIFEST, FileMark, StagedFolder, remove_folder
 from castor.io.errors import CastorError
 from castor.io.files import read_json, write_json
 from castor.run.files import TrainingFiles
@@ -106,8 +105,15 @@ class Checkpoints:
         return named
 
     def stage(self, step: int) -> StagedFolder:
-        """The place where the checkpoint of a step is made; `commit` is called with it."""
-        return StagedFolder(self.files.checkpoint(step))
+        """The place where the checkpoint of a step is made; `commit` is called with it.
+
+        One of this step that is in place, and was never named, as its process was killed, goes first: the disk may
+        have no room for both.
+        """
+        folder, named = self.files.checkpoint(step), self._named()
+        if folder.is_dir() and named is not None and named < step:
+            remove_folder(folder)
+        return StagedFolder(folder)
 
     def commit(
         self,
@@ -139,7 +145,7 @@ class Checkpoints:
         """Drop those that are superfluous, but for the steps `needed`; returns them."""
         dropped = [each for each in self.superfluous(keep, every) if each.step not in needed]
         for each in dropped:
-            shutil.rmtree(each.folder)
+            remove_folder(each.folder)
         return dropped
 
     def _named(self) -> int | None:

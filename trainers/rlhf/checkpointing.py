@@ -64,6 +64,7 @@ class Checkpointing:
         self._writing: _Writing | None = None
         self._threads = ThreadPoolExecutor(1, "checkpoint")
         options, remote = self.config.checkpoint, remote_checkpoints(run)
+        self.checkpoints.prune(options.keep, options.keep_every)  # of a process that was killed before it could
         self.uploader: Uploader | None = None
         if remote is not None:
             self.uploader = Uploader(remote, options.keep, options.keep_every, run.terminal.line)

@@ -219,7 +219,6 @@ class Groups:
         if missing:
             log.warning("%s goes on with %d of %d ranks: the others find no place", group.name, size, len(asked))
             self._waiting[name] = ActorGroup(name, missing)
-            self._waiting[name].call("prepare")
         self._groups[name] = ActorGroup(group.name, came[:size], group.asked)
 
     @property
@@ -239,7 +238,9 @@ class Groups:
 
     def _start_one(self, name: str, rank: int) -> Any:
         part = self.parts[name]
-        return part.actor_class.options(**self.reservation.options(part.actors, rank)).remote()
+        started = part.actor_class.options(**self.reservation.options(part.actors, rank)).remote()
+        started.prepare.remote()
+        return started
 
     def _join(self, names: Sequence[str]) -> None:
         join_each([self._groups[name] for name in names if self.parts[name].trains], self.config.learner.timeout_s)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch.distributed as dist
 
 from castor.config.supervised import Best
-from castor.io.checkpoint import mark_files, repair_folders, verify_folder
+from castor.io.checkpoint import mark_files, remove_folder, repair_folders, verify_folder
 from castor.io.errors import CastorError
 from castor.io.files import read_json, write_json
 from castor.run.checkpoints import Checkpoint, Checkpoints
@@ -81,19 +80,21 @@ def write_checkpoint(files: TrainingFiles, state: StageState, engine: Any, keep:
         checkpoints.commit(staged, state.step, marks, keep=keep, every=None)
         for path in files.bests():
             if path != files.best(state.best_step):
-                shutil.rmtree(path)
+                remove_folder(path)
 
 
-def read_checkpoint(files: TrainingFiles, engine: Any) -> StageState:
-    """Load the newest checkpoint into the engine; a fresh state when there is none. Collective.
+def read_checkpoint(files: TrainingFiles, engine: Any, keep: int) -> StageState:
+    """Load the newest checkpoint into the engine; a fresh state when there is none. Drops all but `keep`. Collective.
 
     Raises CastorError when the checkpoint is damaged.
     """
+    checkpoints = Checkpoints(files)
     if dist.get_rank() == 0 and files.folder.is_dir():
         repair_folders(files.folder)  # after a group that died while it wrote one
-    found: list[Checkpoint | None] = [Checkpoints(files).newest() if dist.get_rank() == 0 else None]
+    found: list[Checkpoint | None] = [checkpoints.newest() if dist.get_rank() == 0 else None]
     if found[0] is not None:
         verify_folder(found[0].folder, f"remove {found[0].folder} and {files.newest}, or use --fresh")
+        checkpoints.prune(keep)
     dist.broadcast_object_list(found, 0)
     if found[0] is None:
         return StageState()

@@ -175,7 +175,7 @@ class Worker:
             add_adapters(self.model, stage.lora)
         with phase("engine"):
             self.engine = TrainEngine(self.model, stage.engine, self.steps)
-        self.state: StageState = read_checkpoint(self.files, self.engine)
+        self.state: StageState = read_checkpoint(self.files, self.engine, stage.keep_checkpoints)
         self.outputs: list[torch.Tensor] = []  # of the newest validation, on rank 0
         self.checkpointed = time.monotonic()
         self.asked = -math.inf  # when rank 0 last asked whether the stage is to end

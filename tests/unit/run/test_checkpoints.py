@@ -2,7 +2,7 @@
 
 import pytest
 
-from castor.io.checkpoint import mark_files, verify_folder
+from castor.io.checkpoint import mark_files, repair_folders, verify_folder
 from castor.io.errors import CastorError
 from castor.io.files import write_json
 from castor.run.checkpoints import FORMAT, Checkpoint, Checkpoints
@@ -40,8 +40,30 @@ def test_a_checkpoint_that_was_not_named_yet_is_not_the_newest(checkpoints):
     staged = checkpoints.stage(2)
     staged.commit({})
     assert checkpoints.newest().step == 1
+    checkpoints.stage(2).discard()
+    assert steps(checkpoints) == [1]  # there may be no room for both
     commit(checkpoints, 2)
     assert (steps(checkpoints), checkpoints.newest().step) == ([1, 2], 2)
+
+
+def test_what_a_killed_process_had_not_removed_goes_with_the_rest(checkpoints, monkeypatch):
+    """Nothing of a checkpoint stays in its place when some of it is gone."""
+    for step in (1, 2):
+        commit(checkpoints, step)
+    place = checkpoints.files.folder
+
+    def killed(folder):
+        next(folder.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            commit(checkpoints, 3)
+    assert (steps(checkpoints), checkpoints.newest().step) == ([2, 3], 3)
+    assert len([*place.glob(".step-*")]) == 1
+    repair_folders(place)
+    assert sorted(path.name for path in place.iterdir()) == ["newest.json", "step-000000002", "step-000000003"]
 
 
 def test_what_is_not_whole_is_no_checkpoint(checkpoints):
