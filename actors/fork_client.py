@@ -20,11 +20,22 @@ VLLM = "VLLM_PLUGINS"  # in the environment of every process that is to hold an 
 def main() -> None:
     """Ask, and wait for the end."""
     folder, arguments = Path(sys.argv[1]), sys.argv[2:]
-    server = socket.socket(socket.AF_UNIX)
-    try:
-        server.connect(str(folder / ("vllm" if VLLM in os.environ else "torch")))
-    except OSError:
-        _be_python(arguments)
+    with socket.socket(socket.AF_UNIX) as server, server.makefile() as answers:
+        try:
+            _ask(server, folder, arguments)
+            number = int(answers.readline() or -1)
+        except OSError:  # there is no server, or it died while this process waited for its turn
+            number = -1
+        if number < 0:  # no fork has said its number: none has begun to run
+            _be_python(arguments)
+        for asking in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(asking, lambda told, _: os.kill(number, told))
+        code = int(answers.readline() or 1)
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+def _ask(server: socket.socket, folder: Path, arguments: list[str]) -> None:
+    server.connect(str(folder / ("vllm" if VLLM in os.environ else "torch")))
     files = [int(name) for name in os.listdir("/dev/fd")]
     files = [file for file in files if file != server.fileno() and _is_open(file)]
     asked = {
@@ -37,13 +48,6 @@ def main() -> None:
     message = json.dumps(asked).encode() + b"\n"
     socket.send_fds(server, [message[:1]], files)
     server.sendall(message[1:])
-    with server.makefile() as answers:
-        if (number := int(answers.readline() or -1)) < 0:  # the server does not, or has died before it did
-            _be_python(arguments)
-        for asking in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(asking, lambda told, _: os.kill(number, told))
-        code = int(answers.readline() or 1)
-    sys.exit(code if code >= 0 else 128 - code)
 
 
 def _be_python(arguments: list[str]) -> NoReturn:

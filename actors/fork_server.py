@@ -120,7 +120,6 @@ class Server:
             asked.client.close()
             return
         child = Child(asked.client, number, os.pidfd_open(number))
-        _say(child.client, number)
         self.selector.register(child.client, selectors.EVENT_READ, child)
         self.selector.register(child.handle, selectors.EVENT_READ, child)
 
@@ -143,6 +142,7 @@ class Server:
         """Be the process that was asked for."""
         code = 1
         try:
+            _say(asked.client, os.getpid())  # not by the server: it may die here, and the process be started twice
             for key in list(self.selector.get_map().values()):
                 os.close(key.fd)
             self.selector.close()

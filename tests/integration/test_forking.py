@@ -164,6 +164,26 @@ def test_without_a_server_it_is_python_itself(caplog):
     assert "ended with code -9: they started by themselves" in caplog.text
 
 
+def test_whoever_waits_for_a_server_that_dies_is_python_itself():
+    with forking({}) as python:
+        assert python is not None
+        server = psutil.Process(server_of(python))
+        assert run(python, "-c", "pass").returncode == 0  # its imports are done
+        server.suspend()
+        waiting = subprocess.Popen([python, "-c", "import sys; print('torch' in sys.modules)"], stdout=-1, text=True)
+        deadline = time.monotonic() + TIMEOUT_S
+        while len(sockets_of(python, "torch")) < 2:  # the server's own, and one that it has not accepted
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        server.kill()
+        assert (waiting.communicate(timeout=TIMEOUT_S)[0], waiting.returncode) == ("False\n", 0)
+
+
+def sockets_of(python, name):
+    path = str(Path(python).with_name(name))
+    return [line for line in Path("/proc/net/unix").read_text().splitlines() if line.endswith(path)]
+
+
 def test_nothing_is_left_of_a_driver_that_is_killed():
     code = "from actors.forking import forking\nwith forking({}) as python:\n    print(python, flush=True)\n    input()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
