@@ -1,4 +1,4 @@
-"""Rollouts: a worker, and pools of one and two, beside bare vLLM that samples as many tokens for the same prompts.
+"""Rollouts: pools of one and two, and a worker alone, beside bare vLLM that samples as much for the same prompts.
 
 Bare vLLM is asked twice. *Same parameters*: seeds and log-probabilities, which training needs, in an engine of Castor's
 arguments. *Plain*: neither, in an engine of vLLM's own defaults, with each response as long as that of the same prompt
@@ -22,7 +22,7 @@ from actors.group import START_TIMEOUT_S, actor_options, get
 from actors.rollout import ChunkInfo, PromptRequest, RolloutWorker
 from actors.rollout_pool import RolloutPool
 from benchmarks.bench import bare_vllm
-from benchmarks.bench.measurement import Ratio, Section, in_turns
+from benchmarks.bench.measurement import Ratio, Section, in_turns, paired
 from benchmarks.bench.random_models import cores, llama, make_llama, random_prompts
 from castor.config.cluster import RayCluster
 from castor.config.demo_model import DemoModel
@@ -33,7 +33,10 @@ from castor.model_reference import ModelReference
 from engines.vllm_arguments import VLLM_ENV
 
 TURN_S = 600.0
-SAME, PLAIN = 0.95, 0.9  # of bare vLLM's tokens per second, at least
+SAME, PLAIN = 0.95, 0.9  # of bare vLLM's tokens per second, at least, for a pool
+PACKS = "what packs the responses and hands them on through Ray, and vLLM's own loop"
+SEEDS = "vLLM's seeded sampling, request by request, and log-probabilities"
+Rates = dict[str, tuple[float, ...]]  # tokens per second of each repetition, by who samples
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def pool(model: str, rollout: Rollout) -> Iterator[RolloutPool]:
         made.stop()
 
 
-def rates(works: dict[str, Callable[[], int]], repetitions: int) -> dict[str, tuple[float, ...]]:
+def rates(works: dict[str, Callable[[], int]], repetitions: int) -> Rates:
     """Tokens per second of works that return how many tokens they sampled, in turns."""
     tokens: dict[str, list[int]] = {name: [] for name in works}
 
@@ -157,8 +160,8 @@ def measure_load(load: Load, folder: Path, repetitions: int) -> tuple[list[Ratio
     def ask(call: Any, *args: Any) -> int:
         return int(get(call.remote(*args), TURN_S, "an engine of the bench"))
 
-    def note(ours: str, theirs: str, found: dict[str, tuple[float, ...]], at_least: float, bounded_by: str) -> None:
-        values = tuple(a / b for a, b in zip(found[ours], found[theirs], strict=True))
+    def note(ours: str, theirs: str, found: Rates, bounded_by: str, at_least: float | None = None) -> None:
+        values = paired(found[ours], found[theirs])
         ratios.append(Ratio(f"{load.name}: {ours} / {theirs}", values, at_least=at_least, bounded_by=bounded_by))
         for name in (ours, theirs):
             figures[f"{load.name}: {name}, tokens/s"] = Ratio(name, found[name]).median
@@ -166,24 +169,28 @@ def measure_load(load: Load, folder: Path, repetitions: int) -> tuple[list[Ratio
     def sampled(rollouts: RolloutPool) -> int:
         return sum(chunk.info.response_tokens for chunk in rollouts.generate(requests))
 
-    with actor(Plain, threads, model, whole, longest) as bare:
-        with actor(Worker, threads, ModelReference.of(model), whole, threads) as worker:
-            lengths = get(worker.lengths.remote(requests), START_TIMEOUT_S, "a worker of the bench")
-            by_prompt = [lengths[i : i + load.samples] for i in range(0, len(lengths), load.samples)]
-            works = {
-                "worker": lambda: ask(worker.own, requests),
-                "bare, same parameters": lambda: ask(worker.same, requests, load.samples),
-                "bare, plain": lambda: ask(bare.sample, ids, by_prompt),
-            }
-            found = rates(works, repetitions)
-        note("worker", "bare, same parameters", found, SAME, "what packs the responses, and vLLM's own loop")
-        note("worker", "bare, plain", found, PLAIN, "vLLM's seeded sampling, request by request, and log-probabilities")
+    with (
+        actor(Plain, threads, model, whole, longest) as bare,
+        actor(Worker, threads, ModelReference.of(model), whole, threads) as worker,
+    ):
+        lengths = get(worker.lengths.remote(requests), START_TIMEOUT_S, "a worker of the bench")
+        by_prompt = [lengths[i : i + load.samples] for i in range(0, len(lengths), load.samples)]
+        bares = {
+            "bare, same parameters": lambda: ask(worker.same, requests, load.samples),
+            "bare, plain": lambda: ask(bare.sample, ids, by_prompt),
+        }
         for count in (1, 2):
+            ours = f"pool of {count}"
             with pool(model, load.rollout(count, max(threads // count, 1))) as rollouts:
-                name = f"pool of {count}"
-                works = {name: partial(sampled, rollouts), "bare, plain": lambda: ask(bare.sample, ids, by_prompt)}
+                works: dict[str, Callable[[], int]] = {ours: partial(sampled, rollouts), **bares}
+                if count == 1:
+                    works["worker"] = lambda: ask(worker.own, requests)
                 found = rates(works, repetitions)
-            note(name, "bare, plain", found, PLAIN, "the same, and the hand-over of chunks through Ray")
+            note(ours, "bare, same parameters", found, PACKS, SAME)
+            note(ours, "bare, plain", found, SEEDS, PLAIN)
+            if count == 1:
+                note("worker", "bare, same parameters", found, PACKS)
+                note("worker", "bare, plain", found, SEEDS)
     return ratios, figures
 
 
