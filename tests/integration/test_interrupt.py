@@ -62,7 +62,7 @@ def test_a_request_to_end_saves_the_state_and_ends_everything(tmp_path, how):
         assert step, errors
         assert "ending when the state is saved; once more to end without it" in screen.shown
         assert RunFiles(tmp_path / "run").stage("sft").training.steps() == [int(step[1])]
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive, [p.cmdline() for p in alive]
     finally:
         os.close(leader)

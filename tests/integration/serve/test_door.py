@@ -24,7 +24,7 @@ from tests.integration.serve.conftest import CONTEXT, TEXT, Server
 from tests.integration.serve.load import CHAT, COMPLETIONS
 
 MALFORMED = 2000
-SEEN_S = 10  # until a running gateway has read a changed file; it looks once a second
+SEEN_S = 60  # until a running gateway has read a changed file; it looks once a second
 BODY: dict[str, Any] = {"model": "ppo_lag", "messages": [{"role": "user", "content": TEXT[0]}], "max_tokens": 2}
 
 
