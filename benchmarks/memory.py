@@ -64,7 +64,7 @@ def measure_ranks(model: DemoModel, configs: Sequence[Engine], ranks: int) -> li
     """
     context = multiprocessing.get_context("forkserver")  # an engine leaves things behind: none sees another's
     context.set_forkserver_preload(IMPORTED)
-    on_cpu = patch.dict(os.environ, DS_ACCELERATOR="cpu")  # DeepSpeed reads it when it is imported
+    on_cpu = patch.dict(os.environ, DS_ACCELERATOR="cpu", TORCHDYNAMO_DISABLE="1")  # both are read by an import
     with on_cpu, tempfile.TemporaryDirectory() as folder, context.Pool(ranks, maxtasksperchild=1) as pool:
         work = [
             (rank, ranks, str(Path(folder) / str(number)), model, config)

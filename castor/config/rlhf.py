@@ -84,7 +84,8 @@ class RLHF(Section):
     max_restarts: int = Field(
         3,
         ge=0,
-        description="restarts of groups that lost an actor (learner, critics, judges, reference) before failing",
+        description="restarts of groups that lost an actor (learner, critics, judges, reference) before failing; the "
+        "loss of a node counts only where the run has come no further since the one before",
     )
 
     @property

@@ -140,8 +140,8 @@ class Groups:
         """The frozen policy's replicas; None where the learner answers for them."""
         return self._groups.get("reference")
 
-    def lost(self) -> list[str]:
-        """The groups of which an actor has died, once it is known whether its node has, too."""
+    def lost(self) -> tuple[list[str], bool]:
+        """The groups of which an actor has died, and whether a node of these actors has, once that is known."""
         asked = {
             handle.__ray_ready__.remote(): (name, rank)
             for name, group in self._groups.items()
@@ -153,8 +153,7 @@ class Groups:
             self._note(name, Health.DEAD, ranks=[rank])
         # not known of one that died before it could load its model
         nodes = {each.node for name, rank in dead for each in self._processes[name][rank : rank + 1]}
-        wait_for_word(nodes)
-        return list(dict.fromkeys(name for name, _ in dead))
+        return list(dict.fromkeys(name for name, _ in dead)), bool(wait_for_word(nodes))
 
     def end_silent(self) -> list[str]:
         """End the actors that do not answer, once they have shown where they are stuck; returns of which groups.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from actors.group import ActorFailure, Stalled
 from actors.suspects import DeadlyPrompt
@@ -27,6 +28,29 @@ class Grown(Exception):
     """Ranks that were missing can be had again, and a checkpoint has just been made."""
 
 
+@dataclass
+class Restarts:
+    """The restarts that a run has taken, `allowed` of them and those for the loss of a node, as nodes come and go.
+
+    Such a loss counts, too, where the run has come no further since the last one: what it does there may end the node.
+    """
+
+    allowed: int
+    taken: int = 0
+    _excused: int = 0
+    _furthest: int = -1  # steps at the last excused one
+
+    def take(self, steps: int, node_lost: bool) -> bool:
+        """Take one after so many steps of the run; False when none is left."""
+        if node_lost and steps > self._furthest:
+            self._excused += 1
+            self._furthest = steps
+        elif self.taken - self._excused >= self.allowed:
+            return False
+        self.taken += 1
+        return True
+
+
 class Recovery:
     """Carries a run on where it can be carried on.
 
@@ -40,7 +64,7 @@ class Recovery:
 
     def __init__(self, run: StageRun, state: RunState, checkpointing: Checkpointing) -> None:
         self.run, self.state, self.config, self.checkpointing = run, state, state.config, checkpointing
-        self.restarts = 0  # at most max_restarts
+        self.restarts = Restarts(self.config.max_restarts)
         self._skipped = 0  # steps in a row
         self._paused = 0.0  # seconds since the last step
         self._saved = checkpointing.saved
@@ -103,18 +127,19 @@ class Recovery:
                 f"{error}. As many as rollout.max_deadly_prompts allows, {allowed}, are set aside already"
             )
         ended = groups.end_silent() if isinstance(error, Stalled) else []
-        self._to_start |= dict.fromkeys(groups.lost())
+        lost, node_lost = groups.lost()
+        self._to_start |= dict.fromkeys(lost)
         names, not_finite = " and ".join(dict.fromkeys([*self._to_start, *ended])), isinstance(error, NotFinite)
         for_a_person = isinstance(error, CastorError) and not not_finite
-        if for_a_person or not (names or not_finite) or self.restarts == self.config.max_restarts:
+        steps = len(self.state.log.steps)
+        if for_a_person or not (names or not_finite) or not self.restarts.take(steps, node_lost):
             if not not_finite:
                 self.checkpointing.rescue()
             if names and not for_a_person:
                 raise ActorFailure(
-                    f"{names} died, after {self.restarts} restarts, as many as max_restarts allows"
+                    f"{names} died, after {self.restarts.taken} restarts, as many as max_restarts allows"
                 ) from error
             raise error
-        self.restarts += 1
         self._skipped = 0
         what = str(error)
         if names:
@@ -122,7 +147,7 @@ class Recovery:
         else:
             self._attempt += 1
         log.warning("%s: %s: %s", self.run.name, what, error)
-        self.run.terminal.line(f"[yellow]{what}[/] after step {len(self.state.log.steps)}")
+        self.run.terminal.line(f"[yellow]{what}[/] after step {steps}")
 
     def _pause(self, error: Unreachable) -> None:
         """Wait before the step is taken again, longer each time; the state before it is kept meanwhile."""

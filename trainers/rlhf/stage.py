@@ -98,7 +98,7 @@ def run_rlhf(run: StageRun) -> str:
     record = {
         "limits": kept,
         "nodes": nodes,
-        "restarts": recovery.restarts,
+        "restarts": recovery.restarts.taken,
         "deadly_prompts": list(stream.aside),
         "alarms": log.alarms,
         "ledger": asdict(terms),
