@@ -1,4 +1,4 @@
-"""Rollouts: pools of one and two, and a worker alone, beside bare vLLM that samples as much for the same prompts.
+"""Rollouts: pools of one worker and of two beside bare vLLM that samples as many tokens for the same prompts.
 
 Bare vLLM is asked twice. *Same parameters*: seeds and log-probabilities, which training needs, in an engine of Castor's
 arguments. *Plain*: neither, in an engine of vLLM's own defaults, with each response as long as that of the same prompt
@@ -19,7 +19,7 @@ import ray
 
 from actors.cluster import cluster
 from actors.group import START_TIMEOUT_S, actor_options, get
-from actors.rollout import ChunkInfo, PromptRequest, RolloutWorker
+from actors.rollout import PromptRequest, RolloutWorker
 from actors.rollout_pool import RolloutPool
 from benchmarks.bench import bare_vllm
 from benchmarks.bench.measurement import Ratio, Section, in_turns, paired
@@ -75,14 +75,10 @@ def loads(smoke: bool) -> list[Load]:
 
 @ray.remote
 class Worker(RolloutWorker):
-    """A rollout worker beside whose own path its engine is asked as vLLM's `LLM`. Calls return sampled tokens."""
-
-    def own(self, requests: list[PromptRequest]) -> int:
-        """Encode, sample, pack into experience."""
-        return sum(each.response_tokens for each in self.generate(requests, False) if isinstance(each, ChunkInfo))
+    """A rollout worker whose engine is asked as vLLM's `LLM`."""
 
     def same(self, requests: list[PromptRequest], samples: int) -> int:
-        """`LLM.generate` with the same parameters."""
+        """`LLM.generate` with the parameters of a rollout; returns sampled tokens."""
         from engines.vllm_engine import sampling_params
 
         firsts = requests[::samples]
@@ -160,7 +156,7 @@ def measure_load(load: Load, folder: Path, repetitions: int) -> tuple[list[Ratio
     def ask(call: Any, *args: Any) -> int:
         return int(get(call.remote(*args), TURN_S, "an engine of the bench"))
 
-    def note(ours: str, theirs: str, found: Rates, bounded_by: str, at_least: float | None = None) -> None:
+    def note(ours: str, theirs: str, found: Rates, at_least: float, bounded_by: str) -> None:
         values = paired(found[ours], found[theirs])
         ratios.append(Ratio(f"{load.name}: {ours} / {theirs}", values, at_least=at_least, bounded_by=bounded_by))
         for name in (ours, theirs):
@@ -182,15 +178,9 @@ def measure_load(load: Load, folder: Path, repetitions: int) -> tuple[list[Ratio
         for count in (1, 2):
             ours = f"pool of {count}"
             with pool(model, load.rollout(count, max(threads // count, 1))) as rollouts:
-                works: dict[str, Callable[[], int]] = {ours: partial(sampled, rollouts), **bares}
-                if count == 1:
-                    works["worker"] = lambda: ask(worker.own, requests)
-                found = rates(works, repetitions)
-            note(ours, "bare, same parameters", found, PACKS, SAME)
-            note(ours, "bare, plain", found, SEEDS, PLAIN)
-            if count == 1:
-                note("worker", "bare, same parameters", found, PACKS)
-                note("worker", "bare, plain", found, SEEDS)
+                found = rates({ours: partial(sampled, rollouts), **bares}, repetitions)
+            note(ours, "bare, same parameters", found, SAME, PACKS)
+            note(ours, "bare, plain", found, PLAIN, SEEDS)
     return ratios, figures
 
 
@@ -199,7 +189,7 @@ def measure(smoke: bool) -> Section:
     ratios, figures = list[Ratio](), dict[str, float]()
     with cluster(RayCluster()), tempfile.TemporaryDirectory() as folder:
         for load in loads(smoke):
-            found, more = measure_load(load, Path(folder, load.name), 1 if smoke else 3)
+            found, more = measure_load(load, Path(folder, load.name), 1 if smoke else 5)
             ratios += found
             figures |= more
     return Section("rollout", tuple(ratios), figures)
