@@ -79,5 +79,6 @@ def test_of_the_last_layers_alone_there_are_gradients_and_optimiser_states(measu
     expected = memory.weights + memory.optimizer
     if engine.zero_stage == 3:
         expected += memory.gradients + 2 * measure(MODEL).trained(engine, score=False, lora=None)  # and the bucket
+    last = 2 * MODEL.hidden_size**2  # DeepSpeed goes on to hold the gradient that came last: of a norm, or of a matrix
     for found in measured[engine.zero_stage]:
-        assert found.rest == pytest.approx(expected, rel=ROUNDING)
+        assert abs(found.rest - expected) < ROUNDING * expected + last
