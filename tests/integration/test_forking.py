@@ -45,10 +45,13 @@ def run(python, *arguments, **options):
 
 
 def server_of(python):
-    folder = str(Path(python).parent)
-    (found,) = [each for each in psutil.process_iter(["cmdline", "ppid"])
-                if folder in (each.info["cmdline"] or []) and each.info["ppid"] == os.getpid()]  # fmt: skip
-    return found.pid
+    folder, deadline, found = str(Path(python).parent), time.monotonic() + TIMEOUT_S, []
+    while not found:  # a process that has just been started may have no arguments yet
+        assert time.monotonic() < deadline
+        found = [each for each in psutil.process_iter(["cmdline", "ppid"])
+                 if folder in (each.info["cmdline"] or []) and each.info["ppid"] == os.getpid()]  # fmt: skip
+    (server,) = found
+    return server.pid
 
 
 def test_a_script_finds_its_arguments_its_environment_and_its_folder(python, tmp_path):
