@@ -6,8 +6,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -39,7 +40,12 @@ class RemoteScorer:
     def __init__(self, config: HTTPScorer, field: str) -> None:
         """`field` is the key of the number in each score. Raises CastorError when a header's variable is not set."""
         self.config, self.field = config, field
-        self.client = httpx.Client(headers=_headers(config), timeout=config.timeout_s)
+        self.options: dict[str, Any] = {
+            "headers": _headers(config),
+            "timeout": config.timeout_s,
+            "verify": httpx.create_ssl_context(),
+        }
+        self.idle: list[httpx.Client] = []
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """One number a response, from batches of which `concurrency` are under way at a time.
@@ -92,7 +98,8 @@ class RemoteScorer:
                 log.warning("the scorer at %s %s: asked again in %.1f s", config.url, problem, wait)
                 time.sleep(wait)
             try:
-                reply = self.client.post(config.url, json={"items": batch})
+                with self._client() as client:
+                    reply = client.post(config.url, json={"items": batch})
             except httpx.TimeoutException:
                 problem = f"gave no reply within {config.timeout_s:g} s"
                 continue
@@ -110,6 +117,20 @@ class RemoteScorer:
             f"the scorer at {config.url} {problem}, {config.retries + 1} times: look at the scorer; if it is only slow "
             "or busy, raise http.timeout_s or http.retries, or lower http.concurrency"
         )
+
+    @contextmanager
+    def _client(self) -> Iterator[httpx.Client]:
+        """A client that no other thread has meanwhile: httpcore's pool may close a connection that it has just given to
+        another thread (encode/httpcore, issue 1110).
+        """
+        try:
+            client = self.idle.pop()
+        except IndexError:
+            client = httpx.Client(**self.options)
+        try:
+            yield client
+        finally:
+            self.idle.append(client)
 
 
 def _headers(config: HTTPScorer) -> dict[str, str]:

@@ -106,12 +106,17 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script, self.lock = script, threading.Lock()
         self.requests: list[tuple[dict[str, Any], dict[str, str]]] = []
-        self.active = self.most_active = 0
+        self.active = self.most_active = self.connections = 0
         self.url = f"http://127.0.0.1:{self.server_port}/v1/score"
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+
+    def setup(self) -> None:
+        with self.server.lock:
+            self.server.connections += 1
+        super().setup()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -144,7 +149,7 @@ def serve() -> Iterator[Callable[[Any], Server]]:
 
     def start(script: Any) -> Server:
         servers.append(Server(script))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
         return servers[-1]
 
     yield start
@@ -178,6 +183,24 @@ def test_concurrency_is_bounded(serve):
     server = serve(slow)
     scorer(server, batch_size=1, concurrency=3)(["p"] * 12, ["r"] * 12)
     assert 1 <= server.most_active <= 3
+
+
+def test_no_client_is_two_threads_at_once(serve):
+    ask = scorer(serve(lengths))
+    with ask._client() as mine, ask._client() as another:
+        assert mine is not another
+    with ask._client() as again:
+        assert again in (mine, another)
+
+
+def test_connections_are_used_again(serve, monkeypatch):
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")
+    server = serve(lengths)
+    ask = scorer(server, batch_size=1, concurrency=3)
+    for _ in range(2):
+        ask(["p"] * 20, ["r"] * 20)
+    assert len(server.requests) == 40
+    assert server.connections <= 3
 
 
 def test_a_server_error_is_tried_again_and_then_forgotten(serve):
