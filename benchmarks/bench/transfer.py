@@ -232,7 +232,7 @@ def measure(smoke: bool) -> Section:
     """Ratios to one copy."""
     cases = [("3M", 1, False)] if smoke else [("100M", 1, False), ("100M", 2, False), ("100M", 1, True)]
     ratios, figures = list[Ratio](), dict[str, float]()
-    with cluster(RayCluster(object_store_mib=1024)):
+    with cluster(RayCluster()):
         for size, count, lora in cases:
             found, more = measure_size(size, count, lora, 1 if smoke else 5)
             ratios += found

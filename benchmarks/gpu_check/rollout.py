@@ -120,7 +120,7 @@ def _engine(
         engine=engine, max_new_tokens=16, max_num_seqs=8, gpu_memory_utilization=0.4, kv_cache_mib=64,
         dtype="float32" if setting.small else "bfloat16", resources=Resources(gpus=0 if setting.small else 1),
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as place, cluster(RayCluster(object_store_mib=512 if setting.small else 8192)):
+    with tempfile.TemporaryDirectory() as place, cluster(RayCluster()):
         folder = Path(place)
         text = (prompt.text for prompt in enumerate_prompts("train"))
         train_tokenizer(DemoModel(vocab_size=models.CONFIGS[name].vocab_size), text).save_pretrained(folder)

@@ -30,7 +30,12 @@ class RayCluster(Section):
     hardware: Hardware | None = Field(
         None, description="GPUs of the cluster; null: unknown, and a node is taken to have 8 of them"
     )
-    object_store_mib: int = Field(256, ge=80, description="object store of a cluster that is started here, MiB")
+    object_store_mib: int | None = Field(
+        None,
+        ge=80,
+        description="object store of a cluster that is started here, MiB, for experience and for weights on their way "
+        "to engines; what is beyond it goes to disk. Default: up to 30% of the memory that is free, as it is needed",
+    )
     deterministic: bool = Field(
         False,
         description="on GPUs: the same run gives the same numbers, by slower kernels whose sums depend neither on "

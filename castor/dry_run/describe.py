@@ -13,7 +13,7 @@ from castor.config.pipeline import Config
 from castor.dry_run.fit import card_findings
 from castor.dry_run.gpus import stage_gpus
 from castor.dry_run.memory import GIB, Memory
-from castor.dry_run.placement import PlacedActors, cluster_cpus, placement, totals
+from castor.dry_run.placement import PlacedActors, cluster_cpus, placement, stored, totals
 from castor.dry_run.text import heading, table_of, text
 from castor.models.head_kind import head_kind
 from castor.run.bundles import Bundle
@@ -208,15 +208,25 @@ def _memory_totals(config: Config, stages: dict[str, list[PlacedActors]]) -> lis
 
     lines = []
     groups = [each for actors in stages.values() for each in actors]
-    hosts = {s: sum(a.count * a.memory.host for a in actors if a.memory) for s, actors in stages.items() if actors}
+    stores = {stage: stored(actors) for stage, actors in stages.items() if actors}
+    hosts = {
+        stage: sum(each.count * each.memory.host for each in stages[stage] if each.memory) + store
+        for stage, store in stores.items()
+    }
     if hosts and cluster_cpus(config.ray) is not None:
-        stage = max(hosts, key=lambda name: hosts[name])
-        store, machine = config.ray.object_store_mib * MIB, psutil.virtual_memory().total
-        verdict = "it has" if hosts[stage] + store + GIB <= machine else "TOO MUCH for it: it has"
+        stage, machine = max(hosts, key=lambda name: hosts[name]), psutil.virtual_memory().total
+        verdict = "it has" if hosts[stage] + GIB <= machine else "TOO MUCH for it: it has"
+        share = f", {_size(stores[stage])} of it for weights on their way to engines," if stores[stage] else ""
         lines.append(
-            f"The largest stage, {stage}, takes about {_size(hosts[stage])} and {_size(store)} of object store on this "
-            f"machine; {verdict} {_size(machine)}."
+            f"The largest stage, {stage}, takes about {_size(hosts[stage])}{share} on this machine; "
+            f"{verdict} {_size(machine)}."
         )
+        given, largest = config.ray.object_store_mib, max(stores.values())
+        if given is not None and given * MIB < largest:
+            lines.append(
+                f"Weights on their way to engines take up to {_size(largest)} of Ray's object store, and what is "
+                f"beyond ray.object_store_mib, {given}, goes to disk in every step: leave it out, or raise it."
+            )
     if any(each.memory is None for each in groups):
         lines.append(
             "unknown (hub id): a model that cannot be read offline. Its memory, shown as ?, is not in the totals."

@@ -78,6 +78,18 @@ def totals(actors: list[PlacedActors]) -> Totals:
     return Totals(sum(n * r.cpus for n, r in reserving), sum(n * r.gpus for n, r in reserving), custom)
 
 
+def stored(actors: list[PlacedActors]) -> float:
+    """Bytes in Ray's object store at most, but for experience, which is small: of weights that go from the learner of a
+    stage to its engines through host memory, those the engines have (for engines that come late) and the next.
+    """
+    held = {each.name: each for each in actors}
+    if "learner" not in held or "rollout" not in held:
+        return 0.0
+    engine = held["rollout"]
+    shards = max(engine.resources.gpus, 1) if engine.resources else 1
+    return 2 * engine.memory.weights * shards if engine.memory else 0.0
+
+
 def cluster_cpus(ray: RayCluster) -> int | None:
     """CPUs of the cluster that would be started here; None where a running one would be joined."""
     if not ray.started_here:

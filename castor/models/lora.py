@@ -88,8 +88,9 @@ def merge(
         if inside and leaf == "weight":
             layer = layers[owner]
             b, a = (factors[f"{owner}.lora_{which}.{ADAPTER}.weight"].float() for which in "BA")
-            delta = layer.scaling[ADAPTER] * (b @ a)
-            tensor = (tensor.float() + (delta.T if layer.fan_in_fan_out else delta)).to(tensor.dtype)
+            left, right = (a.T, b.T) if layer.fan_in_fan_out else (b, a)
+            whole = tensor.to(torch.float32, copy=True).addmm_(left, right, alpha=layer.scaling[ADAPTER])
+            tensor = whole.to(tensor.dtype)
         yield base_name(name), tensor
 
 

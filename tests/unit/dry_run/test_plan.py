@@ -10,7 +10,7 @@ from castor.config.load import load_config
 from castor.config.model import Model
 from castor.config.pipeline import Config
 from castor.dry_run.describe import describe
-from castor.dry_run.placement import placement, totals
+from castor.dry_run.placement import placement, stored, totals
 from castor.dry_run.shapes import measure
 from castor.dry_run.text import WIDTH
 from castor.io.errors import CastorError
@@ -102,6 +102,15 @@ def test_the_text_holds_the_config_and_fits_its_width():
     crowded = describe(demo("ray.num_cpus=1", "sft.resources.custom={fast: 1}"))
     assert "TOO FEW for ppo_lag (1.25)" in crowded
     assert "fast 2, which a cluster started here does not" in crowded  # one of two workers each
+
+
+def test_two_versions_of_the_weights_are_in_the_object_store():
+    stores = {stage: stored(actors) for stage, actors in placement(demo()).items()}
+    assert stores == dict.fromkeys(stores, 0.0) | {"ppo_lag": 2 * 4 * PARAMETERS, "ppo": 2 * 4 * PARAMETERS}
+    wide = ["model.hidden_size=1024", "model.intermediate_size=4096"]
+    assert "Weights on their way" not in describe(demo(*wide))
+    told = " ".join(describe(demo(*wide, "ray.object_store_mib=500")).split())
+    assert "take up to 528 MiB of Ray's object store, and what is beyond ray.object_store_mib, 500, goes to" in told
 
 
 def test_what_a_stage_starts_from():

@@ -97,7 +97,9 @@ def test_what_travels_is_all_there_is_to_add(kind):
     model = make(kind)
     add_adapters(model, LoRA(rank=2, alpha=3.0))
     weights = trained(model)
+    before = {name: tensor.clone() for name, tensor in weights.items()}
     merged = dict(merge(model, weights.items(), weights))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights.items())
     sent = dict(adapter_weights(model, ((name, w) for name, w in weights.items() if is_factor(name))))
     adapted = {name.removesuffix(".base_layer.weight") for name in weights if name.endswith(".base_layer.weight")}
     assert sent.keys() == {f"{name.removeprefix('lm.')}.lora_{which}.weight" for name in adapted for which in "AB"}
