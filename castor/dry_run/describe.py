@@ -34,6 +34,8 @@ pass (activations and logits of micro_batch_tokens tokens, reduce buckets, gathe
 imports cost on a node: about 0.5 GiB with torch and DeepSpeed, 0.9 GiB with vLLM, 0.3 GiB else. The driver (about \
 0.5 GiB) and Ray's own processes (about 0.5 GiB) come on top."""
 
+SMALLER = "; less is taken with a lower micro_batch_tokens, with gradient_checkpointing, or with a LoRA policy"
+
 
 def describe(plan: Plan, full: bool = False) -> str:
     """What of the config differs from the defaults, the stages and what they read, the placement of every actor, and
@@ -215,11 +217,11 @@ def _memory_totals(config: Config, stages: dict[str, list[PlacedActors]]) -> lis
     }
     if hosts and cluster_cpus(config.ray) is not None:
         stage, machine = max(hosts, key=lambda name: hosts[name]), psutil.virtual_memory().total
-        verdict = "it has" if hosts[stage] + GIB <= machine else "TOO MUCH for it: it has"
+        fits = hosts[stage] + GIB <= machine
         share = f", {_size(stores[stage])} of it for weights on their way to engines," if stores[stage] else ""
         lines.append(
             f"The largest stage, {stage}, takes about {_size(hosts[stage])}{share} on this machine; "
-            f"{verdict} {_size(machine)}."
+            f"{'it' if fits else 'TOO MUCH for it: it'} has {_size(machine)}{'' if fits else SMALLER}."
         )
         given, largest = config.ray.object_store_mib, max(stores.values())
         if given is not None and given * MIB < largest:

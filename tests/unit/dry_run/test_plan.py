@@ -110,6 +110,11 @@ def test_two_versions_of_the_weights_are_in_the_object_store():
     wide = ["model.hidden_size=1024", "model.intermediate_size=4096"]
     assert "Weights on their way" not in describe(demo(*wide))
     told = " ".join(describe(demo(*wide, "ray.object_store_mib=500")).split())
+    huge = " ".join(
+        describe(demo("model.hidden_size=16384", "model.intermediate_size=65536", "model.layers=64")).split()
+    )
+    assert "TOO MUCH for it: it has" in huge
+    assert "less is taken with a lower micro_batch_tokens" in huge
     assert "take up to 528 MiB of Ray's object store, and what is beyond ray.object_store_mib, 500, goes to" in told
 
 
