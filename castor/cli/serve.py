@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 
 class _RunByDefault(typer.core.TyperGroup):
-    """`castor serve RUN` is `castor serve run RUN`: what is no command's name is a run or a config."""
+    """`castor serve RUN` is `castor serve run RUN`: what is no command's name is a run or a config.
+
+    So is `run` itself, the name of a folder, where options or nothing follows.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            args = ["run", *args]
+        if args and not args[0].startswith("-"):
+            is_folder = args[0] == "run" and (len(args) == 1 or "=" in args[1])
+            if is_folder or args[0] not in self.commands:
+                args = ["run", *args]
         return super().parse_args(ctx, args)
 
 

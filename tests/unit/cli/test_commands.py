@@ -68,6 +68,13 @@ def test_serve_says_that_it_cannot_write_its_log(tmp_path, castor):
     )  # fmt: skip
 
 
+def test_a_folder_may_be_called_run(tmp_path, monkeypatch, castor):
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["guard.mode=annotate"], ["run"], ["run", "guard.mode=annotate"]):
+        assert "there is no run at run: give the folder" in castor("serve", "run", *more)[1]
+    assert castor("serve", "run", "--help")[0] == 0
+
+
 def test_a_tilde_is_the_home_folder_in_every_argument(tmp_path, monkeypatch, castor, rows):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
