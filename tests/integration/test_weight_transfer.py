@@ -9,6 +9,7 @@ import psutil
 import pytest
 import ray
 import torch
+from ray._private.internal_api import memory_summary
 from safetensors.torch import load_file, save_file
 
 from actors.group import ActorGroup, get
@@ -228,6 +229,14 @@ def test_an_engine_process_that_falls_silent_in_mid_transfer_is_replaced(apart, 
     assert not Path(f"/proc/{victim}").exists()
     apart.check(5, requests(tokenised_prompts, 8))
     assert len(apart.ask("gathered")) == gathered + 1 + 2  # another group gets the base, too
+
+
+def test_weights_on_their_way_stay_in_memory(ray_session):
+    sender = sender_class("host")(keep=True)
+    tensor = torch.ones(64 << 20, dtype=torch.bfloat16)
+    held = [sender.send([("weight", tensor)], version) for version in (1, 2, 3)]
+    assert "Spilled" not in memory_summary(stats_only=True)  # to disk, for which the sender would have waited
+    assert len({update.digest for update in held}) == 1
 
 
 def test_every_worker_of_a_tensor_parallel_engine_takes_its_part(ray_session, folders, tokenised_prompts):
