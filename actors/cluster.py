@@ -73,7 +73,7 @@ def _init(address: str | None, config: RayCluster, environment: dict[str, Any]) 
             runtime_env=environment,
             address="local",  # never a cluster that merely happens to run on this machine
             num_cpus=config.num_cpus,
-            object_store_memory=config.object_store_mib and config.object_store_mib << 20,
+            object_store_memory=None if config.object_store_mib is None else config.object_store_mib << 20,
             include_dashboard=False,
             log_to_driver=True,
         )

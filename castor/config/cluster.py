@@ -34,7 +34,8 @@ class RayCluster(Section):
         None,
         ge=80,
         description="object store of a cluster that is started here, MiB, for experience and for weights on their way "
-        "to engines; what is beyond it goes to disk. Default: up to 30% of the memory that is free, as it is needed",
+        "to engines; what fills more than 80% of it goes to disk. Default: up to 30% of the memory that is free, as it "
+        "is needed",
     )
     deterministic: bool = Field(
         False,

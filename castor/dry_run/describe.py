@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from rich.table import Table
@@ -34,6 +35,8 @@ pass (activations and logits of micro_batch_tokens tokens, reduce buckets, gathe
 imports cost on a node: about 0.5 GiB with torch and DeepSpeed, 0.9 GiB with vLLM, 0.3 GiB else. The driver (about \
 0.5 GiB) and Ray's own processes (about 0.5 GiB) come on top."""
 
+# Ray's own defaults (RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION, RAY_object_spilling_threshold)
+STORE_SHARE, SPILLS_AT = 0.3, 0.8
 SMALLER = "; less is taken with a lower micro_batch_tokens, with gradient_checkpointing, or with a LoRA policy"
 
 
@@ -224,10 +227,12 @@ def _memory_totals(config: Config, stages: dict[str, list[PlacedActors]]) -> lis
             f"{'it' if fits else 'TOO MUCH for it: it'} has {_size(machine)}{'' if fits else SMALLER}."
         )
         given, largest = config.ray.object_store_mib, max(stores.values())
-        if given is not None and given * MIB < largest:
+        store = given * MIB if given else STORE_SHARE * psutil.virtual_memory().available
+        if largest > SPILLS_AT * store:
             lines.append(
-                f"Weights on their way to engines take up to {_size(largest)} of Ray's object store, and what is "
-                f"beyond ray.object_store_mib, {given}, goes to disk in every step: leave it out, or raise it."
+                f"Weights on their way to engines take up to {_size(largest)}, and Ray moves to disk what fills more "
+                f"than {SPILLS_AT:.0%} of its object store of {_size(store)}: give ray.object_store_mib at least "
+                f"{math.ceil(largest / SPILLS_AT / MIB)}."
             )
     if any(each.memory is None for each in groups):
         lines.append(

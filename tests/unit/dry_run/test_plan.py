@@ -107,15 +107,19 @@ def test_the_text_holds_the_config_and_fits_its_width():
 def test_two_versions_of_the_weights_are_in_the_object_store():
     stores = {stage: stored(actors) for stage, actors in placement(demo()).items()}
     assert stores == dict.fromkeys(stores, 0.0) | {"ppo_lag": 2 * 4 * PARAMETERS, "ppo": 2 * 4 * PARAMETERS}
-    wide = ["model.hidden_size=1024", "model.intermediate_size=4096"]
-    assert "Weights on their way" not in describe(demo(*wide))
-    told = " ".join(describe(demo(*wide, "ray.object_store_mib=500")).split())
-    huge = " ".join(
-        describe(demo("model.hidden_size=16384", "model.intermediate_size=65536", "model.layers=64")).split()
-    )
-    assert "TOO MUCH for it: it has" in huge
-    assert "less is taken with a lower micro_batch_tokens" in huge
-    assert "take up to 528 MiB of Ray's object store, and what is beyond ray.object_store_mib, 500, goes to" in told
+    wide = ["model.hidden_size=1024", "model.intermediate_size=4096"]  # 528 MiB: 80 % of 660
+    assert "Weights on their way" not in describe(demo(*wide, "ray.object_store_mib=661"))
+    told = " ".join(describe(demo(*wide, "ray.object_store_mib=659")).split())
+    assert "take up to 528 MiB, and Ray moves to disk what fills more than 80% of its object store of 659 MiB" in told
+    assert "give ray.object_store_mib at least 661." in told
+
+
+def test_a_stage_that_is_too_large_for_this_machine_says_what_takes_less():
+    huge = ["model.hidden_size=16384", "model.intermediate_size=65536", "model.layers=64"]
+    told = " ".join(describe(demo(*huge)).split())
+    assert "TOO MUCH for it: it has" in told
+    assert "less is taken with a lower micro_batch_tokens" in told
+    assert "Weights on their way to engines take up to" in told  # more than Ray's default is of any machine
 
 
 def test_what_a_stage_starts_from():

@@ -185,7 +185,7 @@ def test_concurrency_is_bounded(serve):
     assert 1 <= server.most_active <= 3
 
 
-def test_no_client_is_two_threads_at_once(serve):
+def test_no_two_threads_have_one_client(serve):
     ask = scorer(serve(lengths))
     with ask._client() as mine, ask._client() as another:
         assert mine is not another
