@@ -6,6 +6,7 @@ Where nobody forks, it becomes the Python that it stands for.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -15,27 +16,35 @@ from pathlib import Path
 from typing import NoReturn
 
 VLLM = "VLLM_PLUGINS"  # in the environment of every process that is to hold an engine
+NEXT = -1  # in place of a process's number: the server is another node's
 
 
 def main() -> None:
     """Ask, and wait for the end."""
     folder, arguments = Path(sys.argv[1]), sys.argv[2:]
+    library = "vllm" if VLLM in os.environ else "torch"
+    for server in itertools.count():  # one for each node of this machine, in the order in which they have begun
+        _ask(folder, f"{library}.{server}" if server else library, arguments)
+
+
+def _ask(folder: Path, name: str, arguments: list[str]) -> None:
+    """Return if that server is another node's."""
     with socket.socket(socket.AF_UNIX) as server, server.makefile() as answers:
         try:
-            _ask(server, folder, arguments)
-            number = int(answers.readline() or -1)
-        except OSError:  # there is no server, or it died while this process waited for its turn
-            number = -1
-        if number < 0:  # no fork has said its number: none has begun to run
-            _be_python(arguments)
+            server.connect(str(folder / name))
+            _send(server, folder, arguments)
+            number = int(answers.readline())
+        except (OSError, ValueError):  # there is no server, or it died while this process waited for its turn
+            _be_python(arguments)  # no fork has said its number: none has begun to run
+        if number == NEXT:
+            return
         for asking in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(asking, lambda told, _: os.kill(number, told))
         code = int(answers.readline() or 1)
     sys.exit(code if code >= 0 else 128 - code)
 
 
-def _ask(server: socket.socket, folder: Path, arguments: list[str]) -> None:
-    server.connect(str(folder / ("vllm" if VLLM in os.environ else "torch")))
+def _send(server: socket.socket, folder: Path, arguments: list[str]) -> None:
     files = [int(name) for name in os.listdir("/dev/fd")]
     files = [file for file in files if file != server.fileno() and _is_open(file)]
     asked = {

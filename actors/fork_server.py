@@ -6,7 +6,8 @@ before a worker is there: its start is measured from then on.
 holds its standard input, at whose end it ends.
 Whoever connects to a socket (`actors/fork_client.py`) asks for a process with its own arguments, environment, working
 directory and open files; the socket says which libraries it is to have. What does not need Ray is imported at once, and
-the rest for the first one who asks, under its environment, which holds what Ray tells its workers.
+the rest for the first one who asks, under its environment, which holds what Ray tells its workers. From then on it is a
+server of that one's node: where this machine has another node, its processes ask the next server, at the next socket.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ BEFORE_RAY = {
     ),
 }
 NODE = "RAY_RAYLET_PID"  # Ray reads it when it is imported: a worker ends with that process
-NOBODY = -1  # in place of a process's number: whoever asked has to be Python itself
+NEXT = -1  # in place of a process's number: whoever asked is of another node
+BACKLOG = 256  # workers that may wait for the first one's imports
 MESSAGE = 1 << 20  # bytes of one read
 FILES = 253  # that a process may hand over: Linux takes no more at a time
 
@@ -69,6 +71,10 @@ class Asked:
     folder: str
     files: dict[int, int]  # the number each is to have, by the one it has here
 
+    def close_files(self) -> None:
+        for file in self.files:
+            os.close(file)
+
 
 @dataclass(frozen=True)
 class Child:
@@ -80,12 +86,15 @@ class Child:
 
 
 class Server:
-    """Forks for whoever connects to its socket."""
+    """Forks for the processes of one node, of which it learns from the first one that connects."""
 
-    def __init__(self, listener: socket.socket, libraries: tuple[str, ...]) -> None:
-        self.listener, self.libraries = listener, libraries
-        self.environment: dict[str, str] | None = None  # under which they were imported
-        self.selector = selectors.DefaultSelector()
+    def __init__(self, listener: socket.socket, name: str) -> None:
+        """`name` is that of a set of libraries."""
+        self.name, self.environment = name, dict[str, str]()  # under which they were imported
+        self._listen(listener)
+
+    def _listen(self, listener: socket.socket) -> None:
+        self.listener, self.selector = listener, selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ)
         self.selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
 
@@ -99,26 +108,44 @@ class Server:
                     return
                 if key.fileobj is self.listener:
                     if (asked := _receive(self.listener.accept()[0])) is not None:
-                        self._fork(asked)
+                        self._answer(asked)
                 elif key.fd == key.data.handle:
                     self._tell(key.data)
                 else:
                     self._kill(key.data)
 
+    def _answer(self, asked: Asked) -> None:
+        if self.environment or self._take_node(asked.environment):
+            if self.environment.get(NODE) == asked.environment.get(NODE):
+                self._fork(asked)
+                return
+            _say(asked.client, NEXT)
+        asked.close_files()
+        asked.client.close()
+
+    def _take_node(self, environment: dict[str, str]) -> bool:
+        """Import what is left for the node of this environment. A fork of this process stays as it is, and listens at
+        the next socket: there False is returned.
+        """
+        os.environ.update(environment)
+        _import(BEFORE_RAY[self.name])
+        next_one = listening(next_place(Path(self.listener.getsockname())))
+        if not os.fork():
+            self.listener.close()
+            self.selector.close()
+            self._listen(next_one)
+            return False
+        next_one.close()
+        self.environment = environment
+        with _undrawn():
+            _import(LIBRARIES[self.name])
+        _settle()
+        return True
+
     def _fork(self, asked: Asked) -> None:
-        if self.environment is None:
-            self.environment = asked.environment
-            _import(self.libraries, asked.environment)
-        fitting = self.environment.get(NODE) == asked.environment.get(NODE)
-        number = os.fork() if fitting else NOBODY
-        if not number:
+        if not (number := os.fork()):
             self._become(asked)
-        for file in asked.files:
-            os.close(file)
-        if not fitting:
-            _say(asked.client, NOBODY)
-            asked.client.close()
-            return
+        asked.close_files()
         child = Child(asked.client, number, os.pidfd_open(number))
         self.selector.register(child.client, selectors.EVENT_READ, child)
         self.selector.register(child.handle, selectors.EVENT_READ, child)
@@ -166,26 +193,27 @@ def main() -> None:
     """One server for each set of libraries, of which all but the first are forks of it."""
     folder, soon, *files = sys.argv[1:]  # `soon` names sets, with commas between them
     listeners = {name: socket.socket(fileno=int(file)) for name, file in zip(LIBRARIES, files, strict=True)}
-    for library in COMMON:
-        importlib.import_module(library)
+    _import(COMMON)
     first, *others = LIBRARIES
     mine = next((name for name in others if not os.fork()), first)
     for name, listener in listeners.items():
         if name != mine:
             listener.close()
-    for library in BEFORE_RAY[mine] if mine in soon.split(",") else ():
-        importlib.import_module(library)
-    Server(listeners[mine], LIBRARIES[mine]).serve()
+    if mine in soon.split(","):
+        _import(BEFORE_RAY[mine])
+    Server(listeners[mine], mine).serve()
     if mine == first:
         shutil.rmtree(folder, ignore_errors=True)  # whoever made the folder may have been killed
     os._exit(0)  # libraries have something to say about an end without workers
 
 
-def _import(libraries: tuple[str, ...], environment: dict[str, str]) -> None:
-    os.environ.update(environment)
-    with _undrawn():
-        for library in libraries:
-            importlib.import_module(library)
+def _import(libraries: tuple[str, ...]) -> None:
+    for library in libraries:
+        importlib.import_module(library)
+
+
+def _settle() -> None:
+    """What is left to do once everything is imported."""
     # of two libraries that look for the place of a process's title, the second does not find it: vLLM takes Ray's
     titles: Any = importlib.import_module("setproctitle")
     titles.setproctitle = importlib.import_module("ray._raylet").setproctitle
@@ -207,6 +235,19 @@ def _undrawn() -> Iterator[None]:
         yield
     finally:
         actor.ActorClassID = kind
+
+
+def listening(place: Path) -> socket.socket:
+    """A new socket there."""
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(str(place))
+    made.listen(BACKLOG)
+    return made
+
+
+def next_place(place: Path) -> Path:
+    """NAME, NAME.1, NAME.2: the client looks for them in this order."""
+    return place.with_suffix(f".{int(place.suffix[1:] or 0) + 1}")
 
 
 def _receive(client: socket.socket) -> Asked | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,14 +18,13 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from actors.fork_server import LIBRARIES
+from actors.fork_server import LIBRARIES, listening
 from actors.group import actor_env
 from castor.config.training import Resources
 from engines.vllm_arguments import VLLM_ENV
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 256  # workers that may wait for the first one's imports
 HERE = Path(__file__).parent
 
 
@@ -49,7 +47,7 @@ def forking(env: Mapping[str, str], *, engines: bool = False) -> Iterator[str | 
             yield None
             return
         with ExitStack() as here:  # whoever connects before the imports are done waits for them
-            files = [here.enter_context(_listening(Path(folder) / name)).fileno() for name in LIBRARIES]
+            files = [here.enter_context(listening(Path(folder) / name)).fileno() for name in LIBRARIES]
             soon = "torch,vllm" if engines else "torch"
             command = [sys.executable, "-u", "-P", str(HERE / "fork_server.py"), folder, soon, *map(str, files)]
             environment = os.environ | actor_env(Resources()) | dict(env) | (VLLM_ENV if engines else {})
@@ -76,10 +74,3 @@ def _has_pidfd() -> bool:
     except (AttributeError, OSError):
         return False
     return True
-
-
-def _listening(path: Path) -> socket.socket:
-    made = socket.socket(socket.AF_UNIX)
-    made.bind(str(path))
-    made.listen(BACKLOG)
-    return made

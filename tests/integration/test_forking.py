@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from actors.fork_server import NODE
 from actors.forking import forking
 from engines.vllm_arguments import VLLM_ENV
 from tests.conftest import ROOT
@@ -146,6 +147,16 @@ def test_what_stands_for_it_hands_signals_on(python, how):
     assert standing.wait(TIMEOUT_S) == (128 + how if how == signal.SIGTERM else -how)
     standing.stdout.close()
     assert run(python, "-c", "pass").returncode == 0  # the server goes on
+
+
+def test_each_node_of_a_machine_has_a_server_of_its_own(python):
+    code = "import os, sys; print(os.getppid(), os.environ['RAY_RAYLET_PID'], 'deepspeed' in sys.modules)"
+    parents = {}
+    for node in ("7", "8", "7", "8"):  # what Ray has read of one must not reach the other's workers
+        said = run(python, "-c", code, env=os.environ | {NODE: node}, stdout=-1).stdout.split()
+        assert said[1:] == [node, "True"]
+        assert parents.setdefault(node, said[0]) == said[0]
+    assert len({*parents.values(), str(server_of(python))}) == 3
 
 
 def test_without_a_server_it_is_python_itself(caplog):
