@@ -1,5 +1,6 @@
 """Shared fixtures: one Ray instance and one set of tiny models for the whole session."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,11 @@ class _Together(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Together:
     """What each of several processes carries out."""
     return _Together(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """DeepSpeed and vLLM collect several times for every engine: what is there by now need not be looked through."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

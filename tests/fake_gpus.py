@@ -146,7 +146,7 @@ def main(nodes, output, *configs):
         plan = make_plan(load_config(Path(configs[0])))
         (stage,) = plan.of_kind("rlhf")
         left = handed_over(stage, plan.bundles(stage))
-        plan = make_plan(load_config(Path(configs[0]), ["reward.workers=4"]))
+        plan = make_plan(load_config(Path(configs[0]), ["reward.workers=2"]))
         stage = plan.stage("reward")
         workers = trained(stage.section, plan.bundles(stage), Path(output).with_suffix(".train"))
     Path(output).write_text(json.dumps({"stages": found, "train": workers, "left": left}))

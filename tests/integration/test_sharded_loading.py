@@ -29,14 +29,14 @@ from castor.packing import pack_rows
 from tests.plans import spmd_group
 
 SIZE = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 8, "num_attention_heads": 4,
+    "hidden_size": 32, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 160, "initializer_range": 0.3,
 }  # fmt: skip
 LANGUAGE_MODELS = {
     "llama": ("llama", {"tie_word_embeddings": False}),
     "tied": ("llama", {"tie_word_embeddings": True}),
-    "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 8, "n_head": 4, "n_positions": 160}),
-    "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3}),  # its sequences are not kept apart
+    "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 4, "n_inner": 240, "n_head": 4, "n_positions": 160}),
+    "opt": ("opt", {"ffn_dim": 240, "word_embed_proj_dim": 32, "init_std": 0.3}),  # its sequences are not kept apart
     "gemma2": ("gemma2", {"head_dim": 8, "query_pre_attn_scalar": 8}),  # its logits are capped
 }
 ENCODER = "bert"  # the oldest checkpoints call the weights of its norms otherwise
